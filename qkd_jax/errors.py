@@ -1,0 +1,25 @@
+"""Errors for people: each message names the thing, the expected, the found, and what to do."""
+
+
+class QkdError(ValueError):
+    """Base of every error this library raises on bad input."""
+
+
+class ConfigError(QkdError):
+    """A setting is unknown, ill-typed, out of range, or does not fit another one."""
+
+
+class DataError(QkdError):
+    """Images, labels or image files that cannot be learned from."""
+
+
+class WeightsError(QkdError):
+    """A weight file that is missing, damaged, or not the expected architecture."""
+
+
+class CheckpointError(QkdError):
+    """A run folder or checkpoint that cannot be continued."""
+
+
+class ProtocolError(QkdError):
+    """A class order or a split into tasks that is not a partition of the classes."""

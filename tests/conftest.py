@@ -1,0 +1,25 @@
+"""Strict settings for every test: eight simulated devices, no silent promotion of dtype or rank."""
+
+import os
+
+# Must stand before jax is imported: XLA reads it once.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from hypothesis import settings
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def key():
+    """A fresh typed key, the same in every run."""
+    return jax.random.key(0)
