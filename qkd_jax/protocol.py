@@ -52,7 +52,8 @@ def class_order(
 def split_tasks(order: Sequence[int] | np.ndarray, base: int, increment: int) -> tuple[Task, ...]:
     """Cuts a class order into tasks: `base` classes first, then `increment` classes each.
 
-    With base 0 there is no base task. The last task is smaller when C - base is not a multiple of increment.
+    With base 0 there is no base task. The last task is smaller when C - base is not a multiple
+    of increment.
 
     Raises:
       ProtocolError: `order` is no permutation, base outside [0, C], increment outside [1, C].
