@@ -1,0 +1,432 @@
+"""Every setting of a run, its default and its check; the only home of defaults.
+
+A `Config` is a tree of frozen dataclasses: hashable, so it is a static argument of jitted functions, and
+printable as JSON, so a run folder is enough to run it again. `override(config, "train.epochs=5")`
+is what the command line does with `--set`. The presets are `qkd` (the default: what we judge to work)
+and `paper` (every literal choice of the QKD paper, arXiv 2604.11112).
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.nn.adapters import AdapterSpec
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen transformer: which weights, at which resolution, computed in which type."""
+
+    name: str = "clip_vit_b16"
+    weights: str = ""  # a local file instead of the registry's source
+    image_size: int = 96
+    preprocess: str = ""  # a named preprocessing; empty = the one registered with the weights
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how a training image is varied."""
+
+    source: str = "renditions"
+    path: str = ""
+    split_file: str = ""
+    num_classes: int = 0  # use only the first classes of the source; 0 = all
+    augment: bool = False
+    canvas: int = 256  # side of the squashed whole image that random crops are cut from
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """B-m Inc-n: how classes are ordered and cut into tasks."""
+
+    base: int = 0
+    increment: int = 10
+    order_seed: int = 1993
+    shuffle: bool = True
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The classifier over a feature.
+
+    `prototypes`: what becomes of the rows of a task's classes when the task ends. `none` keeps the
+    trained rows; `own` puts the class means under the task's own adapter in their place; `all` keeps
+    one row for each (adapter, class): the class mean under every adapter known when the class is learned.
+    """
+
+    kind: Literal["cosine", "linear"] = "cosine"
+    scale: float = 20.0  # start of the learnable scale of the cosine head
+    prototypes: Literal["none", "own", "all"] = "all"
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Relevance of each learned task to an image: which gate, on which states, with which score."""
+
+    kind: Literal["quantum", "pqk", "cosine", "mlp", "attention", "uniform"] = "quantum"
+    num_qubits: int = 9
+    num_layers: int = 2
+    reupload: bool = True
+    theta_scale: float = 0.1  # theta ~ U[0, scale); the paper's start is U[0, 2 pi)
+    theta_side: Literal["both", "query"] = "both"
+    last_axis: Literal["y", "x", "z"] = "y"
+    encoding: Literal["angle", "amplitude"] = "angle"
+    angle_map: Literal["linear", "separate", "first_q", "pool"] = "linear"
+    angle_range: float = 3.141592653589793  # angles lie in (-range, range)
+    states: Literal["weights", "class"] = (
+        "class"  # what stands for a task: its adapter's SVD, or its class means
+    )
+    stack: Literal["weights", "delta", "product"] = "weights"
+    rank: int = 12
+    score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
+    temperature: float = 0.1
+    kernel_width: float = 1.0  # gamma of the projected quantum kernel
+    calibration_steps: int = (
+        200  # routing steps on pseudo-features when a task ends; 0 = never taught
+    )
+    calibration_batch: int = 128
+    calibration_rate: float = 0.01
+    freeze_after: int = -1  # task index after which training no longer moves the gate; -1 = never
+    shrinkage: float = 0.5  # share of the isotropic part in the stored covariance
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Task-interaction knowledge distillation (TIKD, Eq. 13)."""
+
+    weight: float = 1.0
+    columns: Literal["seen", "all", "own"] = "seen"
+    temperature: float = 1.0
+    target: Literal["logits", "features"] = "logits"
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """L1 sparsity of the relevance (Eq. 11). `l1_softmax` is literal and constant: a softmax sums to 1."""
+
+    kind: Literal["l1_softmax", "l1_scores", "entropy"] = "entropy"
+    weight: float = 0.05
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Inference: every adapter's logits mixed by relevance, or adapters mixed in every block."""
+
+    kind: Literal["logits", "block_mix"] = "logits"
+
+
+@dataclass(frozen=True)
+class EaseConfig:
+    """EASE (arXiv 2403.12030): weight of the subspaces that are not a class's own."""
+
+    alpha: float = 0.1
+    complement: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation of one task."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_leaves: tuple[str, ...] = ("kernel", "rows")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    adapter_start: Literal["random", "previous"] = "random"
+    epochs: int = 20
+    batch_size: int = 32
+    eval_batch_size: int = 32
+    checkpoint_every: int = 200  # steps; a finished task is always saved
+    devices: int = 0  # 0 = all local devices
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `num_classes`, `max_tasks` and `max_task_classes` fix every array shape."""
+
+    experiment: str = "custom"
+    method: str = "qkd"
+    seed: int = 1993
+    num_classes: int = 100
+    max_tasks: int = 10
+    max_task_classes: int = 10
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    ease: EaseConfig = field(default_factory=EaseConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self):
+        validate(self)
+
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "qkd": (),
+    # Literal choices: qkd.md section 2. Fidelity scores at temperature 1, never-taught gate, constant L1.
+    "paper": (
+        "gate.theta_scale=6.283185307179586",
+        "gate.states=weights",
+        "gate.score=fidelity",
+        "gate.temperature=1.0",
+        "gate.calibration_steps=0",
+        "sparsity.kind=l1_softmax",
+        "head.prototypes=own",
+    ),
+}
+
+
+def apply_preset(config: Config, name: str) -> Config:
+    """`config` with the settings of the preset `name`.
+
+    Raises:
+      ConfigError: unknown preset; the message names the known ones.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"unknown preset {name!r}; known: {', '.join(PRESETS)}{_near(name, PRESETS)}"
+        )
+    return override(config, *PRESETS[name])
+
+
+def override(config: Config, *assignments: str) -> Config:
+    """`config` with `"section.key=value"` applied, in order, then checked as a whole.
+
+    Raises:
+      ConfigError: an unknown key (the nearest known ones are named), an ill-typed value, or a combination
+        that does not fit.
+    """
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        path = path.strip()
+        if not separator:
+            raise ConfigError(f"--set {assignment!r}: expected key=value, as in train.epochs=5")
+        node = changes
+        owner: Any = config
+        *sections, leaf = path.split(".")
+        for section in sections:
+            inner = getattr(owner, section, None) if section in _field_types(owner) else None
+            if not dataclasses.is_dataclass(inner):
+                raise _unknown_key(path)
+            owner = inner
+            node = node.setdefault(section, {})
+        kinds = _field_types(owner)
+        if leaf not in kinds or dataclasses.is_dataclass(getattr(owner, leaf)):
+            raise _unknown_key(path)
+        node[leaf] = _parse(path, text.strip(), kinds[leaf])
+    return _replace(config, changes)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`, as read from a run's config.json.
+
+    Raises:
+      ConfigError: unknown keys or ill-typed values.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"a config is an object of settings, found {type(values).__name__}")
+    flat: list[str] = []
+
+    def walk(node: dict, prefix: str) -> None:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                flat.append(f"{prefix}{name}={text}")
+
+    walk(values, "")
+    return override(Config(), *flat)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dicts, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Lines `key: old -> new` for every setting that differs."""
+    left, right = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
+    return [f"{k}: {left[k]!r} -> {right[k]!r}" for k in left if left[k] != right[k]]
+
+
+def validate(config: Config) -> None:
+    """Checks ranges and combinations.
+
+    Raises:
+      ConfigError: lists every setting that is wrong, not only the first.
+    """
+    c, problems = config, []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    for path, value, kind in _typed_leaves(c, ""):
+        if not _fits(value, kind):
+            problems.append(f"{path}: expected {_describe(kind)}, found {value!r}")
+    if not problems:
+        need(c.num_classes >= 1, f"num_classes: expected at least 1, found {c.num_classes}")
+        need(c.max_tasks >= 1, f"max_tasks: expected at least 1, found {c.max_tasks}")
+        need(
+            1 <= c.max_task_classes <= c.num_classes,
+            f"max_task_classes: expected 1..num_classes ({c.num_classes}), found {c.max_task_classes}",
+        )
+        need(c.seed >= 0, f"seed: expected 0 or more, found {c.seed}")
+        need(
+            c.protocol.increment >= 1,
+            f"protocol.increment: expected at least 1, found {c.protocol.increment}",
+        )
+        need(c.protocol.base >= 0, f"protocol.base: expected 0 or more, found {c.protocol.base}")
+        need(
+            1 <= c.gate.num_qubits <= 20,
+            f"gate.num_qubits: expected 1..20, found {c.gate.num_qubits}",
+        )
+        need(
+            c.gate.num_layers >= 1,
+            f"gate.num_layers: expected at least 1, found {c.gate.num_layers}",
+        )
+        need(c.gate.rank >= 1, f"gate.rank: expected at least 1, found {c.gate.rank}")
+        need(
+            c.gate.temperature > 0,
+            f"gate.temperature: expected above 0, found {c.gate.temperature}",
+        )
+        need(0 <= c.gate.shrinkage <= 1, f"gate.shrinkage: expected 0..1, found {c.gate.shrinkage}")
+        need(
+            c.gate.calibration_steps >= 0,
+            f"gate.calibration_steps: expected 0 or more, found {c.gate.calibration_steps}",
+        )
+        need(
+            c.distillation.temperature > 0,
+            f"distillation.temperature: expected above 0, found {c.distillation.temperature}",
+        )
+        need(c.train.epochs >= 0, f"train.epochs: expected 0 or more, found {c.train.epochs}")
+        need(
+            c.train.batch_size >= 1,
+            f"train.batch_size: expected at least 1, found {c.train.batch_size}",
+        )
+        need(
+            c.train.eval_batch_size >= 1,
+            f"train.eval_batch_size: expected at least 1, found {c.train.eval_batch_size}",
+        )
+        need(
+            c.train.checkpoint_every >= 1,
+            f"train.checkpoint_every: expected at least 1, found {c.train.checkpoint_every}",
+        )
+        need(
+            c.train.learning_rate >= 0,
+            f"train.learning_rate: expected 0 or more, found {c.train.learning_rate}",
+        )
+        need(
+            c.train.devices >= 0,
+            f"train.devices: expected 0 (all) or more, found {c.train.devices}",
+        )
+        need(
+            c.train.devices == 0 or c.train.batch_size % c.train.devices == 0,
+            f"train.batch_size: {c.train.batch_size} does not divide over train.devices={c.train.devices}",
+        )
+    if problems:
+        raise ConfigError("bad settings:\n  " + "\n  ".join(problems))
+
+
+def _replace(node: Any, changes: dict[str, Any]) -> Any:
+    new = {
+        k: _replace(getattr(node, k), v) if isinstance(v, dict) else v for k, v in changes.items()
+    }
+    return dataclasses.replace(node, **new)
+
+
+def _field_types(node: Any) -> dict[str, Any]:
+    return typing.get_type_hints(type(node))
+
+
+def _typed_leaves(node: Any, prefix: str):
+    for name, kind in _field_types(node).items():
+        value = getattr(node, name)
+        if dataclasses.is_dataclass(value):
+            yield from _typed_leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, kind
+
+
+def _leaves(node: dict, prefix: str = ""):
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+    if kind is float:
+        return (
+            isinstance(value, float | int)
+            and not isinstance(value, bool)
+            and abs(value) < float("inf")
+        )
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    if isinstance(kind, types.GenericAlias):
+        return "names separated by commas"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _parse(path: str, text: str, kind: Any) -> Any:
+    try:
+        if typing.get_origin(kind) is Literal:
+            options = typing.get_args(kind)
+            if text not in options:
+                raise ConfigError(
+                    f"{path}={text}: expected {_describe(kind)}{_near(text, options)}"
+                )
+            return text
+        if typing.get_origin(kind) is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}={text}: expected {_describe(kind)}") from None
+
+
+def _near(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _unknown_key(path: str) -> ConfigError:
+    known = [name for name, _, _ in _typed_leaves_of_default()]
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.4)
+    leaf = path.split(".")[-1]
+    close += [k for k in known if k.split(".")[-1] == leaf and k not in close]
+    hint = f"; nearest: {', '.join(close)}" if close else ""
+    return ConfigError(f"unknown setting {path!r}{hint}")
+
+
+def _typed_leaves_of_default():
+    return _typed_leaves(Config(), "")

@@ -1,0 +1,475 @@
+"""One shape for every method, and the five verbs that users call.
+
+A `Learner` supplies the parts in which methods differ; the verbs `init_state`, `begin_task`, `train_task`,
+`end_task` and `predict` are the same for all. All of it is pure functions over one `LearnerState`. The
+task index is a traced integer and everything per task is padded to `max_tasks`: a run compiles its step once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from qkd_jax.config import Config, TrainConfig
+from qkd_jax.data.transforms import augment
+from qkd_jax.errors import ConfigError, DataError, ProtocolError
+from qkd_jax.nn import heads
+from qkd_jax.nn.vit import Backbone, normalize
+from qkd_jax.protocol import Task
+from qkd_jax.state import LearnerState, Moving, join, local_labels, split
+
+Batch = Mapping[str, Any]
+
+
+class Learner(NamedTuple):
+    """The parts of a method.
+
+    A *slot* is one frozen way to turn images into features, such as one task's adapter. A feature of a
+    filled slot never changes again, so a run computes each (image, slot) pair once.
+
+    Attributes:
+      init: (key, backbone, config) -> (trainable, memory), arrays in their final shapes.
+      begin: (state, key) -> trainable for the task that starts.
+      loss: (trainable, state, images [B, H, W, 3], batch, keys [B]) -> dict of [B] arrays with key "loss";
+        None where nothing is trained.
+      freeze: state -> state with what was trained moved to memory as a filled slot.
+      finish: (state, ClassStatistics, key) -> state with the prototypes and states of the finished task.
+      extract: (state, images [B, H, W, 3], slot) -> [B, D] features of a filled slot.
+      score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
+      slots: task -> (first, end) of the slots that `score` and `finish` read when `task` is the last.
+      teachers: task -> (first, end) of the slots whose features of the current images `loss` reads.
+      predict: (state, images) -> (scores, relevance) where the score is no function of slot features; else None.
+    """
+
+    name: str
+    init: Callable
+    begin: Callable
+    loss: Callable | None
+    freeze: Callable
+    finish: Callable
+    extract: Callable
+    score: Callable
+    slots: Callable
+    teachers: Callable = lambda task: (0, 0)
+    predict: Callable | None = None
+
+
+_REGISTRY: dict[str, Learner] = {}
+
+
+def register(learner: Learner) -> Learner:
+    """Makes a learner known by its name; returns it."""
+    _REGISTRY[learner.name] = learner
+    return learner
+
+
+def learner_names() -> tuple[str, ...]:
+    """The known methods."""
+    return tuple(sorted(_REGISTRY))
+
+
+def learner_of(config: Config) -> Learner:
+    """The learner of `config.method`.
+
+    Raises:
+      ConfigError: unknown method; the message lists the known ones.
+    """
+    if config.method not in _REGISTRY:
+        raise ConfigError(f"unknown method {config.method!r}; known: {', '.join(learner_names())}")
+    return _REGISTRY[config.method]
+
+
+def optimiser(config: TrainConfig) -> optax.GradientTransformation:
+    """Directions without the learning rate, which follows the task's schedule (`learning_rate`)."""
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=partial(_decayed, config.decay_leaves)
+    )
+    if config.optimizer == "adam":
+        return optax.chain(optax.scale_by_adam(), decay)
+    return optax.chain(decay, optax.trace(decay=config.momentum))
+
+
+def learning_rate(config: TrainConfig, step: jax.Array, num_steps: jax.Array) -> jax.Array:
+    """Rate of `step`: cosine from the base rate to 0 over `num_steps`; constant where that is 0."""
+    if config.schedule == "constant":
+        return jnp.float32(config.learning_rate)
+    progress = step.astype(jnp.float32) / jnp.maximum(num_steps, 1).astype(jnp.float32)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
+    return config.learning_rate * jnp.where(num_steps > 0, cosine, 1.0)
+
+
+def _decayed(names: tuple[str, ...], tree: Any) -> Any:
+    """True for leaves whose own name is among `names`; the gate's are never decayed."""
+
+    def chosen(path, _):
+        keys = [getattr(part, "key", "") for part in path]
+        return keys[-1] in names and "gate" not in keys
+
+    return jax.tree_util.tree_map_with_path(chosen, tree)
+
+
+def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerState:
+    """The state before the first task; every shape is final.
+
+    Args:
+      key: typed PRNG key (`jax.random.key(seed)`).
+      backbone: from `load_backbone`.
+      config: its `method` chooses the learner; `num_classes`, `max_tasks`, `max_task_classes` fix the shapes.
+
+    Raises:
+      ConfigError: unknown method, or settings that do not fit the backbone.
+    """
+    width = backbone.spec.width
+    if config.adapter.bottleneck > width:
+        raise ConfigError(
+            f"adapter.bottleneck: {config.adapter.bottleneck} is wider than the backbone ({width})"
+        )
+    if config.gate.encoding == "amplitude" and config.gate.kind in ("quantum", "pqk"):
+        if 2**config.gate.num_qubits < width:
+            needed = (width - 1).bit_length()
+            raise ConfigError(
+                f"gate.encoding=amplitude holds {2**config.gate.num_qubits} of the feature's {width} "
+                f"numbers in gate.num_qubits={config.gate.num_qubits}; set gate.num_qubits={needed}"
+            )
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise ConfigError("init_state needs a typed key: jax.random.key(seed), not PRNGKey(seed)")
+    trainable, memory = learner_of(config).init(jax.random.fold_in(key, 0), backbone, config)
+    return LearnerState(
+        backbone=backbone,
+        config=config,
+        key=key,
+        task=jnp.int32(-1),
+        step=jnp.int32(0),
+        num_steps=jnp.int32(0),
+        task_classes=jnp.full(config.max_task_classes, -1, jnp.int32),
+        task_of_class=jnp.full(config.num_classes, -1, jnp.int32),
+        trainable=trainable,
+        opt_state=optimiser(config.train).init(trainable),
+        memory=memory,
+    )
+
+
+def begin_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerState:
+    """Opens the next task: a new slot, head rows and optimiser state.
+
+    Args:
+      task: `Task(index, classes)`; index must follow the last one, classes must be new.
+      num_steps: length of the cosine schedule; 0 keeps the rate constant.
+
+    Raises:
+      ProtocolError: task out of turn, classes seen before, out of range, or more than the config has room for.
+    """
+    config = state.config
+    classes = np.asarray(task.classes, np.int32)
+    seen = np.flatnonzero(np.asarray(state.task_of_class) >= 0)
+    expected = int(state.task) + 1
+    if task.index != expected:
+        raise ProtocolError(f"task {task.index} cannot start: the next task is {expected}")
+    if task.index >= config.max_tasks:
+        raise ProtocolError(
+            f"task {task.index}: the state has room for max_tasks={config.max_tasks}"
+        )
+    if not 1 <= len(classes) <= config.max_task_classes:
+        raise ProtocolError(
+            f"task {task.index} has {len(classes)} classes; the state has room for 1 to "
+            f"max_task_classes={config.max_task_classes}"
+        )
+    if len(set(classes.tolist())) != len(classes) or np.intersect1d(classes, seen).size:
+        raise ProtocolError(f"task {task.index} repeats classes: {classes.tolist()}")
+    if classes.min() < 0 or classes.max() >= config.num_classes:
+        raise ProtocolError(
+            f"task {task.index}: classes must lie in 0..{config.num_classes - 1}, found {classes.tolist()}"
+        )
+    padded = np.full(config.max_task_classes, -1, np.int32)
+    padded[: len(classes)] = classes
+    return _begin(state, jnp.asarray(padded), jnp.int32(task.index), jnp.int32(num_steps))
+
+
+@jax.jit
+def _begin(state, classes, index, num_steps):
+    owners = state.task_of_class.at[_drop_padding(classes, state)].set(index, mode="drop")
+    state = state.replace(
+        task=index,
+        step=jnp.int32(0),
+        num_steps=num_steps,
+        task_classes=classes,
+        task_of_class=owners,
+    )
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 1), index)
+    trainable = learner_of(state.config).begin(state, key)
+    opt_state = optimiser(state.config.train).init(trainable)
+    return state.replace(trainable=trainable, opt_state=opt_state)
+
+
+def _drop_padding(classes, state):
+    """Index of each row of the task's head among all classes; padding points outside and is dropped."""
+    return jnp.where(classes >= 0, classes, state.config.num_classes)
+
+
+def class_columns(state: LearnerState) -> jax.Array:
+    """int [M]: the class of each row of the current task's head, out of range for padding (use mode="drop")."""
+    return _drop_padding(state.task_classes, state)
+
+
+def prepare_images(state: LearnerState, images: jax.Array) -> jax.Array:
+    """Pixels as stored (uint8 [0, 255] or float [0, 1]) -> what the backbone was trained on: [B, H, W, 3]."""
+    return normalize(images, state.backbone.preprocessing)
+
+
+def device_step(
+    held: LearnerState, moving: Moving, batch: Batch, axis_name: str | None = None
+) -> tuple[Moving, dict[str, jax.Array]]:
+    """One optimisation step as one device runs it; pure.
+
+    Under `jax.pmap` or `jax.jit` alike: every device takes its share of the batch, losses are divided by the
+    number of real rows of the whole batch, gradients are averaged once, with `pmean`. All randomness belongs
+    to the row of the global batch, so results do not depend on the number of devices.
+    """
+    state = join(held, moving)
+    config, learner = state.config, learner_of(state.config)
+    rows = batch["label"].shape[0]
+    first = lax.axis_index(axis_name) * rows if axis_name else 0
+    key = jax.random.fold_in(state.key, 2)
+    key = jax.random.fold_in(jax.random.fold_in(key, state.task), state.step)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
+    images = batch["image"]
+    if config.data.augment:
+        aspect = batch.get("aspect", jnp.ones(rows, jnp.float32))
+        crop_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
+        images = augment(crop_keys, images, aspect, config.backbone.image_size)
+    images = prepare_images(state, images)
+    mask = batch.get("mask", jnp.ones(rows, bool)).astype(jnp.float32)
+    count, num_devices = jnp.sum(mask), 1
+    if axis_name:
+        count, num_devices = lax.psum(count, axis_name), lax.psum(1, axis_name)
+    weight = mask * (num_devices / jnp.maximum(count, 1.0))
+    dropout_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+
+    def objective(trainable):
+        terms = learner.loss(trainable, state, images, batch, dropout_keys)
+        # A padded row may hold anything: select before weighting, for 0 * inf is NaN.
+        means = {n: jnp.sum(jnp.where(mask > 0, v, 0.0) * weight) for n, v in terms.items()}
+        return means["loss"], means
+
+    grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
+    if axis_name:
+        grads, metrics = lax.pmean((grads, metrics), axis_name)
+    updates, opt_state = optimiser(config.train).update(grads, state.opt_state, state.trainable)
+    rate = learning_rate(config.train, state.step, state.num_steps)
+    trainable = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.trainable, updates)
+    metrics["learning_rate"] = rate
+    return Moving(trainable, opt_state, state.step + 1), metrics
+
+
+@partial(jax.jit, donate_argnums=1)
+def _train(held, moving, batch):
+    return device_step(held, moving, batch)
+
+
+@partial(jax.jit, donate_argnums=1)
+def _train_many(held, moving, batches):
+    return lax.scan(lambda carry, batch: device_step(held, carry, batch), moving, batches)
+
+
+def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[str, jax.Array]]:
+    """One optimisation step of the current task.
+
+    Pure and jitted; what the step changes is donated, so use the returned state and not the old one. The
+    backbone and `state.memory` are never copied or changed.
+
+    Args:
+      state: after `begin_task`.
+      batch: {"image": [B, H, W, 3] uint8 or float in [0, 1], "label": [B] int}, optionally "mask" [B] bool
+        (False = padding), "aspect" [B] (width / height of the original, for random crops) and "features"
+        [B, S, D] (cached features of the filled slots). With a leading axis of steps, [S, B, ...], the steps
+        are scanned in one call.
+
+    Returns:
+      The new state and a dict of scalars (of [S] arrays for a leading axis of steps).
+
+    Raises:
+      DataError: wrong shapes or types, labels that are not of this task, NaN images.
+      ConfigError: the method trains nothing.
+    """
+    if learner_of(state.config).loss is None:
+        raise ConfigError(
+            f"{state.config.method} trains nothing: call end_task right after begin_task"
+        )
+    check_batch(state, batch)
+    held, moving = split(state)
+    batch = {name: jnp.asarray(value) for name, value in batch.items()}
+    train = _train_many if batch["image"].ndim == 5 else _train
+    moving, metrics = train(held, moving, batch)
+    return join(held, moving), metrics
+
+
+def check_batch(state: LearnerState, batch: Batch) -> None:
+    """Checks a batch on the host before it is trained on.
+
+    Raises:
+      DataError: names the field, what was expected and what was found.
+    """
+    for name in ("image", "label"):
+        if name not in batch:
+            raise DataError(f"batch has no {name!r}; found: {', '.join(sorted(batch))}")
+    image, label = batch["image"], np.asarray(batch["label"])
+    if image.ndim not in (4, 5) or image.shape[-1] != 3:
+        raise DataError(
+            f"image: expected [B, H, W, 3] or [S, B, H, W, 3], found {list(image.shape)}"
+        )
+    if label.shape != image.shape[:-3]:
+        raise DataError(f"label: expected {list(image.shape[:-3])}, found {list(label.shape)}")
+    size = state.config.backbone.image_size
+    if not state.config.data.augment and tuple(image.shape[-3:-1]) != (size, size):
+        raise DataError(
+            f"image: expected {size} x {size} pixels (backbone.image_size), found "
+            f"{image.shape[-3]} x {image.shape[-2]}"
+        )
+    if not np.issubdtype(label.dtype, np.integer):
+        raise DataError(f"label: expected whole numbers, found {label.dtype}")
+    mask = np.asarray(batch.get("mask", np.ones(label.shape, bool)))
+    allowed = np.asarray(state.task_classes)
+    allowed = allowed[allowed >= 0]
+    wrong = mask & ~np.isin(label, allowed)
+    if wrong.any():
+        found = sorted(set(label[wrong].tolist()))[:5]
+        raise DataError(
+            f"labels {found} are not classes of task {int(state.task)} ({sorted(allowed.tolist())})"
+        )
+    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+        if not np.issubdtype(image.dtype, np.floating):
+            raise DataError(f"image: expected uint8 or float in [0, 1], found {image.dtype}")
+        bad = ~np.isfinite(image).all(axis=(-3, -2, -1))
+        if bad.any():
+            raise DataError(
+                f"image {np.argwhere(bad)[0].tolist()} of the batch has NaN or infinite pixels"
+            )
+
+
+@jax.jit
+def _freeze(state):
+    return learner_of(state.config).freeze(state)
+
+
+@jax.jit
+def _extract_slots(state, images, features, first, end):
+    """Fills features [B, S, D] for slots first..end-1."""
+    images = prepare_images(state, images)
+    learner = learner_of(state.config)
+
+    def fill(slot, features):
+        return features.at[:, slot].set(learner.extract(state, images, slot).astype(features.dtype))
+
+    return lax.fori_loop(first, end, fill, features)
+
+
+@jax.jit
+def _accumulate(state, statistics, features, labels, mask):
+    return heads.add_to_statistics(statistics, features, local_labels(state, labels), mask)
+
+
+@jax.jit
+def _finish(state, statistics):
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.task)
+    return learner_of(state.config).finish(state, statistics, key)
+
+
+def freeze(state: LearnerState) -> LearnerState:
+    """First half of `end_task`: what was trained becomes a filled slot and can be extracted."""
+    return _freeze(state)
+
+
+def finish(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
+    """Second half of `end_task`: statistics of the task's images, given with their slot features."""
+    config = state.config
+    statistics = heads.empty_statistics(
+        num_slots(config), config.max_task_classes, state.backbone.spec.width
+    )
+    for batch in batches:
+        label = jnp.asarray(batch["label"])
+        mask = jnp.asarray(batch.get("mask", np.ones(label.shape, bool)))
+        statistics = _accumulate(state, statistics, jnp.asarray(batch["features"]), label, mask)
+    counts = np.asarray(statistics.count)[np.asarray(state.task_classes) >= 0]
+    if (counts == 0).any():
+        empty = np.asarray(state.task_classes)[: len(counts)][counts == 0]
+        raise DataError(f"end_task: no image of classes {empty.tolist()} was given")
+    return _finish(state, statistics)
+
+
+def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
+    """Closes the current task: freezes its slot and computes prototypes, task state and statistics.
+
+    Args:
+      batches: the task's training images once more, without augmentation, as for `train_task`.
+
+    Raises:
+      DataError: a class of the task has no image in `batches`.
+    """
+    state = freeze(state)
+
+    def with_features():
+        for batch in batches:
+            check_batch(state.replace(config=_without_augmentation(state.config)), batch)
+            yield {**batch, "features": slot_features(state, batch["image"])}
+
+    return finish(state, with_features())
+
+
+def _without_augmentation(config: Config) -> Config:
+    import dataclasses
+
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
+
+
+def num_slots(config: Config) -> int:
+    """S: how many slots a feature array has."""
+    return max(1, learner_of(config).slots(config.max_tasks - 1)[1])
+
+
+def slot_features(state: LearnerState, images: jax.Array) -> jax.Array:
+    """Features [B, S, D] of every slot that `score` reads; other slots are zero."""
+    first, end = learner_of(state.config).slots(state.task)
+    width = state.backbone.spec.width
+    empty = jnp.zeros((images.shape[0], num_slots(state.config), width))
+    return _extract_slots(state, jnp.asarray(images), empty, jnp.int32(first), jnp.int32(end))
+
+
+@jax.jit
+def _score(state, features):
+    return learner_of(state.config).score(state, features)
+
+
+@jax.jit
+def _predict(state, images):
+    return learner_of(state.config).predict(state, prepare_images(state, images))
+
+
+def predict_with_relevance(
+    state: LearnerState, images: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """`predict` and, for methods that route, the relevance [B, T] of each learned task."""
+    images = jnp.asarray(images)
+    size = state.config.backbone.image_size
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        raise DataError(f"images: expected [B, {size}, {size}, 3], found {list(images.shape)}")
+    if learner_of(state.config).predict is not None:
+        return _predict(state, images)
+    return _score(state, slot_features(state, images))
+
+
+def predict(state: LearnerState, images: jax.Array) -> jax.Array:
+    """Scores [B, num_classes] of images; classes not learned yet are -inf. There is no task argument.
+
+    Args:
+      state: after `end_task`.
+      images: [B, H, W, 3] uint8, or float in [0, 1]. A row's scores do not depend on the other rows.
+
+    Raises:
+      DataError: images of another shape.
+    """
+    return predict_with_relevance(state, images)[0]

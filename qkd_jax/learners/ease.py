@@ -1,0 +1,84 @@
+"""EASE: an adapter per task, class means in every adapter's subspace, old classes guessed in new ones.
+
+Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning", CVPR 2024,
+arXiv 2403.12030. Each adapter is trained by cross-entropy on its own task. A class c of task i scores
+cos(f_i, row[i, c]) + alpha / t * sum over the other subspaces j of cos(f_j, row[j, c]), t = index of the last
+task. Rows of old classes in new subspaces come from their similarity to the new classes (`complemented`).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.learners.base import Learner, class_columns, register
+from qkd_jax.learners.finetune import loss
+from qkd_jax.learners.task_adapters import (
+    adapter_of,
+    complemented,
+    empty_adapters,
+    encode_with,
+    mask_unseen,
+    means_in_slots,
+    new_adapter,
+    new_head,
+    store_adapter,
+    store_rows,
+)
+from qkd_jax.nn.heads import class_means, unit
+
+
+def init(key, backbone, config):
+    trainable = {
+        "adapter": new_adapter(jax.random.fold_in(key, 0), backbone, config),
+        "head": new_head(jax.random.fold_in(key, 1), backbone, config),
+    }
+    shape = (config.max_tasks, config.num_classes, backbone.spec.width)
+    return trainable, {"adapters": empty_adapters(backbone, config), "rows": jnp.zeros(shape)}
+
+
+def begin(state, key):
+    key_adapter, key_head = jax.random.split(key)
+    return {
+        "adapter": new_adapter(key_adapter, state.backbone, state.config),
+        "head": new_head(key_head, state.backbone, state.config),
+    }
+
+
+def freeze(state):
+    return state.replace(memory={**state.memory, "adapters": store_adapter(state)})
+
+
+def finish(state, statistics, key):
+    values = means_in_slots(class_means(statistics), state.task)
+    rows = store_rows(state.memory["rows"], class_columns(state), values)
+    if state.config.ease.complement:
+        rows = complemented(rows, state)
+    return state.replace(memory={**state.memory, "rows": rows})
+
+
+def extract(state, images, slot):
+    return encode_with(state, adapter_of(state, slot), images)
+
+
+def score(state, features):
+    num_slots = features.shape[1]
+    cosine = jnp.einsum("bsd,scd->bsc", unit(features), unit(state.memory["rows"]))
+    own = state.task_of_class[None, :] == jnp.arange(num_slots)[:, None]  # [S, C]
+    others = state.config.ease.alpha / jnp.maximum(state.task, 1).astype(jnp.float32)
+    weight = jnp.where(own, 1.0, others)
+    weight = jnp.where((jnp.arange(num_slots) <= state.task)[:, None], weight, 0.0)
+    return mask_unseen(state, jnp.sum(cosine * weight[None], axis=1)), None
+
+
+LEARNER = register(
+    Learner(
+        name="ease",
+        init=init,
+        begin=begin,
+        loss=loss,
+        freeze=freeze,
+        finish=finish,
+        extract=extract,
+        score=score,
+        slots=lambda task: (0, task + 1),
+    )
+)

@@ -1,0 +1,76 @@
+"""Finetune: one adapter and one head, trained on task after task; the lower reference.
+
+The adapter goes on from where the last task left it. The rows of old classes stay, but the feature
+under them moves. Cross-entropy over the current task's classes only, as for every method here.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.learners.base import Learner, class_columns, register
+from qkd_jax.learners.task_adapters import encode_with, mask_unseen, new_adapter, new_head
+from qkd_jax.nn.heads import head_logits
+from qkd_jax.nn.losses import cross_entropy
+from qkd_jax.state import local_labels, valid_task_classes
+
+
+def init(key, backbone, config):
+    trainable = {
+        "adapter": new_adapter(jax.random.fold_in(key, 0), backbone, config),
+        "head": new_head(jax.random.fold_in(key, 1), backbone, config),
+    }
+    rows = jnp.zeros((config.num_classes, backbone.spec.width))
+    return trainable, {"rows": rows}
+
+
+def begin(state, key):
+    head = new_head(key, state.backbone, state.config)
+    scale = jnp.where(state.task == 0, head["scale"], state.trainable["head"]["scale"])
+    return {"adapter": state.trainable["adapter"], "head": {**head, "scale": scale}}
+
+
+def loss(trainable, state, images, batch, dropout_keys):
+    features = encode_with(state, trainable["adapter"], images, dropout_keys)
+    head, kind = trainable["head"], state.config.head.kind
+    logits = head_logits(features, head["rows"], head["scale"], kind)
+    labels = local_labels(state, batch["label"])
+    ce = cross_entropy(logits, labels, valid_task_classes(state))
+    correct = jnp.argmax(jnp.where(valid_task_classes(state), logits, -jnp.inf), axis=1) == labels
+    return {"loss": ce, "loss_ce": ce, "train_accuracy": 100.0 * correct.astype(jnp.float32)}
+
+
+def freeze(state):
+    return state
+
+
+def finish(state, statistics, key):
+    columns = class_columns(state)
+    rows = state.memory["rows"].at[columns].set(state.trainable["head"]["rows"], mode="drop")
+    return state.replace(memory={"rows": rows})
+
+
+def extract(state, images, slot):
+    return encode_with(state, state.trainable["adapter"], images)
+
+
+def score(state, features):
+    feature = features[:, state.task]
+    head, kind = state.trainable["head"], state.config.head.kind
+    logits = head_logits(feature, state.memory["rows"], head["scale"], kind)
+    return mask_unseen(state, logits), None
+
+
+# Every task has a slot of its own, since the one adapter changes with each.
+LEARNER = register(
+    Learner(
+        name="finetune",
+        init=init,
+        begin=begin,
+        loss=loss,
+        freeze=freeze,
+        finish=finish,
+        extract=extract,
+        score=score,
+        slots=lambda task: (task, task + 1),
+    )
+)

@@ -1,0 +1,103 @@
+"""What methods with one adapter a task share: slots of frozen adapters, and rows of class means in them.
+
+`memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds task i's
+adapter. `memory["rows"]` is [S, C, D]: the row of every class for features of slot i (S = 1: one for all).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.config import Config
+from qkd_jax.nn.adapters import init_adapter
+from qkd_jax.nn.heads import init_rows, unit
+from qkd_jax.nn.vit import Backbone, Inserts, encode
+from qkd_jax.state import LearnerState, old_classes, seen_classes
+
+
+def empty_adapters(backbone: Backbone, config: Config) -> dict:
+    """Zeroed slots for `max_tasks` adapters."""
+    one = jax.eval_shape(lambda: new_adapter(jax.random.key(0), backbone, config))
+    return jax.tree.map(lambda a: jnp.zeros((config.max_tasks, *a.shape), a.dtype), one)
+
+
+def new_adapter(key: jax.Array, backbone: Backbone, config: Config) -> dict:
+    """A fresh adapter for every block."""
+    return init_adapter(key, config.adapter, backbone.spec.width, backbone.spec.depth)
+
+
+def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:
+    """Rows of one task's classes [M, D] and the learnable scale of the cosine head."""
+    rows = init_rows(key, config.max_task_classes, backbone.spec.width)
+    return {"rows": rows, "scale": jnp.float32(config.head.scale)}
+
+
+def encode_with(
+    state: LearnerState, adapter: dict | None, images: jax.Array, dropout_keys=None
+) -> jax.Array:
+    """[B, D] feature of images under one adapter (None: the frozen model)."""
+    config = state.config
+    inserts = None if adapter is None else Inserts(adapter=adapter, adapter_spec=config.adapter)
+    return encode(
+        state.backbone.params,
+        state.backbone.spec,
+        images,
+        inserts,
+        dropout_key=dropout_keys if config.adapter.dropout > 0 else None,
+        compute_dtype=jnp.dtype(config.backbone.compute_dtype),
+    ).astype(jnp.float32)
+
+
+def adapter_of(state: LearnerState, slot: jax.Array) -> dict:
+    """The frozen adapter of a slot."""
+    return jax.tree.map(lambda a: a[slot], state.memory["adapters"])
+
+
+def store_adapter(state: LearnerState) -> dict:
+    """`memory["adapters"]` with the trained adapter in the current task's slot."""
+    return jax.tree.map(
+        lambda all_, one: all_.at[state.task].set(one),
+        state.memory["adapters"],
+        state.trainable["adapter"],
+    )
+
+
+def store_rows(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
+    """rows [S, C, D] with values [S, M, D] (or [M, D] for every slot) at class columns [M]; padding is dropped."""
+    if values.ndim == 2:
+        values = jnp.broadcast_to(values, (rows.shape[0], *values.shape))
+    return rows.at[:, columns].set(values, mode="drop")
+
+
+def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
+    """Rows [S, M, D] of a finished task's classes in every slot.
+
+    Slots up to the task's own hold the class mean under that adapter. Later adapters never see these
+    classes: until something better is known they get the row of the task's own slot.
+    """
+    known = jnp.arange(means.shape[0]) <= task
+    return jnp.where(known[:, None, None], means, means[task][None])
+
+
+def complemented(rows: jax.Array, state: LearnerState) -> jax.Array:
+    """EASE's semantic-guided complement: rows of old classes in the newest slot, which never saw them.
+
+    For old class c of task i and new classes k (arXiv 2403.12030, Eq. 8-9):
+    rows[t, c] = sum_k softmax_k( cos(rows[i, c], rows[i, k]) ) rows[t, k].
+
+    Args:
+      rows: [T, C, D], the new classes' means already stored.
+    """
+    task, owner = state.task, state.task_of_class
+    old, new = old_classes(state), owner == task
+    # Own-slot rows of every class, and every new class in the slot of each old class's task.
+    directions = unit(rows)
+    own = directions[jnp.maximum(owner, 0), jnp.arange(rows.shape[1])]  # [C, D]
+    cosine = jnp.einsum("cd,ckd->ck", own, directions[jnp.maximum(owner, 0)])  # [C old, C new]
+    weights = jax.nn.softmax(jnp.where(new[None, :], cosine, -jnp.inf), axis=1)
+    guessed = jnp.matmul(weights, rows[task], precision="highest")
+    return rows.at[task].set(jnp.where(old[:, None], guessed, rows[task]))
+
+
+def mask_unseen(state: LearnerState, scores: jax.Array) -> jax.Array:
+    """-inf in the columns of classes that no task has brought."""
+    return jnp.where(seen_classes(state)[None, :], scores, -jnp.inf)

@@ -1,0 +1,78 @@
+"""Classifiers over a feature: the cosine and the linear head, and the class means that can stand in their rows."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """`vectors` [..., D] scaled to length 1; a zero vector stays zero and has gradient zero."""
+    square = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
+    return vectors * lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def head_logits(features: jax.Array, rows: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
+    """Logits of `features` [..., D] on `rows` [C, D]: [..., C].
+
+    `cosine`: scale * cos(feature, row). `linear`: feature . row, without a bias, for a bias learned on one
+    task's classes only says which task came last.
+    """
+    if kind == "cosine":
+        return scale * (unit(features) @ unit(rows).T)
+    return features @ rows.T
+
+
+def init_rows(key: jax.Array, num_rows: int, width: int) -> jax.Array:
+    """Rows [num_rows, width] ~ N(0, 1 / width): length about 1."""
+    return jax.random.normal(key, (num_rows, width)) * jnp.float32(width) ** -0.5
+
+
+@flax.struct.dataclass
+class ClassStatistics:
+    """Sums over one task's images, enough for class means and a shared covariance; no image is kept.
+
+    Attributes:
+      total: [S, M, D], sum of features for each slot (adapter) and class of the task.
+      count: [M], images seen.
+      outer: [D, D], sum of h h^T over all images, h = the feature of slot 0.
+    """
+
+    total: jax.Array
+    count: jax.Array
+    outer: jax.Array
+
+
+def empty_statistics(num_slots: int, num_classes: int, width: int) -> ClassStatistics:
+    """Statistics of no image at all."""
+    return ClassStatistics(
+        jnp.zeros((num_slots, num_classes, width)),
+        jnp.zeros((num_classes,)),
+        jnp.zeros((width, width)),
+    )
+
+
+def add_to_statistics(
+    statistics: ClassStatistics, features: jax.Array, positions: jax.Array, mask: jax.Array
+) -> ClassStatistics:
+    """Adds a batch: features [B, S, D], positions int [B] among the task's classes, mask bool [B]."""
+    num_classes = statistics.count.shape[0]
+    one_hot = jax.nn.one_hot(positions, num_classes) * mask[:, None].astype(jnp.float32)
+    query = features[:, 0] * mask[:, None].astype(jnp.float32)
+    return ClassStatistics(
+        statistics.total + jnp.einsum("bm,bsd->smd", one_hot, features, precision="highest"),
+        statistics.count + one_hot.sum(0),
+        statistics.outer + jnp.matmul(query.T, query, precision="highest"),
+    )
+
+
+def class_means(statistics: ClassStatistics) -> jax.Array:
+    """[S, M, D]: mean feature of each class under each slot; zero where no image was seen."""
+    return statistics.total / jnp.maximum(statistics.count, 1.0)[None, :, None]
+
+
+def within_class_scatter(statistics: ClassStatistics) -> jax.Array:
+    """[D, D]: sum over images of (h - class mean)(h - class mean)^T."""
+    means = class_means(statistics)[0]
+    weighted = means * statistics.count[:, None]
+    return statistics.outer - jnp.matmul(weighted.T, means, precision="highest")

@@ -1,0 +1,73 @@
+"""Losses of one image: cross-entropy, task-interaction distillation, sparsity of the relevance."""
+
+import jax
+import jax.numpy as jnp
+
+# Far below any logit, finite so that a fully masked row gives a uniform softmax instead of NaN.
+MASKED = -1e9
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+    """[B]: -log softmax(logits)[label] over the columns where `valid` [M] holds; logits [B, M], labels int [B]."""
+    log_probabilities = jax.nn.log_softmax(jnp.where(valid, logits, MASKED))
+    return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
+
+
+def masked_kl(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax.Array:
+    """KL( softmax(teacher) || softmax(student) ) over the columns that hold: [...].
+
+    teacher, student [..., C]; columns bool, broadcast to them. No gradient reaches the teacher (Eq. 13).
+    A row without columns gives 0.
+    """
+    teacher = jax.lax.stop_gradient(teacher)
+    log_teacher = jax.nn.log_softmax(jnp.where(columns, teacher, MASKED))
+    log_student = jax.nn.log_softmax(jnp.where(columns, student, MASKED))
+    terms = jnp.exp(log_teacher) * (log_teacher - log_student)
+    return jnp.sum(jnp.where(columns, terms, 0.0), axis=-1)
+
+
+def distillation(
+    teachers: jax.Array,
+    student: jax.Array,
+    columns: jax.Array,
+    relevance: jax.Array,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """TIKD (Eq. 13): sum_i alpha_i KL_i, [B].
+
+    Args:
+      teachers: [B, T, C] logits of the old adapters.
+      student: [B, C] logits of the current adapter.
+      columns: bool [T, C], the classes each teacher speaks about.
+      relevance: [B, T] weights alpha; zero for tasks that are not old.
+      temperature: softens both; the loss is multiplied by its square (Hinton 2015).
+    """
+    kl = masked_kl(teachers / temperature, student[:, None] / temperature, columns[None])
+    return temperature**2 * jnp.sum(relevance * kl, axis=-1)
+
+
+def feature_distillation(
+    teachers: jax.Array, student: jax.Array, relevance: jax.Array
+) -> jax.Array:
+    """sum_i alpha_i |unit(f_i) - unit(f_t)|^2: teachers [B, T, D] and student [B, D], both of length 1; gives [B]."""
+    gap = jax.lax.stop_gradient(teachers) - student[:, None]
+    return jnp.sum(relevance * jnp.sum(gap * gap, axis=-1), axis=-1)
+
+
+def entropy(weights: jax.Array) -> jax.Array:
+    """-sum_i w_i log w_i of weights [..., T], in nats; 0 log 0 = 0, also in the gradient."""
+    safe = jnp.where(weights > 0, weights, 1.0)
+    return -jnp.sum(weights * jnp.log(safe), axis=-1)
+
+
+def sparsity(kind: str, weights: jax.Array, scores: jax.Array) -> jax.Array:
+    """L_s of relevance `weights` alpha [B, T] and raw `scores` p [B, T] in [0, 1]: [B].
+
+    `l1_softmax`: |alpha|_1 (Eq. 11, literal), the constant 1 of a softmax: no gradient.
+    `l1_scores`: |p|_1 before the softmax. `entropy`: that of alpha.
+    """
+    if kind == "l1_softmax":
+        return jnp.sum(jnp.abs(weights), axis=-1)
+    if kind == "l1_scores":
+        return jnp.sum(jnp.abs(scores), axis=-1)
+    return entropy(weights)
