@@ -1,0 +1,177 @@
+"""Bottleneck adapters: the small trainable part inserted into every block of a frozen transformer.
+
+One adapter set is one pytree with a leading axis of blocks,
+`{"down": {"kernel": [L, D, R], "bias": [L, R]}, "up": {"kernel": [L, R, D], "bias": [L, D]}}`,
+where L counts the blocks from `first_block` on, D is the width and R the bottleneck.
+
+With x the residual stream after attention and m = MLP(LN2(x)) the block's output is
+
+    parallel     x + m + scale * up(dropout(relu(down(u)))),   u = x, or LN2(x) by `input`
+    sequential   x + m + scale * up(dropout(relu(down(m))))
+
+(with LayerScale, m is the MLP output after it). `up` starts at zero: a new adapter changes nothing.
+
+Source: AdaptFormer, arXiv 2205.13535; in class-incremental learning EASE, arXiv 2403.12030.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.nn.layers import as_row, matmul_trainable
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Static settings of one adapter set.
+
+    Attributes:
+        bottleneck: R, the inner width.
+        scale: factor on the adapter's output.
+        dropout: rate inside the bottleneck, used only when dropout keys are given.
+        placement: "parallel" to the MLP, or "sequential" on the MLP's output.
+        input: what a parallel adapter reads: "residual", the un-normalised stream after
+            attention, or "norm", the same after the block's second LayerNorm.
+        first_block: adapters sit in blocks first_block, first_block + 1, ...
+    """
+
+    bottleneck: int = 64
+    scale: float = 0.1
+    dropout: float = 0.1
+    placement: Literal["parallel", "sequential"] = "parallel"
+    input: Literal["residual", "norm"] = "residual"
+    first_block: int = 0
+
+    def __post_init__(self):
+        def refuse(name, found, wanted):
+            raise ConfigError(f"adapter.{name} is {found!r}; it must be {wanted}.")
+
+        if self.bottleneck < 1:
+            refuse("bottleneck", self.bottleneck, "at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            refuse("dropout", self.dropout, "in [0, 1)")
+        if self.placement not in ("parallel", "sequential"):
+            refuse("placement", self.placement, '"parallel" or "sequential"')
+        if self.input not in ("residual", "norm"):
+            refuse("input", self.input, '"residual" or "norm"')
+        if self.placement == "sequential" and self.input != "residual":
+            refuse("input", self.input, '"residual" when placement is "sequential" (it reads m)')
+        if self.first_block < 0:
+            refuse("first_block", self.first_block, "at least 0")
+
+
+def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> dict:
+    """A new adapter set in float32.
+
+    `down` is Kaiming-uniform with a = sqrt(5), i.e. uniform in (-1/sqrt(D), 1/sqrt(D)); `up` and
+    both biases are zero, so the frozen model is unchanged. Each block has its own key.
+
+    Args:
+        key: one typed key.
+        width: D of the transformer.
+        depth: its number of blocks.
+
+    Returns:
+        The pytree of the module docstring, L = depth - spec.first_block.
+
+    Raises:
+        ConfigError: no block is left for the adapters.
+    """
+    blocks = depth - spec.first_block
+    if blocks < 1:
+        raise ConfigError(
+            f"adapter.first_block is {spec.first_block}, but the transformer has {depth} blocks; "
+            f"choose 0 to {depth - 1}."
+        )
+    bound = width**-0.5
+    keys = jax.vmap(lambda block: jax.random.fold_in(key, block))(
+        jnp.arange(spec.first_block, depth)
+    )
+    down = jax.vmap(
+        lambda k: jax.random.uniform(
+            k, (width, spec.bottleneck), jnp.float32, minval=-bound, maxval=bound
+        )
+    )(keys)
+    return {
+        "down": {"kernel": down, "bias": jnp.zeros((blocks, spec.bottleneck), jnp.float32)},
+        "up": {
+            "kernel": jnp.zeros((blocks, spec.bottleneck, width), jnp.float32),
+            "bias": jnp.zeros((blocks, width), jnp.float32),
+        },
+    }
+
+
+def split_blocks(adapter: dict) -> list[dict]:
+    """Turn arrays with a leading block axis into a list of per-block dicts.
+
+    One split, not one index a block: its derivative is a concatenation, not a sum of L padded
+    arrays.
+    """
+    leaves, treedef = jax.tree.flatten(adapter)
+    blocks = leaves[0].shape[0]
+    if blocks == 0:
+        return []
+    columns = [jnp.split(leaf, blocks, axis=0) for leaf in leaves]
+    return [
+        treedef.unflatten([jnp.squeeze(part, axis=0) for part in row])
+        for row in zip(*columns, strict=True)
+    ]
+
+
+def dropout_mask(
+    keys: jax.Array, spec: AdapterSpec, block: int | jax.Array, num_tokens: int, dtype=jnp.float32
+) -> jax.Array:
+    """Inverted-dropout factors, 0 or 1 / (1 - rate), for one block.
+
+    Each image has its own key, so the mask of an image does not depend on how a batch is split.
+
+    Args:
+        keys: [B] typed keys, one per image.
+        block: index of the block in the transformer; folded into every key.
+        num_tokens: N. The first rows do not depend on N.
+
+    Returns:
+        [B, N, R].
+    """
+    keep = 1.0 - spec.dropout
+
+    def one(key):
+        key = jax.random.fold_in(key, block)
+        return jax.random.bernoulli(key, keep, (num_tokens, spec.bottleneck))
+
+    return jax.vmap(one)(keys).astype(dtype) * jnp.asarray(1.0 / keep, dtype)
+
+
+def apply_adapter(
+    adapter_block: dict,
+    x: jax.Array,
+    spec: AdapterSpec,
+    dropout_mask: jax.Array | None = None,
+) -> jax.Array:
+    """scale * up(mask * relu(down(x))) of one block, without the residual.
+
+    Args:
+        adapter_block: {"down": {"kernel": [D, R], "bias": [R]},
+            "up": {"kernel": [R, D], "bias": [D]}}.
+        x: [..., D]; its dtype is the dtype of the products.
+        dropout_mask: [..., R] factors, or None for no dropout.
+
+    Returns:
+        [..., D] in the dtype of `x`.
+    """
+    down = jax.tree.map(lambda a: a.astype(x.dtype), adapter_block["down"])
+    up = jax.tree.map(lambda a: a.astype(x.dtype), adapter_block["up"])
+    hidden = matmul_trainable(x, down["kernel"])
+    hidden = jax.nn.relu(hidden + as_row(down["bias"], hidden))
+    if dropout_mask is not None:
+        hidden = hidden * dropout_mask.astype(x.dtype)
+    out = matmul_trainable(hidden, up["kernel"])
+    return spec.scale * (out + as_row(up["bias"], out))
+
+
+def count_parameters(spec: AdapterSpec, width: int) -> int:
+    """Trainable numbers of one adapter in one block: 2 D R + R + D (99,136 at D=768, R=64)."""
+    return 2 * width * spec.bottleneck + spec.bottleneck + width
