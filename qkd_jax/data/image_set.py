@@ -1,0 +1,153 @@
+"""A labelled set of images that is decoded on demand, and the pair of sets to train and test on."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from qkd_jax.data.images import Encoded, canvas_view, centre_view, decode
+from qkd_jax.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N labelled images.
+
+    Attributes:
+      name: what errors and reports call the set.
+      labels: int32 [N], indices into `class_names`.
+      ids: str [N], one stable and unique id an image.
+      class_names: C names.
+      fetch: encoded images (bytes, path or uint8 [H, W, 3]) at the given indices.
+      native_size: the side in pixels if all images are squares of one size, else None.
+      margin: test views cut the border off as published numbers do (224 of 256 pixels); False for
+        images that fill their frame.
+    """
+
+    name: str
+    labels: np.ndarray
+    ids: np.ndarray
+    class_names: tuple[str, ...]
+    fetch: Callable[[Sequence[int]], list[Encoded]]
+    native_size: int | None = None
+    margin: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(
+        self, indices: Sequence[int] | np.ndarray, image_size: int, view: Literal["train", "test"]
+    ) -> dict[str, np.ndarray]:
+        """Decodes images in a pool of threads.
+
+        Args:
+          indices: n positions in the set.
+          image_size: side S of the result in pixels. For `"train"` this is the canvas, from which
+            `transforms.augment` cuts smaller images; `canvas_size` gives a good one.
+          view: `"test"`: shorter side resized, central square. `"train"`: the whole image squashed
+            to S x S.
+
+        Returns:
+          `image` uint8 [n, S, S, 3], and `aspect` float32 [n], the original width / height.
+
+        Raises:
+          DataError: an image cannot be read; names it.
+        """
+        if view not in ("train", "test"):
+            raise DataError(f"view {view!r} is unknown; use 'train' or 'test'")
+        indices = np.asarray(indices, np.int64)
+        shorter_side = image_size * 256 // 224 if self.margin else image_size
+
+        def one(index: int, source: Encoded) -> tuple[np.ndarray, float]:
+            image = decode(source, f"{self.name}: {self.ids[index]}")
+            if view == "train":
+                return canvas_view(image, image_size)
+            return centre_view(image, image_size, shorter_side), image.width / image.height
+
+        sources = self.fetch(indices.tolist())
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = list(pool.map(one, indices.tolist(), sources))
+        shape = (len(indices), image_size, image_size, 3)
+        images = (
+            np.stack([pixels for pixels, _ in decoded]) if decoded else np.zeros(shape, "uint8")
+        )
+        return {"image": images, "aspect": np.array([a for _, a in decoded], np.float32)}
+
+    def canvas_size(self, image_size: int) -> int:
+        """Side of the train canvas: the native one, else twice the crop to keep small crops sharp."""
+        return self.native_size or 2 * image_size
+
+    def take(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> "ImageSet":
+        """The images at `indices`, in that order, as a set of their own."""
+        indices = np.asarray(indices, np.int64)
+        return ImageSet(
+            name=name or self.name,
+            labels=self.labels[indices],
+            ids=self.ids[indices],
+            class_names=self.class_names,
+            fetch=lambda inner: self.fetch(indices[np.asarray(inner, np.int64)].tolist()),
+            native_size=self.native_size,
+            margin=self.margin,
+        )
+
+
+class Split(NamedTuple):
+    """What is trained on and what is tested on; both have the same `class_names`."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    name: str = "arrays",
+    margin: bool = False,
+) -> ImageSet:
+    """A set from pixels in memory.
+
+    Args:
+      images: uint8 [N, H, W, 3].
+      labels: integers [N] in [0, C).
+      class_names: C names; by default the numbers 0 to the largest label.
+      ids: N unique names; by default the positions.
+      name: what errors call the set.
+      margin: see `ImageSet`.
+
+    Raises:
+      DataError: shapes, types or labels do not fit; names the first that does not.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise DataError(f"{name}: images must be uint8 [N, H, W, 3], found {found}")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise DataError(f"{name}: labels must be integers [{len(images)}], found {found}")
+    if class_names is None:
+        class_names = [str(label) for label in range(labels.max(initial=-1) + 1)]
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if wrong.size:
+        raise DataError(
+            f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is outside [0, "
+            f"{len(class_names)})"
+        )
+    ids = np.array([f"{i:06d}" for i in range(len(images))] if ids is None else list(ids), str)
+    if ids.shape != labels.shape or len(np.unique(ids)) != len(ids):
+        raise DataError(
+            f"{name}: expected {len(images)} unique ids, found {len(set(ids.tolist()))}"
+        )
+    return ImageSet(
+        name=name,
+        labels=labels.astype(np.int32),
+        ids=ids,
+        class_names=tuple(class_names),
+        fetch=lambda indices: [images[index] for index in indices],
+        native_size=images.shape[1] if images.shape[1] == images.shape[2] else None,
+        margin=margin,
+    )
