@@ -1,0 +1,315 @@
+"""Figures of one run: arrays in, matplotlib figures out. Nothing here reads a file.
+
+matplotlib is imported inside the functions, and figures are made without pyplot, so that no
+backend is chosen and no figure stays in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+COLORS = ("#2557a7", "#d9822b", "#2e8b6f", "#b0457b", "#7257c2", "#5f6c7b")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
+MAX_ANNOTATED_TASKS = 12
+LOSS_NAMES = {"loss": "total", "loss_ce": "cross-entropy", "loss_kd": "distillation"}
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Runs a drawing function in the style that all figures share."""
+
+    @functools.wraps(draw)
+    def styled(*args: Any, **kwargs: Any) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def accuracy_curve(curves: dict[str, list[float]], title: str) -> Figure:
+    """Accuracy after each task, one line a name; the last value stands beside its line.
+
+    Args:
+      curves: name -> percentages [T].
+      title: of the figure.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(6.8, 4.0)
+    for (name, values), color in zip(curves.items(), COLORS, strict=False):
+        stages = np.arange(1, len(values) + 1)
+        axes.plot(stages, values, color=color, lw=2.2, marker="o", ms=5, label=name, zorder=3)
+    ends = sorted(
+        (values[-1], len(values), color)
+        for values, color in zip(curves.values(), COLORS, strict=False)
+    )
+    low = min(min(values) for values in curves.values())
+    bottom = max(0.0, 10 * np.floor((low - 2) / 10))
+    axes.set_ylim(bottom, 101)
+    height = -np.inf
+    for value, stage, color in ends:  # from below, each label clear of the one under it
+        height = max(value, height + 0.055 * (101 - bottom))
+        axes.annotate(
+            f"{value:.2f}",
+            (stage, height),
+            xytext=(9, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            fontweight="bold",
+            annotation_clip=False,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axes.set(title=title, xlabel="tasks learned", ylabel="top-1 accuracy (%)")
+    if all(len(values) == 1 for values in curves.values()):
+        axes.set_xlim(0.5, 1.5)
+    axes.grid(axis="y", color=GRID)
+    if len(curves) > 1:
+        axes.legend(loc="lower left")
+    return figure
+
+
+@_styled
+def heat_map(
+    matrix: np.ndarray,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    unit: str,
+    decimals: int,
+    limits: tuple[float, float],
+) -> Figure:
+    """A matrix over tasks, [rows, columns]; NaN cells stay empty, few tasks get their numbers.
+
+    Args:
+      unit: label of the colour bar.
+      decimals: of the numbers in the cells.
+      limits: values of the lightest and the darkest colour.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    rows, columns = matrix.shape
+    side = float(np.clip(0.52 * max(rows, columns), 3.6, 6.0))
+    figure, axes = _figure(side + 1.5, side + 0.5)
+    colors = LinearSegmentedColormap.from_list(
+        "sheet", ["#f5f8fc", "#c7dbf0", "#7fb0d9", "#3a78b8", "#17407c"]
+    )
+    image = axes.imshow(matrix, cmap=colors, vmin=limits[0], vmax=limits[1], aspect="equal")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    every = int(np.ceil(max(rows, columns) / 20))
+    axes.set_xticks(range(0, columns, every), range(1, columns + 1, every))
+    axes.set_yticks(range(0, rows, every), range(1, rows + 1, every))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", lw=1.2)
+    axes.tick_params(which="minor", length=0)
+    if max(rows, columns) <= MAX_ANNOTATED_TASKS:
+        middle = limits[0] + 0.55 * (limits[1] - limits[0])
+        for (i, j), value in np.ndenumerate(matrix):
+            if np.isfinite(value):
+                axes.text(
+                    j,
+                    i,
+                    f"{value:.{decimals}f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color="white" if value > middle else INK,
+                )
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    bar.set_label(unit)
+    return figure
+
+
+@_styled
+def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
+    """Losses, and below them the gate's entropy, against training images seen.
+
+    Args:
+      records: lines of metrics.jsonl in order; every one with `images_seen`, the rest optional.
+        Thin = as logged, thick = running mean within a task. Grey lines: a task begins.
+
+    Returns:
+      None if no record holds a finite loss.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    names = {"loss": None} | {name: None for record in records for name in record}
+    curves = {name: _by_task(records, name) for name in names}
+    losses = [name for name in names if name.startswith("loss") and curves[name]]
+    panels = [("loss", losses)] if losses else []
+    if not panels:
+        return None
+    if curves.get("gate_entropy"):
+        panels.append(("gate entropy (nats)", ["gate_entropy"]))
+    figure, grid = _figure(
+        6.8,
+        2.6 + 1.4 * len(panels),
+        nrows=len(panels),
+        sharex=True,
+        squeeze=False,
+        gridspec_kw={"height_ratios": [2.4, 1.0][: len(panels)]},
+    )
+    for axes, (label, keys) in zip(grid[:, 0], panels, strict=True):
+        smooth = np.concatenate(
+            [_plot(axes, curves[key], key, color) for key, color in zip(keys, cycle(COLORS))]
+        )
+        span = np.ptp(smooth) or 1.0
+        axes.set_ylim(smooth.min() - 0.08 * span, smooth.max() + 0.2 * span)
+        axes.set_ylabel(label)
+        axes.grid(axis="y", color=GRID)
+        if len(keys) > 1:
+            axes.legend(loc="upper right", ncols=min(len(keys), 5), fontsize=9, handlelength=1.2)
+    _mark_tasks(grid[:, 0], records)
+    grid[0, 0].set_title(title, pad=22)
+    grid[-1, 0].set_xlabel("training images seen")
+    grid[-1, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure
+
+
+def _by_task(records: list[dict], key: str) -> list[np.ndarray]:
+    """(images_seen, value) of one key, float64 [2, n] for each task that logged finite numbers."""
+    points = np.array(
+        [
+            (record.get("task", 0), record["images_seen"], record[key])
+            for record in records
+            if isinstance(record.get(key), int | float) and np.isfinite(record[key])
+        ]
+    ).reshape(-1, 3)
+    return [points[points[:, 0] == task, 1:].T for task in np.unique(points[:, 0])]
+
+
+def _plot(axes: Axes, tasks: list[np.ndarray], key: str, color: str) -> np.ndarray:
+    """Draws one key, each task as a line of its own; returns all smoothed values."""
+    label = LOSS_NAMES.get(key, key.removeprefix("loss_").replace("_", " "))
+    smoothed = []
+    for images, values in tasks:
+        smooth = _running_mean(values, max(1, len(values) // 25))
+        axes.plot(images, values, color=color, lw=0.7, alpha=0.28)
+        axes.plot(
+            images, smooth, color=color, lw=1.9, label=None if smoothed else label,
+            marker="o" if len(values) == 1 else None, ms=3,
+        )  # fmt: skip
+        smoothed.append(smooth)
+    return np.concatenate(smoothed)
+
+
+def _running_mean(values: np.ndarray, radius: int) -> np.ndarray:
+    """Centred mean over up to 2 radius + 1 values; at the ends over those that exist."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    start = np.maximum(np.arange(len(values)) - radius, 0)
+    stop = np.minimum(np.arange(len(values)) + radius + 1, len(values))
+    return (sums[stop] - sums[start]) / (stop - start)
+
+
+def _mark_tasks(panels: np.ndarray, records: list[dict]) -> None:
+    begins: dict[int, float] = {}
+    for record in records:
+        begins.setdefault(record.get("task", 0), record["images_seen"])
+    if len(begins) < 2:
+        return
+    every = int(np.ceil(len(begins) / 15))
+    for number, (task, images) in enumerate(sorted(begins.items())):
+        for axes in panels:
+            axes.axvline(images, color="#cbd2d9", lw=0.9, zorder=0)
+        if number % every == 0:
+            panels[0].annotate(
+                f"task {task + 1}" if number == 0 else f"{task + 1}",
+                (images, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, 3),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=MUTED,
+            )
+
+
+CONNECTORS, CONTROLS, TARGETS = "╭├╰│┼┤╮╯", "●", "X⊕"
+
+
+@_styled
+def circuit(text: str, title: str) -> Figure:
+    """A circuit drawn as text (as PennyLane's `draw`) redrawn with real wires and gate boxes.
+
+    Characters keep their places on a grid: rules become wires, `╭├╰│` vertical lines, `●` and `X`
+    behind them control and target, every other word on a wire a box.
+    """
+    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
+    width = max((len(line) for line in lines), default=1)
+    scale = 0.105
+    figure, axes = _figure(max(3.0, width * scale + 0.4), max(1.2, 0.36 * len(lines) + 0.6))
+    axes.set_axis_off()
+    axes.set(xlim=(-1, width), ylim=(len(lines) - 0.4, -0.6))
+    axes.set_title(title)
+    for row, line in enumerate(lines):
+        _draw_wire_line(axes, line, row)
+    return figure
+
+
+def _draw_wire_line(axes: Axes, line: str, row: int) -> None:
+    text = {"ha": "center", "va": "center", "fontsize": 8.5, "zorder": 4}
+    wires = [m.start() for m in re.finditer("[─━]", line)]
+    if wires:
+        axes.plot([wires[0] - 0.5, wires[-1] + 0.5], [row, row], color=INK, lw=1.1, zorder=1)
+    for column, character in enumerate(line):
+        if character in CONNECTORS[:4]:  # PennyLane puts the symbol one place to the right
+            up = 0.5 * (character != "╭")
+            down = 0.5 * (character != "╰")
+            axes.plot([column + 1] * 2, [row - up, row + down], color=COLORS[0], lw=1.4, zorder=2)
+    word = re.compile(r"[^\s─━╭├╰│┼┤╮╯]+(?: [^\s─━╭├╰│┼┤╮╯]+)*")
+    for match in word.finditer(line):
+        start, value = match.start(), match.group()
+        centre = start + (len(value) - 1) / 2
+        joined = start > 0 and line[start - 1] in CONNECTORS[:4]
+        if joined and value in CONTROLS:
+            axes.plot(start, row, "o", ms=5.5, color=COLORS[0], zorder=4)
+        elif joined and value in TARGETS:
+            axes.plot(start, row, "o", ms=11, mfc="white", mec=COLORS[0], mew=1.4, zorder=3)
+            axes.plot(start, row, "+", ms=10, color=COLORS[0], mew=1.4, zorder=4)
+        elif wires and wires[0] < start < wires[-1]:
+            box = {"boxstyle": "round,pad=0.32", "fc": "#eaf1fa", "ec": COLORS[0], "lw": 1.0}
+            axes.text(centre, row, value, bbox=box, **text)
+        else:
+            axes.text(start, row, value, **{**text, "ha": "left"})
+
+
+def _figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure with its axes; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    return figure, figure.subplots(**subplots)

@@ -1,0 +1,188 @@
+"""Tables: one run on the console, and every run of an experiment with mean and sd over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qkd_jax import metrics
+from qkd_jax.errors import DataError
+from qkd_jax.run_files import read_json, write_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLUMNS = {
+    "average_accuracy": "average accuracy",
+    "last_accuracy": "last accuracy",
+    "forgetting": "forgetting",
+    "routing_accuracy": "routing accuracy",
+    "trainable_parameters": "trainable parameters",
+    "wall_seconds": "wall seconds",
+    "train_images_per_second": "train images/s",
+}
+# Settings that seeds of one method may differ in.
+OWN_SETTINGS = ("seed", "out", "run_folder")
+
+
+def write_results(experiment_folder: str | Path) -> Path:
+    """Writes results.json and results.md of runs/<experiment>; returns the path of the table.
+
+    One row a directory (a method, or a variant such as `qkd-gate-cosine`): mean and standard
+    deviation over its seeds (n - 1 in the denominator; none for one seed). Runs without
+    `"finished": true` in their summary are listed and never averaged in.
+
+    Raises:
+      DataError: the folder does not exist.
+    """
+    folder = Path(experiment_folder)
+    if not folder.is_dir():
+        raise DataError(f"experiment folder {folder} does not exist; expected runs/<experiment>")
+    methods: dict[str, dict[str, Any]] = {}
+    unfinished: list[str] = []
+    for method in sorted(path for path in folder.iterdir() if path.is_dir()):
+        finished: dict[int, dict[str, Any]] = {}
+        configs = []
+        for run, seed in _seed_folders(method):
+            try:
+                summary = read_json(run / "summary.json")
+                config = read_json(run / "config.json")
+            except DataError:
+                summary = config = {}
+            if summary.get("finished") is True:
+                finished[seed] = summary
+                configs.append({**_flatten(config), "num_tasks": summary.get("num_tasks")})
+            else:
+                unfinished.append(f"{method.name}/{run.name}")
+        if finished:
+            methods[method.name] = _over_seeds(finished) | {"differing": _differing(configs)}
+    results = {"experiment": folder.name, "methods": methods, "unfinished": unfinished}
+    write_text(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "results.md", _markdown(results))
+    return folder / "results.md"
+
+
+def _seed_folders(method: Path) -> list[tuple[Path, int]]:
+    found = [
+        (path, int(match.group(1)))
+        for path in method.iterdir()
+        if path.is_dir() and (match := re.fullmatch(r"seed(\d+)", path.name))
+    ]
+    return sorted(found, key=lambda item: item[1])
+
+
+def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Mean, sd and single values of each column over the seeds that have it."""
+    row: dict[str, Any] = {"n": len(summaries), "seeds": list(summaries)}
+    for key in COLUMNS:
+        values = [summary.get(key) for summary in summaries.values()]
+        if all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            row[key] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+    return row
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif key not in OWN_SETTINGS:
+            flat[prefix + key] = value
+    return flat
+
+
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
+    """Settings that are not the same in all seeds of one row: their mean would mix two things."""
+    keys = sorted({key for config in configs for key in config})
+    return [
+        key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)
+    ]
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    """The table, best average accuracy first."""
+    rows = sorted(
+        results["methods"].items(),
+        key=lambda item: (-item[1].get("average_accuracy", {}).get("mean", -math.inf), item[0]),
+    )
+    lines = [
+        f"# {results['experiment']}",
+        "",
+        "| method | n | " + " | ".join(COLUMNS.values()) + " |",
+        "| --- |" + " ---: |" * (len(COLUMNS) + 1),
+    ]
+    for name, row in rows:
+        cells = [_mean_and_sd(key, row.get(key)) for key in COLUMNS]
+        lines.append(f"| {name} | {row['n']} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Mean ± standard deviation over n seeds (n - 1 in the denominator; one seed has none). "
+        "Accuracies and routing are percentages, forgetting percentage points: best before the "
+        "final stage minus final, mean over old tasks.",
+    ]
+    for name, row in rows:
+        if row["differing"]:
+            settings = ", ".join(f"`{key}`" for key in row["differing"])
+            lines += ["", f"**{name}: seeds differ in {settings}**, so their mean mixes settings."]
+    if results["unfinished"]:
+        lines += ["", "Not finished, not counted:", ""]
+        lines += [f"- {run}" for run in results["unfinished"]]
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_sd(key: str, column: dict[str, Any] | None) -> str:
+    if column is None:
+        return "–"
+    mean = format_number(key, column["mean"])
+    if column["sd"] is None or (key == "trainable_parameters" and column["sd"] == 0):
+        return mean
+    return f"{mean} ± {format_number(key, column['sd'])}"
+
+
+def format_number(key: str, value: float) -> str:
+    """Percentages with two decimals, times and rates with one, counts whole."""
+    if key in ("trainable_parameters", "compilations", "num_tasks", "n"):
+        return f"{value:,.0f}"
+    if key.endswith(("seconds", "per_second", "_mb")):
+        return f"{value:,.1f}"
+    return f"{value:.2f}"
+
+
+def console_table(
+    summary: dict[str, Any], correct: np.ndarray, total: np.ndarray
+) -> RenderableType:
+    """The accuracies after each task, and below them the numbers of the run, for a rich console.
+
+    Single tasks get their columns up to ten tasks; beyond, old tasks are averaged.
+    """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    matrix, curve = metrics.accuracy_matrix(correct, total), metrics.accuracy_curve(correct, total)
+    table = Table(box=box.SIMPLE_HEAD, title="accuracy (%)", title_justify="left", pad_edge=False)
+    single = len(total) <= 10
+    headers = [f"task {j + 1}" for j in range(len(matrix))] if single else ["new", "old, mean"]
+    for header in ["after task", "all seen", *headers]:
+        table.add_column(header, justify="right", style="bold" if header == "all seen" else None)
+    for i, row in enumerate(matrix):
+        cells = row[: i + 1] if single else [row[i], *([row[:i].mean()] if i else [])]
+        table.add_row(str(i + 1), *(f"{value:.2f}" for value in (curve[i], *cells)))
+    parts = [
+        f"{name} {format_number(key, summary[key])}"
+        for key, name in (
+            ("average_accuracy", "average"),
+            ("last_accuracy", "last"),
+            ("forgetting", "forgetting"),
+            ("routing_accuracy", "routing"),
+        )
+        if summary.get(key) is not None
+    ]
+    return Group(table, Text("   ".join(parts), style="bold"))

@@ -1,0 +1,124 @@
+"""Reads the files of a run folder back, as far as they are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qkd_jax.errors import DataError
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The contents of one run folder; parts that are not there are empty."""
+
+    folder: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    records: list[dict[str, Any]]
+    correct: np.ndarray
+    total: np.ndarray
+    predictions: dict[str, np.ndarray]
+    circuit: str
+
+    @property
+    def stages(self) -> int:
+        """Number of tasks evaluated so far."""
+        return int((self.total.sum(axis=1) > 0).sum())
+
+
+def read_run(folder: str | Path) -> RunFiles:
+    """Reads a run folder.
+
+    Raises:
+      DataError: the folder does not exist, or a JSON file in it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(
+            f"run folder {folder} does not exist; expected runs/<name>/<method>/seed<k>"
+        )
+    matrix = read_json(folder / "matrix.json")
+    correct, total = (
+        np.asarray(matrix.get(name) or np.zeros((0, 0)), np.int64) for name in ("correct", "total")
+    )
+    if correct.shape != total.shape or correct.ndim != 2 or len(set(correct.shape)) > 1:
+        raise DataError(
+            f"{folder / 'matrix.json'} holds shapes {correct.shape} and {total.shape}; "
+            "expected two square matrices of the same size"
+        )
+    circuit = folder / "circuit.txt"
+    return RunFiles(
+        folder=folder,
+        summary=read_json(folder / "summary.json"),
+        config=read_json(folder / "config.json"),
+        environment=read_json(folder / "environment.json"),
+        records=read_records(folder / "metrics.jsonl"),
+        correct=correct,
+        total=total,
+        predictions=_last_predictions(folder / "predictions"),
+        circuit=circuit.read_text(encoding="utf-8") if circuit.is_file() else "",
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object; {} if the file is not there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); delete it or run again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl that have `images_seen`, ordered by step.
+
+    A resumed run writes some steps twice: the later line wins. A last line cut off by a crash is
+    left out.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records: dict[Any, dict[str, Any]] = {}
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) - 1:
+                break
+            raise DataError(f"{path}, line {number + 1} is not valid JSON ({error})") from error
+        if "images_seen" in record:
+            records[record.get("step", ("line", number))] = record
+    return sorted(records.values(), key=lambda record: record["images_seen"])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file at once or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _last_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """Arrays of the newest after_task_<t>.npz, by number, with its t as `after_task`."""
+    found = {
+        int(match.group(1)): path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := re.fullmatch(r"after_task_(\d+)\.npz", path.name))
+    }
+    if not found:
+        return {}
+    newest = max(found)
+    with np.load(found[newest], allow_pickle=False) as arrays:
+        return {**arrays, "after_task": np.asarray(newest)}
