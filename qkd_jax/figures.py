@@ -171,6 +171,8 @@ def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
     names = {"loss": None} | {name: None for record in records for name in record}
     curves = {name: _by_task(records, name) for name in names}
     losses = [name for name in names if name.startswith("loss") and curves[name]]
+    if [r.get("loss_ce") for r in records] == [r.get("loss") for r in records]:
+        losses.remove("loss_ce")  # the total, drawn already
     panels = [("loss", losses)] if losses else []
     if not panels:
         return None

@@ -1,0 +1,259 @@
+"""What a person sees while a run trains: one live line, and one line kept for each finished task.
+
+On a terminal a bar (rich), in a notebook one line that is updated in place, anywhere else (a log
+file, a pipe) plain lines, seldom. The run loop calls the same five methods in all cases.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from qkd_jax.errors import ConfigError
+
+
+class NullProgress:
+    """Shows nothing; the interface of every progress, with what the calls mean."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends the live line, also after an error or Ctrl-C."""
+
+    def start_task(self, index: int, num_tasks: int) -> None:
+        """Task `index` (from 0) of `num_tasks` begins."""
+
+    def update(
+        self,
+        steps: int,
+        images: int,
+        metrics: Mapping[str, Any] | None = None,
+        epoch: int = 0,
+        epochs: int = 0,
+    ) -> None:
+        """Counts `steps` and `images` trained since the last call; epoch counts from 0.
+
+        Of `metrics` only "loss" is shown. It may be an array on a device: it is fetched only when
+        something is about to be drawn, a few times a second at most.
+        """
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+
+    def end_task(self, line: str) -> None:
+        """The task is done; `line` stays."""
+
+
+class _Screen(Protocol):
+    """Where text goes: one line that changes, and lines that stay."""
+
+    seconds_between: float
+
+    def live(self, text: str, fraction: float) -> None: ...
+    def keep(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Progress(NullProgress):
+    """Progress of a whole run: task, epoch, loss, images a second, time left.
+
+    Args:
+      total_steps, total_images: over all tasks.
+      done_steps, done_images: of these, already done before a resumed run began.
+      stream: where to write; standard output by default.
+      seconds_between: least time between two plain lines.
+      clock: seconds, monotonic.
+
+    Raises:
+      ConfigError: a count below 0, or more done than there is.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        total_images: int,
+        *,
+        done_steps: int = 0,
+        done_images: int = 0,
+        stream: TextIO | None = None,
+        seconds_between: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for name, done, total in (
+            ("steps", done_steps, total_steps),
+            ("images", done_images, total_images),
+        ):
+            if not 0 <= done <= total:
+                raise ConfigError(f"progress: {done} of {total} {name} done; expected 0..{total}")
+        self._total_steps, self._done_steps = total_steps, done_steps
+        self._total_images, self._done_images = total_images, done_images
+        self._first_image = done_images
+        self._stream, self._seconds_between, self._clock = stream, seconds_between, clock
+        self._screen: _Screen | None = None
+        self._task = self._num_tasks = 0
+        self._began = self._task_began = self._drawn = clock()
+        self._task_images = 0
+
+    def __enter__(self) -> Self:
+        self._screen = _screen(self._stream or sys.stdout, self._seconds_between)
+        self._began = self._task_began = self._drawn = self._clock()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._screen is not None:
+            self._screen.close()
+        self._screen = None
+
+    def start_task(self, index: int, num_tasks: int) -> None:
+        self._task, self._num_tasks = index, num_tasks
+        self._task_began, self._task_images = self._clock(), 0
+
+    def update(
+        self,
+        steps: int,
+        images: int,
+        metrics: Mapping[str, Any] | None = None,
+        epoch: int = 0,
+        epochs: int = 0,
+    ) -> None:
+        self._done_steps += steps
+        self._done_images += images
+        self._task_images += images
+        now = self._clock()
+        if self._screen is None or now - self._drawn < self._screen.seconds_between:
+            return
+        self._drawn = now
+        fraction = min(1.0, self._done_images / max(1, self._total_images))
+        self._screen.live(self._line(now, dict(metrics or {}), epoch, epochs, fraction), fraction)
+
+    def message(self, text: str) -> None:
+        if self._screen is not None:
+            self._screen.keep(text)
+
+    def end_task(self, line: str) -> None:
+        self.message(line)
+
+    def _line(
+        self, now: float, metrics: dict[str, Any], epoch: int, epochs: int, fraction: float
+    ) -> str:
+        parts = [f"task {self._task + 1}/{self._num_tasks}"]
+        if epochs:
+            parts.append(f"epoch {epoch + 1}/{epochs}")
+        parts.append(f"step {self._done_steps}/{self._total_steps}")
+        if "loss" in metrics:
+            parts.append(f"loss {float(metrics['loss']):.3f}")
+        parts.append(f"{self._task_images / max(now - self._task_began, 1e-9):,.0f} images/s")
+        parts.append(f"{100 * fraction:.0f} %")
+        images = self._done_images - self._first_image  # by this process; evaluation takes time too
+        if images > 0:
+            left = max(0, self._total_images - self._done_images)
+            parts.append(f"{duration((now - self._began) * left / images)} left")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def _screen(stream: TextIO, seconds_between: float) -> _Screen:
+    if stream is sys.stdout and _in_notebook():
+        return _Notebook()
+    if stream.isatty():
+        return _Terminal(stream)
+    return _Plain(stream, seconds_between)
+
+
+def _in_notebook() -> bool:
+    """True inside a Jupyter kernel (IPython is there then, and only then is it asked)."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class _Plain:
+    """Whole lines only, no control characters."""
+
+    def __init__(self, stream: TextIO, seconds_between: float) -> None:
+        self.stream, self.seconds_between = stream, seconds_between
+
+    def live(self, text: str, fraction: float) -> None:
+        self.keep(text)
+
+    def keep(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Notebook:
+    """One output line updated in place; kept lines are printed. Needs no widgets."""
+
+    seconds_between = 0.5
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+
+    def live(self, text: str, fraction: float) -> None:
+        from IPython.display import Pretty, display
+
+        filled = round(24 * fraction)
+        line = Pretty("█" * filled + "░" * (24 - filled) + "  " + text)
+        if self.handle is None:
+            self.handle = display(line, display_id=True)
+        else:
+            self.handle.update(line)
+
+    def keep(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Terminal:
+    """A rich bar at the bottom; kept lines scroll above it."""
+
+    seconds_between = 0.2
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        self.console = Console(file=stream)
+        self.bar = Bar(
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            console=self.console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self.task = self.bar.add_task("starting", total=1.0)
+        self.bar.start()
+
+    def live(self, text: str, fraction: float) -> None:
+        self.bar.update(self.task, description=text, completed=fraction, refresh=True)
+
+    def keep(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.bar.stop()
