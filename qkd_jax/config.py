@@ -196,7 +196,7 @@ def apply_preset(config: Config, name: str) -> Config:
     """
     if name not in PRESETS:
         raise ConfigError(
-            f"unknown preset {name!r}; known: {', '.join(PRESETS)}{_near(name, PRESETS)}"
+            f"unknown preset {name!r}; known: {', '.join(PRESETS)}{nearest(name, PRESETS)}"
         )
     return override(config, *PRESETS[name])
 
@@ -261,6 +261,11 @@ def difference(old: Config, new: Config) -> list[str]:
     """Lines `key: old -> new` for every setting that differs."""
     left, right = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
     return [f"{k}: {left[k]!r} -> {right[k]!r}" for k in left if left[k] != right[k]]
+
+
+def settings(config: Config) -> list[tuple[str, Any, str]]:
+    """(key, value, what it accepts) of every setting."""
+    return [(path, value, _describe(kind)) for path, value, kind in _typed_leaves(config, "")]
 
 
 def validate(config: Config) -> None:
@@ -400,7 +405,7 @@ def _parse(path: str, text: str, kind: Any) -> Any:
             options = typing.get_args(kind)
             if text not in options:
                 raise ConfigError(
-                    f"{path}={text}: expected {_describe(kind)}{_near(text, options)}"
+                    f"{path}={text}: expected {_describe(kind)}{nearest(text, options)}"
                 )
             return text
         if typing.get_origin(kind) is tuple:
@@ -414,7 +419,8 @@ def _parse(path: str, text: str, kind: Any) -> Any:
         raise ConfigError(f"{path}={text}: expected {_describe(kind)}") from None
 
 
-def _near(word: str, known) -> str:
+def nearest(word: str, known) -> str:
+    """'; did you mean ...?' with the closest of `known`, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 

@@ -5,6 +5,7 @@ A `Learner` supplies the parts in which methods differ; the verbs `init_state`, 
 task index is a traced integer and everything per task is padded to `max_tasks`: a run compiles its step once.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Learner(NamedTuple):
 
     Attributes:
       init: (key, backbone, config) -> (trainable, memory), arrays in their final shapes.
-      begin: (state, key) -> trainable for the task that starts.
+      begin: (state, key) -> (trainable, memory) for the task that starts.
       loss: (trainable, state, images [B, H, W, 3], batch, keys [B]) -> dict of [B] arrays with key "loss";
         None where nothing is trained.
       freeze: state -> state with what was trained moved to memory as a filled slot.
@@ -201,9 +202,9 @@ def _begin(state, classes, index, num_steps):
         task_of_class=owners,
     )
     key = jax.random.fold_in(jax.random.fold_in(state.key, 1), index)
-    trainable = learner_of(state.config).begin(state, key)
+    trainable, memory = learner_of(state.config).begin(state, key)
     opt_state = optimiser(state.config.train).init(trainable)
-    return state.replace(trainable=trainable, opt_state=opt_state)
+    return state.replace(trainable=trainable, opt_state=opt_state, memory=memory)
 
 
 def _drop_padding(classes, state):
@@ -421,8 +422,6 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
 
 
 def _without_augmentation(config: Config) -> Config:
-    import dataclasses
-
     return dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
 
 
@@ -440,7 +439,8 @@ def slot_features(state: LearnerState, images: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _score(state, features):
+def score(state: LearnerState, features: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """(scores [B, C], relevance [B, T] or None) from slot features [B, S, D]; the cheap end of `predict`."""
     return learner_of(state.config).score(state, features)
 
 
@@ -459,7 +459,7 @@ def predict_with_relevance(
         raise DataError(f"images: expected [B, {size}, {size}, 3], found {list(images.shape)}")
     if learner_of(state.config).predict is not None:
         return _predict(state, images)
-    return _score(state, slot_features(state, images))
+    return score(state, slot_features(state, images))
 
 
 def predict(state: LearnerState, images: jax.Array) -> jax.Array:

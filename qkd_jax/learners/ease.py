@@ -37,10 +37,11 @@ def init(key, backbone, config):
 
 def begin(state, key):
     key_adapter, key_head = jax.random.split(key)
-    return {
+    trainable = {
         "adapter": new_adapter(key_adapter, state.backbone, state.config),
         "head": new_head(key_head, state.backbone, state.config),
     }
+    return trainable, state.memory
 
 
 def freeze(state):

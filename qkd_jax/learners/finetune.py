@@ -26,7 +26,8 @@ def init(key, backbone, config):
 def begin(state, key):
     head = new_head(key, state.backbone, state.config)
     scale = jnp.where(state.task == 0, head["scale"], state.trainable["head"]["scale"])
-    return {"adapter": state.trainable["adapter"], "head": {**head, "scale": scale}}
+    trainable = {"adapter": state.trainable["adapter"], "head": {**head, "scale": scale}}
+    return trainable, state.memory
 
 
 def loss(trainable, state, images, batch, dropout_keys):

@@ -64,11 +64,12 @@ def begin(state, key):
         adapter = jax.tree.map(lambda new, old: jnp.where(follow, old, new), adapter, previous)
     head = new_head(key_head, state.backbone, state.config)
     scale = jnp.where(state.task == 0, head["scale"], state.trainable["head"]["scale"])
-    return {
+    trainable = {
         "adapter": adapter,
         "head": {**head, "scale": scale},
         "gate": state.trainable["gate"],
     }
+    return trainable, {**state.memory, "start": adapter}
 
 
 def anchors(state):

@@ -34,7 +34,7 @@ LEARNER = register(
     Learner(
         name="simplecil",
         init=init,
-        begin=lambda state, key: {},
+        begin=lambda state, key: ({}, state.memory),
         loss=None,
         freeze=lambda state: state,
         finish=finish,

@@ -6,12 +6,14 @@ adapter. `memory["rows"]` is [S, C, D]: the row of every class for features of s
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from qkd_jax.config import Config
 from qkd_jax.nn.adapters import init_adapter
 from qkd_jax.nn.heads import init_rows, unit
+from qkd_jax.nn.losses import MASKED
 from qkd_jax.nn.vit import Backbone, Inserts, encode
-from qkd_jax.state import LearnerState, old_classes, seen_classes
+from qkd_jax.state import LearnerState, seen_classes
 
 
 def empty_adapters(backbone: Backbone, config: Config) -> dict:
@@ -79,23 +81,32 @@ def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
 
 
 def complemented(rows: jax.Array, state: LearnerState) -> jax.Array:
-    """EASE's semantic-guided complement: rows of old classes in the newest slot, which never saw them.
+    """EASE's semantic-guided complement: rows of classes in the slots of later tasks, which never saw them.
 
-    For old class c of task i and new classes k (arXiv 2403.12030, Eq. 8-9):
-    rows[t, c] = sum_k softmax_k( cos(rows[i, c], rows[i, k]) ) rows[t, k].
+    For class c of task i, a later slot d, and all classes k of tasks d and later (arXiv 2403.12030, Eq. 8-9,
+    in the form of the authors' published settings, which recompute every slot after each task):
+    rows[d, c] = sum_k softmax_k( cos(rows[i, c], rows[i, k]) ) rows[d, k].
 
     Args:
-      rows: [T, C, D], the new classes' means already stored.
+      rows: [T, C, D], the class means of the finished task already stored.
     """
-    task, owner = state.task, state.task_of_class
-    old, new = old_classes(state), owner == task
-    # Own-slot rows of every class, and every new class in the slot of each old class's task.
-    directions = unit(rows)
-    own = directions[jnp.maximum(owner, 0), jnp.arange(rows.shape[1])]  # [C, D]
-    cosine = jnp.einsum("cd,ckd->ck", own, directions[jnp.maximum(owner, 0)])  # [C old, C new]
-    weights = jax.nn.softmax(jnp.where(new[None, :], cosine, -jnp.inf), axis=1)
-    guessed = jnp.matmul(weights, rows[task], precision="highest")
-    return rows.at[task].set(jnp.where(old[:, None], guessed, rows[task]))
+    owner, slots = state.task_of_class, jnp.arange(rows.shape[0])
+
+    def own_cosine(total, slot):
+        directions = unit(rows[slot])
+        cosine = jnp.matmul(directions, directions.T, precision="highest")
+        return jnp.where((owner == slot)[:, None], cosine, total), None
+
+    cosine, _ = lax.scan(own_cosine, jnp.zeros((rows.shape[1],) * 2), slots)  # [C, C]
+
+    def guess(slot):
+        later = owner >= slot
+        weights = jax.nn.softmax(jnp.where(later[None, :], cosine, MASKED), axis=1)
+        guessed = jnp.matmul(weights, rows[slot], precision="highest")
+        missing = (owner >= 0) & (owner < slot) & (slot <= state.task)
+        return jnp.where(missing[:, None], guessed, rows[slot])
+
+    return lax.map(guess, slots)
 
 
 def mask_unseen(state: LearnerState, scores: jax.Array) -> jax.Array:

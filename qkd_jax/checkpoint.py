@@ -1,0 +1,101 @@
+"""The only importer of orbax: saves and restores what a learner learned, never the backbone.
+
+A checkpoint is visible only when it is complete (orbax writes aside and renames). The backbone is
+not in it: it is frozen, and its hash is in the run's environment.json.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from qkd_jax.errors import CheckpointError
+from qkd_jax.state import LearnerState
+
+KEPT = 2  # the newest, and the one before it in case the newest is damaged
+
+logger = logging.getLogger("qkd_jax")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`; use as a context manager."""
+
+    def __init__(self, folder: Path):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every file
+        self._folder = Path(folder).resolve()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, enable_async_checkpointing=False, create=True
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def save(self, number: int, state: LearnerState, meta: dict[str, Any]) -> None:
+        """Writes checkpoint `number` (they must rise); `meta` is plain JSON."""
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(_arrays(state)), meta=ocp.args.JsonSave(meta)
+        )
+        self._manager.save(number, args=args, force=True)
+        self._manager.wait_until_finished()
+
+    def restore(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]] | None:
+        """The newest good checkpoint put into `state` (which gives shapes and placement), or None.
+
+        A damaged one is reported and the one before it is taken.
+
+        Raises:
+          CheckpointError: checkpoints exist, but none can be read.
+        """
+        numbers = sorted(self._manager.all_steps(), reverse=True)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(state))
+        failures = []
+        for number in numbers:
+            try:
+                args = ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+                )
+                found = self._manager.restore(number, args=args)
+                for later in numbers[: numbers.index(number)]:
+                    self._manager.delete(later)
+                return _with_arrays(state, found["arrays"]), found["meta"]
+            except Exception as error:  # orbax raises many kinds for damaged files
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error)
+                failures.append(f"{self._folder / str(number)}: {reason}")
+                logger.warning("checkpoint %s cannot be read; trying the one before it", number)
+        if failures:
+            raise CheckpointError(
+                "no checkpoint of this run can be read:\n  "
+                + "\n  ".join(failures)
+                + "\ndelete the run folder to start again, or restore it from a copy"
+            )
+        return None
+
+
+def _arrays(state: LearnerState) -> dict[str, Any]:
+    """What must be kept; the key follows from the seed, the backbone from its file."""
+    return {
+        "task": state.task,
+        "step": state.step,
+        "num_steps": state.num_steps,
+        "task_classes": state.task_classes,
+        "task_of_class": state.task_of_class,
+        "trainable": state.trainable,
+        "opt_state": state.opt_state,
+        "memory": state.memory,
+    }
+
+
+def _with_arrays(state: LearnerState, arrays: dict[str, Any]) -> LearnerState:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if np.issubdtype(leaf.dtype, np.floating) and not bool(np.isfinite(np.asarray(leaf)).all()):
+            raise CheckpointError(f"{jax.tree_util.keystr(path)} holds NaN or infinite numbers")
+    return state.replace(**arrays)

@@ -1,0 +1,218 @@
+"""The command line: run, report, list, doctor, weights, data."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from qkd_jax import config as configuration
+from qkd_jax.config import Config
+from qkd_jax.errors import ConfigError, QkdError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; the exit code: 0 done, 1 a clear error, 130 interrupted (the run can be continued)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except QkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qkd_jax", description="Class-incremental learning on a frozen vision transformer."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function: Callable, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=function)
+        return sub
+
+    run = command("run", _run, "train and evaluate an experiment; continues an unfinished run")
+    run.add_argument("experiment", help="a name from `list`, or the path of an experiment file")
+    run.add_argument("--method", default="qkd")
+    run.add_argument("--preset", default="", help="qkd (default) or paper")
+    run.add_argument("--seed", default="1993", help="one or more, as in --seed '1993 1994 1995'")
+    run.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
+    run.add_argument("--variant", default="", help="names a run with other settings: <method>-<variant>")
+    run.add_argument("--weights", default="", help="a local weight file (or QKD_JAX_WEIGHTS)")
+    run.add_argument("--data", default="", help="folder of the data (EXP=folder, vtab, ...)")
+    run.add_argument("--out", default="runs", type=Path)
+    run.add_argument("--no-report", action="store_true", help="skip figures and page")
+
+    report = command("report", _report, "figures, page and results tables of finished runs, made again")
+    report.add_argument("folder", type=Path, help="a run folder, or runs/<experiment>")
+
+    listing = command("list", _list, "experiments, methods, presets, backbones and settings")
+    listing.add_argument("--settings", action="store_true", help="every setting with its default")
+
+    command("doctor", _doctor, "devices, versions and weights of this machine")
+
+    weights = command("weights", _weights, "fetch and check a backbone's weights")
+    weights.add_argument("name", nargs="?", default="clip_vit_b16")
+
+    data = command("data", _data, "prepare a tensorflow-datasets set once, or check an image folder")
+    data.add_argument("action", choices=["prepare", "check"])
+    data.add_argument("name", help="a data set name, or a folder with train/ and test/")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from qkd_jax.report import write_report
+    from qkd_jax.results import console_table, write_results
+    from qkd_jax.run import Interrupted, run, run_folder
+    from qkd_jax.weights.load import load_backbone
+
+    seeds = _seeds(options.seed)
+    configs = [_config_of(options, seed) for seed in seeds]
+    backbone = load_backbone(
+        configs[0].backbone.name,
+        image_size=configs[0].backbone.image_size,
+        path=configs[0].backbone.weights or os.environ.get("QKD_JAX_WEIGHTS") or None,
+        preprocess=configs[0].backbone.preprocess or None,
+    )
+    import jax
+
+    devices = jax.local_devices()
+    print(
+        f"{options.experiment}, {options.method}: {backbone.name} at {configs[0].backbone.image_size} px on "
+        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+    )
+    for config in configs:
+        folder = run_folder(options.out, config, options.variant)
+        try:
+            run(config, backbone, options.out, variant=options.variant, show_progress=True)
+        except Interrupted:
+            print(f"saved in {folder}; the same command continues", file=sys.stderr)
+            return 130
+        console_table(folder)
+        if not options.no_report:
+            print(f"report: {write_report(folder)}")
+    results = write_results(options.out / configs[0].experiment)
+    print(f"all methods and seeds: {results}")
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise ConfigError(f"--seed {text!r}: expected whole numbers, as in '1993 1994 1995'") from None
+    if not seeds:
+        raise ConfigError("--seed is empty: expected whole numbers, as in '1993 1994 1995'")
+    return seeds
+
+
+def _config_of(options: argparse.Namespace, seed: int) -> Config:
+    """Experiment, then preset, then --set: later ones win."""
+    experiment = load_experiment(options.experiment)
+    config = experiment.get_config(options.method)
+    if options.preset:
+        config = configuration.apply_preset(config, options.preset)
+    settings = list(options.settings)
+    if options.weights:
+        settings.append(f"backbone.weights={options.weights}")
+    if options.data:
+        settings.append(f"data.path={options.data}")
+    return configuration.override(config, f"seed={seed}", *settings)
+
+
+def experiment_folder() -> Path:
+    """The experiment files: beside the package in a checkout, inside it when installed."""
+    inside = Path(__file__).parent / "experiments"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "experiments"
+
+
+def experiment_names() -> list[str]:
+    """Experiments that `run` knows by name."""
+    return sorted(p.stem for p in experiment_folder().glob("*.py") if p.stem != "__init__")
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The experiment file called `name`, or at the path `name`.
+
+    Raises:
+      ConfigError: there is none; the message lists the known ones.
+    """
+    path = Path(name) if name.endswith(".py") else experiment_folder() / f"{name}.py"
+    if not path.is_file():
+        near = configuration.nearest(name, experiment_names())
+        raise ConfigError(
+            f"unknown experiment {name!r}{near}; known: {', '.join(experiment_names())}"
+        )
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} defines no get_config(method) -> Config")
+    return module
+
+
+def _report(options: argparse.Namespace) -> None:
+    from qkd_jax.report import write_report
+    from qkd_jax.results import write_results
+
+    if (options.folder / "config.json").is_file():
+        print(f"report: {write_report(options.folder)}")
+    else:
+        print(f"results: {write_results(options.folder)}")
+
+
+def _list(options: argparse.Namespace) -> None:
+    from qkd_jax.learners.base import learner_names
+    from qkd_jax.weights.registry import REGISTRY
+
+    if options.settings:
+        for path, value, kind in configuration.settings(Config()):
+            print(f"{path} = {value!r}   ({kind})")
+        return
+    print("experiments:", ", ".join(experiment_names()))
+    print("methods:    ", ", ".join(learner_names()))
+    print("presets:    ", ", ".join(configuration.PRESETS))
+    print("backbones:  ", ", ".join(REGISTRY))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    import jax
+
+    from qkd_jax.run import versions
+
+    for name, version in versions().items():
+        print(f"{name:18} {version}")
+    devices = jax.local_devices()
+    print(f"{'devices':18} {len(devices)} x {devices[0].platform} ({devices[0].device_kind})")
+    if devices[0].platform == "cpu":
+        print(
+            "\nNo accelerator is in use. On a GPU or TPU machine this means that the jax wheel does not match it:\n"
+            '  pip install -U "jax[tpu]"   or   pip install -U "jax[cuda13]"'
+        )
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from qkd_jax.weights.fetch import fetch
+
+    print(fetch(options.name))
+
+
+def _data(options: argparse.Namespace) -> None:
+    if options.action == "prepare":
+        from qkd_jax.data.tfds import prepare
+
+        print(prepare(options.name))
+        return
+    from qkd_jax.data.sources import load_split, verify
+
+    print(verify(load_split("folder", path=options.name)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
