@@ -171,8 +171,10 @@ def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
     names = {"loss": None} | {name: None for record in records for name in record}
     curves = {name: _by_task(records, name) for name in names}
     losses = [name for name in names if name.startswith("loss") and curves[name]]
-    if [r.get("loss_ce") for r in records] == [r.get("loss") for r in records]:
-        losses.remove("loss_ce")  # the total, drawn already
+    if {"loss", "loss_ce"} <= set(losses) and all(
+        np.array_equal(a, b) for a, b in zip(curves["loss"], curves["loss_ce"], strict=False)
+    ):
+        losses.remove("loss_ce")  # is the total, and drawn already
     panels = [("loss", losses)] if losses else []
     if not panels:
         return None
@@ -288,10 +290,12 @@ def _draw_wire_line(axes: Axes, line: str, row: int) -> None:
     if wires:
         axes.plot([wires[0] - 0.5, wires[-1] + 0.5], [row, row], color=INK, lw=1.1, zorder=1)
     for column, character in enumerate(line):
-        if character in CONNECTORS[:4]:  # PennyLane puts the symbol one place to the right
+        if character in CONNECTORS[:4]:
             up = 0.5 * (character != "╭")
             down = 0.5 * (character != "╰")
-            axes.plot([column + 1] * 2, [row - up, row + down], color=COLORS[0], lw=1.4, zorder=2)
+            # PennyLane puts the symbol one place to the right; brackets behind the wires have none.
+            place = column + 1 if wires and column < wires[-1] else column
+            axes.plot([place] * 2, [row - up, row + down], color=COLORS[0], lw=1.4, zorder=2)
     word = re.compile(r"[^\s─━╭├╰│┼┤╮╯]+(?: [^\s─━╭├╰│┼┤╮╯]+)*")
     for match in word.finditer(line):
         start, value = match.start(), match.group()
