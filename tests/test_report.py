@@ -1,11 +1,14 @@
 """Reports from a fake run folder whose every number is known."""
 
+import ast
 import base64
 import io
 import json
 import math
 import re
 import statistics
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,3 +307,19 @@ def test_console_table_prints_every_stage_and_the_summary(tmp_path, num_tasks):
     assert all(cell == "87.50" for row in rows for cell in row[1:])
     assert ("task 2" in text) == (num_tasks <= 10)
     assert "average 87.50   last 87.50   forgetting 0.00   routing 61.23" in text
+
+
+def test_the_rim_needs_only_numpy_when_imported():
+    """Plots and consoles are imported where they are used, and the trainer never is."""
+    own = {"errors", "figures", "metrics", "results", "run_files", "protocol"}
+    for name in ("protocol", "metrics", "run_files", "results", "figures", "report", "progress"):
+        tree = ast.parse((Path(report.__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+        found = set()
+        for node in tree.body:  # the top level only
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module == "qkd_jax":
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.removeprefix("qkd_jax.").split(".")[0])
+        assert found <= own | {"numpy"} | sys.stdlib_module_names, name
