@@ -77,7 +77,7 @@ class ImageSet:
         return {"image": images, "aspect": np.array([a for _, a in decoded], np.float32)}
 
     def canvas_size(self, image_size: int) -> int:
-        """Side of the train canvas: the native one, else twice the crop to keep small crops sharp."""
+        """Side of the train canvas: native, else twice the crop so that small crops keep detail."""
         return self.native_size or 2 * image_size
 
     def take(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> "ImageSet":
@@ -115,7 +115,7 @@ def from_arrays(
       images: uint8 [N, H, W, 3].
       labels: integers [N] in [0, C).
       class_names: C names; by default the numbers 0 to the largest label.
-      ids: N unique names; by default the positions.
+      ids: N unique names; by default `name` and the position.
       name: what errors call the set.
       margin: see `ImageSet`.
 
@@ -137,7 +137,9 @@ def from_arrays(
             f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is outside [0, "
             f"{len(class_names)})"
         )
-    ids = np.array([f"{i:06d}" for i in range(len(images))] if ids is None else list(ids), str)
+    ids = np.array(
+        [f"{name}/{i:06d}" for i in range(len(images))] if ids is None else list(ids), str
+    )
     if ids.shape != labels.shape or len(np.unique(ids)) != len(ids):
         raise DataError(
             f"{name}: expected {len(images)} unique ids, found {len(set(ids.tolist()))}"

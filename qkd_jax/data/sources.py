@@ -1,20 +1,149 @@
-"""Every image set behind one call: `load_split("renditions")`, a folder, tensorflow-datasets."""
+"""Every image set behind one call: packaged ones, folders, arrays, tensorflow-datasets."""
 
+import concurrent.futures
+import functools
+import hashlib
 import os
+import pathlib
+from collections import defaultdict
+
+import numpy as np
 
 from qkd_jax.data import packaged
+from qkd_jax.data.folder import open_folder
 from qkd_jax.data.image_set import ImageSet, Split, from_arrays
+from qkd_jax.data.images import decode
+from qkd_jax.data.splits import fifth_to_test, read_split_file, split_sha256, summarise
+from qkd_jax.data.tfds_source import open_tfds, prepare
 from qkd_jax.errors import DataError
 
-__all__ = ["ImageSet", "Split", "from_arrays", "load_split"]
+__all__ = ["ImageSet", "Split", "fingerprint", "from_arrays", "load_split", "prepare", "verify"]
+
+# Benchmarks of the field and their name in tensorflow-datasets; None: only as an image folder
+# (VTAB is the 50-class subset of the class-incremental literature).
+BENCHMARKS = {
+    "cifar100": "cifar100",
+    "cub200": "caltech_birds2011",
+    "imagenet_r": "imagenet_r",
+    "imagenet_a": "imagenet_a",
+    "vtab": None,
+    "omnibenchmark": None,
+    "objectnet": None,
+}
+# They ship in one piece and are divided by `splits.fifth_to_test`.
+UNSPLIT = ("imagenet_r", "imagenet_a", "objectnet")
 
 
 def load_split(
-    source: str, *, path: str | os.PathLike | None = None, split_file: str | None = None, **options
+    source: str,
+    *,
+    path: str | os.PathLike | None = None,
+    split_file: str | os.PathLike | None = None,
+    split_sha256: str | None = None,
+    **options,
 ) -> Split:
-    """Opens an image set by name."""
-    if source == "renditions":
-        return packaged.renditions()
-    if source == "synthetic":
-        return packaged.synthetic(**options)
-    raise DataError(f"unknown source {source!r}; known: renditions, synthetic")
+    """Opens an image set by name.
+
+    Args:
+      source: `renditions` (packaged), `synthetic`, `folder`, `tfds:<name>`, `arrays`, or a
+        benchmark: `cifar100`, `cub200`, `imagenet_r`, `imagenet_a`, `vtab`, `omnibenchmark`,
+        `objectnet`.
+      path: the image folder, or the data folder of tensorflow-datasets. A benchmark takes either.
+      split_file: a user's split (`splits.read_split_file`); all images are divided by it.
+      split_sha256: the split that is expected, as `fingerprint` gives it.
+      **options: for `synthetic` its arguments; for `arrays` `train` and `test`, each a pair of
+        images and labels, and `class_names`.
+
+    Raises:
+      DataError: see the sources; an unknown source, a missing or idle argument.
+    """
+    splitter = None
+    if split_file is not None:
+        splitter = functools.partial(_by_file, split_file)
+    if source in ("renditions", "synthetic", "arrays"):
+        if path is not None or splitter is not None:
+            raise DataError(f"source {source!r} takes no path and no split file")
+        split = {
+            "renditions": packaged.renditions,
+            "synthetic": packaged.synthetic,
+            "arrays": _from_pairs,
+        }[source](**options)
+    elif options:
+        raise DataError(f"source {source!r} does not know {sorted(options)}")
+    elif source == "folder" or (source in BENCHMARKS and BENCHMARKS[source] is None):
+        if path is None:
+            raise DataError(f"source {source!r} is an image folder: give its path")
+        split = open_folder(path, _rule(source, path, splitter))
+    elif source in BENCHMARKS:
+        name = BENCHMARKS[source]
+        if path is None or (pathlib.Path(path) / name).is_dir():
+            split = open_tfds(name, path, splitter)
+        else:
+            split = open_folder(path, _rule(source, path, splitter))
+    elif source.startswith("tfds:") and source != "tfds:":
+        split = open_tfds(source.removeprefix("tfds:"), path, splitter)
+    else:
+        known = ["renditions", "synthetic", "arrays", "folder", "tfds:<name>", *BENCHMARKS]
+        raise DataError(f"unknown source {source!r}; known: {', '.join(known)}")
+    found = fingerprint(split)
+    if split_sha256 is not None and found != split_sha256:
+        raise DataError(f"{source}: expected split sha256 {split_sha256}, found {found}")
+    return split
+
+
+def fingerprint(split: Split) -> str:
+    """sha256 of which image is on which side; quote it with a number (`splits.split_sha256`)."""
+    ids = [*split.train.ids.tolist(), *split.test.ids.tolist()]
+    return split_sha256(ids, np.arange(len(ids)) >= len(split.train))
+
+
+def verify(split: Split) -> list[str]:
+    """Decodes every image.
+
+    Returns:
+      Remarks: groups of files with the same content, which matter if they are on both sides.
+
+    Raises:
+      DataError: with the first ten images that cannot be read, and how many there are.
+    """
+    problems: list[str] = []
+    same: dict[str, list[str]] = defaultdict(list)
+    for images in split:
+
+        def check(index: int, images: ImageSet = images) -> tuple[str, str | None]:
+            name = f"{images.name}: {images.ids[index]}"
+            (encoded,) = images.fetch([index])
+            try:
+                image = decode(encoded, name)
+            except DataError as error:
+                return "", str(error)
+            return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(), None
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for index, (digest, problem) in enumerate(pool.map(check, range(len(images)))):
+                if problem is None:
+                    same[digest].append(f"{images.name}: {images.ids[index]}")
+                else:
+                    problems.append(problem)
+    if problems:
+        raise DataError(f"{len(problems)} images cannot be read:{summarise(problems)}")
+    return [f"same pixels: {', '.join(names)}" for names in same.values() if len(names) > 1]
+
+
+def _by_file(path: str | os.PathLike, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return read_split_file(path, ids.tolist())
+
+
+def _rule(source: str, path: str | os.PathLike, splitter):
+    is_split = any((pathlib.Path(path) / part).is_dir() for part in ("train", "test"))
+    return fifth_to_test if splitter is None and source in UNSPLIT and not is_split else splitter
+
+
+def _from_pairs(train: tuple, test: tuple, class_names: tuple[str, ...] | None = None) -> Split:
+    if class_names is None:
+        labels = np.concatenate([np.asarray(train[1]), np.asarray(test[1])])
+        class_names = tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
+    return Split(
+        train=from_arrays(*train, class_names=class_names, name="arrays/train"),
+        test=from_arrays(*test, class_names=class_names, name="arrays/test"),
+    )

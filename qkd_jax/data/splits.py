@@ -1,0 +1,128 @@
+"""Which images are trained on and which are tested on, for sets that ship without a split.
+
+The rule is a function of the image ids alone, so that everyone gets the same split without a list
+being shipped; `split_sha256` is the fingerprint to quote with a number.
+"""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from qkd_jax.errors import DataError
+
+SHOWN = 10
+
+
+def summarise(problems: list[str]) -> str:
+    """The first ten problems, one a line, and how many there are."""
+    more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "".join(f"\n  {problem}" for problem in problems[:SHOWN]) + more
+
+
+def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
+    """The rule: a fifth of the images is tested on, every class in its proportion.
+
+    N // 5 images in total are given to the classes by largest remainder (ties to the smaller
+    label), at least one and not all of a class; within a class the images with the lowest
+    sha256(id) are taken. ImageNet-R's 30,000 images become 24,000 and 6,000.
+
+    Args:
+      ids: N unique ids.
+      labels: integers [N].
+
+    Returns:
+      bool [N], True for test.
+
+    Raises:
+      DataError: a class has fewer than two images.
+    """
+    ids, labels = list(ids), np.asarray(labels)
+    classes, counts = np.unique(labels, return_counts=True)
+    if (counts < 2).any():
+        label = classes[np.argmin(counts)]
+        raise DataError(f"class {label} has a single image; a split needs two or more")
+    quota = np.maximum(counts // 5, 1)
+    remainder = np.where(counts >= 5, counts % 5, -1)
+    for index in np.argsort(-remainder, kind="stable")[: max(0, len(ids) // 5 - int(quota.sum()))]:
+        quota[index] += remainder[index] >= 0
+    digests = np.array([hashlib.sha256(name.encode()).hexdigest() for name in ids])
+    is_test = np.zeros(len(ids), bool)
+    for label, number in zip(classes, quota, strict=True):
+        members = np.flatnonzero(labels == label)
+        is_test[members[np.argsort(digests[members])[:number]]] = True
+    return is_test
+
+
+def split_sha256(ids: Iterable[str], is_test: np.ndarray) -> str:
+    """Fingerprint of a split: sha256 of its lines `id<TAB>train|test`, sorted."""
+    lines = sorted(
+        f"{name}\t{'test' if test else 'train'}\n" for name, test in zip(ids, is_test, strict=True)
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_split_file(
+    path: str | os.PathLike, ids: Iterable[str], sha256: str | None = None
+) -> np.ndarray:
+    """Reads a user's split: lines `id<TAB>train` or `id<TAB>test`; `#` starts a comment line.
+
+    Args:
+      path: the file, UTF-8, lines ended by LF or CRLF.
+      ids: the N ids of the image set; each must be named once.
+      sha256: expected `split_sha256`, if known.
+
+    Returns:
+      bool [N], True for test.
+
+    Raises:
+      DataError: with all problems: ids named twice, on both sides, unknown or left out; lines that
+        are not of the form; another fingerprint than expected.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such split file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path}: a split file is UTF-8 text, one 'id<TAB>train|test' a line"
+        ) from None
+    sides: dict[str, str] = {}
+    problems = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, tab, side = line.rpartition("\t")
+        if not tab or side.strip() not in ("train", "test"):
+            problems.append(f"line {number}: expected 'id<TAB>train|test', found {line!r}")
+        elif name not in sides:
+            sides[name] = side.strip()
+        elif sides[name] == side.strip():
+            problems.append(f"line {number}: {name} is named twice")
+        else:
+            problems.append(f"line {number}: {name} is in both train and test")
+    ids = list(ids)
+    known = set(ids)
+    problems += [f"{name} is not in the image set" for name in sides if name not in known]
+    problems += [f"{name} of the image set is not named" for name in ids if name not in sides]
+    if problems:
+        raise DataError(f"{path}: {len(problems)} problems:{summarise(problems)}")
+    is_test = np.array([sides[name] == "test" for name in ids])
+    found = split_sha256(ids, is_test)
+    if sha256 is not None and found != sha256:
+        raise DataError(f"{path}: expected split sha256 {sha256}, found {found}: another split")
+    return is_test
+
+
+def write_split_file(path: str | os.PathLike, ids: Iterable[str], is_test: np.ndarray) -> str:
+    """Writes a split as `read_split_file` reads it; returns its fingerprint."""
+    ids = list(ids)
+    lines = [
+        f"{name}\t{'test' if test else 'train'}" for name, test in zip(ids, is_test, strict=True)
+    ]
+    pathlib.Path(path).write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
+    return split_sha256(ids, is_test)

@@ -1,0 +1,115 @@
+"""The order in which examples are seen, and batches checked and prepared ahead."""
+
+import collections
+import concurrent.futures
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from qkd_jax.errors import DataError
+
+Item = TypeVar("Item")
+
+
+def num_batches(num_examples: int, batch_size: int) -> int:
+    """Batches in an epoch; the last one may be padded."""
+    return -(-num_examples // batch_size)
+
+
+def epoch_order(num_examples: int, seed: int, task: int, epoch: int) -> np.ndarray:
+    """The permutation int64 [num_examples] of one epoch, a function of its arguments alone.
+
+    The examples are sorted by raw draws of Philox: NumPy promises that these stay the same in all
+    versions, which it does not for `Generator.permutation`.
+    """
+    seeds = np.random.SeedSequence(seed, spawn_key=(task, epoch))
+    return np.argsort(np.random.Philox(seeds).random_raw(num_examples), kind="stable")
+
+
+def epoch_batches(
+    num_examples: int,
+    batch_size: int,
+    *,
+    seed: int,
+    task: int,
+    epoch: int,
+    start_step: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Shuffled batches that hold every example once.
+
+    Args:
+      num_examples: N.
+      batch_size: B.
+      seed, task, epoch: decide the order.
+      start_step: first batch to give; the rest is as without it, so a stopped epoch can go on.
+
+    Yields:
+      (indices int64 [B], mask bool [B]). The last batch is filled up to B with an index whose mask
+      is False; none is dropped.
+    """
+    order = epoch_order(num_examples, seed, task, epoch)
+    return _batches(order, batch_size, start_step)
+
+
+def eval_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches in the order of the set, padded as in `epoch_batches`."""
+    return _batches(np.arange(num_examples), batch_size, 0)
+
+
+def _batches(
+    order: np.ndarray, batch_size: int, start_step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, found {batch_size}")
+    for start in range(start_step * batch_size, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        mask = np.arange(batch_size) < len(indices)
+        yield np.pad(indices, (0, batch_size - len(indices)), mode="edge"), mask
+
+
+def prefetch(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
+    """Draws up to `ahead` items in a thread while the caller works on one.
+
+    Order is kept; an error in drawing an item is raised where that item would have come.
+    """
+    iterator, end = iter(items), object()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pending = collections.deque(pool.submit(next, iterator, end) for _ in range(ahead))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, iterator, end))
+            yield item
+
+
+def validate_batch(batch: Mapping[str, np.ndarray], num_classes: int) -> None:
+    """Checks what learning relies on; padding rows (`mask` False) may hold anything.
+
+    Args:
+      batch: `image` [B, H, W, 3] uint8 or float, `label` integers [B], optionally `mask` bool [B].
+      num_classes: labels are in [0, num_classes).
+
+    Raises:
+      DataError: the first example that does not fit, and why.
+    """
+    for name in ("image", "label"):
+        if name not in batch:
+            raise DataError(f"batch has no {name!r}; found {sorted(batch)}")
+    image, label = np.asarray(batch["image"]), np.asarray(batch["label"])
+    floating = np.issubdtype(image.dtype, np.floating) or image.dtype.name == "bfloat16"
+    if image.ndim != 4 or image.shape[-1] != 3 or not (floating or image.dtype == np.uint8):
+        found = f"{image.dtype} {list(image.shape)}"
+        raise DataError(f"image must be uint8 or float [B, H, W, 3], found {found}")
+    if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer):
+        found = f"{label.dtype} {list(label.shape)}"
+        raise DataError(f"label must be integers [{len(image)}], found {found}")
+    mask = np.asarray(batch.get("mask", np.ones(len(image), bool)))
+    if mask.shape != label.shape or mask.dtype != bool:
+        raise DataError(f"mask must be bool [{len(image)}], found {mask.dtype} {list(mask.shape)}")
+    wrong = np.flatnonzero(mask & ((label < 0) | (label >= num_classes)))
+    if wrong.size:
+        raise DataError(f"label[{wrong[0]}] is {label[wrong[0]]}, outside [0, {num_classes})")
+    if floating:
+        finite = np.isfinite(image.astype(np.float32)).all(axis=(1, 2, 3))
+        wrong = np.flatnonzero(mask & ~finite)
+        if wrong.size:
+            raise DataError(f"image[{wrong[0]}] has NaN or infinite pixels")
