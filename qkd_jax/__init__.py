@@ -1,1 +1,55 @@
-"""Class-incremental learning on a frozen vision transformer."""
+"""Class-incremental learning on a frozen vision transformer: adapters, a quantum gate, distillation.
+
+    state = qkd_jax.init_state(jax.random.key(0), backbone, config)
+    for task in tasks:
+        state = qkd_jax.begin_task(state, task)
+        for batch in batches_of(task):
+            state, metrics = qkd_jax.train_task(state, batch)
+        state = qkd_jax.end_task(state, batches_of(task))
+    scores = qkd_jax.predict(state, images)
+"""
+
+import qkd_jax.learners  # noqa: F401  registers the methods
+from qkd_jax.config import Config, apply_preset, override
+from qkd_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ProtocolError,
+    QkdError,
+    WeightsError,
+)
+from qkd_jax.learners.base import (
+    begin_task,
+    end_task,
+    init_state,
+    learner_names,
+    predict,
+    predict_with_relevance,
+    train_task,
+)
+from qkd_jax.protocol import Task, class_order, split_tasks
+from qkd_jax.weights.load import load_backbone
+
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "ProtocolError",
+    "QkdError",
+    "Task",
+    "WeightsError",
+    "apply_preset",
+    "begin_task",
+    "class_order",
+    "end_task",
+    "init_state",
+    "learner_names",
+    "load_backbone",
+    "override",
+    "predict",
+    "predict_with_relevance",
+    "split_tasks",
+    "train_task",
+]

@@ -43,13 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--preset", default="", help="qkd (default) or paper")
     run.add_argument("--seed", default="1993", help="one or more, as in --seed '1993 1994 1995'")
     run.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
-    run.add_argument("--variant", default="", help="names a run with other settings: <method>-<variant>")
+    run.add_argument(
+        "--variant", default="", help="names a run with other settings: <method>-<variant>"
+    )
     run.add_argument("--weights", default="", help="a local weight file (or QKD_JAX_WEIGHTS)")
     run.add_argument("--data", default="", help="folder of the data (EXP=folder, vtab, ...)")
     run.add_argument("--out", default="runs", type=Path)
     run.add_argument("--no-report", action="store_true", help="skip figures and page")
 
-    report = command("report", _report, "figures, page and results tables of finished runs, made again")
+    report = command(
+        "report", _report, "figures, page and results tables of finished runs, made again"
+    )
     report.add_argument("folder", type=Path, help="a run folder, or runs/<experiment>")
 
     listing = command("list", _list, "experiments, methods, presets, backbones and settings")
@@ -60,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     weights = command("weights", _weights, "fetch and check a backbone's weights")
     weights.add_argument("name", nargs="?", default="clip_vit_b16")
 
-    data = command("data", _data, "prepare a tensorflow-datasets set once, or check an image folder")
+    data = command(
+        "data", _data, "prepare a tensorflow-datasets set once, or check an image folder"
+    )
     data.add_argument("action", choices=["prepare", "check"])
     data.add_argument("name", help="a data set name, or a folder with train/ and test/")
     return parser
@@ -68,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from qkd_jax.report import write_report
-    from qkd_jax.results import console_table, write_results
+    from qkd_jax.results import write_results
     from qkd_jax.run import Interrupted, run, run_folder
     from qkd_jax.weights.load import load_backbone
 
@@ -78,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         configs[0].backbone.name,
         image_size=configs[0].backbone.image_size,
         path=configs[0].backbone.weights or os.environ.get("QKD_JAX_WEIGHTS") or None,
-        preprocess=configs[0].backbone.preprocess or None,
+        preprocessing=configs[0].backbone.preprocess or None,
     )
     import jax
 
@@ -94,7 +100,7 @@ def _run(options: argparse.Namespace) -> int:
         except Interrupted:
             print(f"saved in {folder}; the same command continues", file=sys.stderr)
             return 130
-        console_table(folder)
+        _print_table(folder)
         if not options.no_report:
             print(f"report: {write_report(folder)}")
     results = write_results(options.out / configs[0].experiment)
@@ -102,11 +108,28 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _print_table(folder: Path) -> None:
+    import json
+
+    import numpy as np
+    from rich.console import Console
+
+    from qkd_jax.results import console_table
+
+    summary = json.loads((folder / "summary.json").read_text())
+    matrix = json.loads((folder / "matrix.json").read_text())
+    Console().print(
+        console_table(summary, np.asarray(matrix["correct"]), np.asarray(matrix["total"]))
+    )
+
+
 def _seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise ConfigError(f"--seed {text!r}: expected whole numbers, as in '1993 1994 1995'") from None
+        raise ConfigError(
+            f"--seed {text!r}: expected whole numbers, as in '1993 1994 1995'"
+        ) from None
     if not seeds:
         raise ConfigError("--seed is empty: expected whole numbers, as in '1993 1994 1995'")
     return seeds
@@ -169,7 +192,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     from qkd_jax.learners.base import learner_names
-    from qkd_jax.weights.registry import REGISTRY
+    from qkd_jax.weights.registry import names
 
     if options.settings:
         for path, value, kind in configuration.settings(Config()):
@@ -178,7 +201,7 @@ def _list(options: argparse.Namespace) -> None:
     print("experiments:", ", ".join(experiment_names()))
     print("methods:    ", ", ".join(learner_names()))
     print("presets:    ", ", ".join(configuration.PRESETS))
-    print("backbones:  ", ", ".join(REGISTRY))
+    print("backbones:  ", ", ".join(names()))
 
 
 def _doctor(options: argparse.Namespace) -> None:

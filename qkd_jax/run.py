@@ -27,7 +27,7 @@ from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
-from qkd_jax.errors import CheckpointError, DataError, QkdError
+from qkd_jax.errors import CheckpointError, QkdError
 from qkd_jax.gate import feature_map, num_parameters
 from qkd_jax.learners import base
 from qkd_jax.nn.vit import Backbone
@@ -213,7 +213,8 @@ class _Loop:
         self.state = self.runner.place(base.init_state(key, backbone, self.config))
         self.task_of_class = protocol.task_of_class(self.tasks, self.config.num_classes)
         self.correct, self.total = metrics.empty_matrix(len(self.tasks))
-        self.routing, self.within_task = [], []
+        self.within_task = np.zeros_like(self.correct)
+        self.confusion: np.ndarray | None = None
         # Seconds and counts of earlier sessions; see `clock`.
         self.spent = {"wall": 0.0, "train": 0.0, "eval": 0.0}
         self.counts = {"trained": 0, "extracted": 0}
@@ -233,7 +234,9 @@ class _Loop:
         """Optimisation steps of a task; the last batch of an epoch may be padded."""
         if not self.epochs:
             return 0
-        return self.epochs * -(-self.images_of(task) // (self.epochs * self.config.train.batch_size))
+        return self.epochs * -(
+            -self.images_of(task) // (self.epochs * self.config.train.batch_size)
+        )
 
     def run(self) -> dict[str, Any]:
         from qkd_jax.checkpoint import Checkpoints
@@ -267,8 +270,9 @@ class _Loop:
             return 0, 0
         state, meta = found
         self.state = self.runner.place(state)
-        self.correct, self.total = (np.asarray(meta[k], np.int64) for k in ("correct", "total"))
-        self.routing, self.within_task = meta["routing"], meta["within_task"]
+        names = ("correct", "total", "within_task")
+        self.correct, self.total, self.within_task = (np.asarray(meta[k], np.int64) for k in names)
+        self.confusion = None if meta["confusion"] is None else np.asarray(meta["confusion"])
         self.spent, self.counts = meta["spent"], meta["counts"]
         first = meta["finished_tasks"]
         _trim_log(log, int(self.state.task), int(self.state.step))
@@ -310,8 +314,15 @@ class _Loop:
         with open(self.folder / "metrics.jsonl", "a") as log:
             for epoch in range(done // per_epoch, self.epochs):
                 skipped = done - epoch * per_epoch
-                batches = list(epoch_batches(len(train), batch_size, config.seed, task.index, epoch))
-                loaded = prefetch(self._training_batches(train, features, batches[skipped:], cached))
+                batches = epoch_batches(
+                    len(train),
+                    batch_size,
+                    seed=config.seed,
+                    task=task.index,
+                    epoch=epoch,
+                    start_step=skipped,
+                )
+                loaded = prefetch(self._training_batches(train, features, batches, cached))
                 for batch in loaded:
                     moving, values = self.runner.step(held, moving, batch)
                     done += 1
@@ -321,8 +332,10 @@ class _Loop:
                     if not np.isfinite(record["loss"]):
                         raise QkdError(_not_finite(record, task.index, done, self.folder))
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
-                    self.progress.update(1, real, record, epoch + 1, self.epochs)
-                    if self.stop or (done % config.train.checkpoint_every == 0 and done < num_steps):
+                    self.progress.update(1, real, record, epoch, self.epochs)
+                    if self.stop or (
+                        done % config.train.checkpoint_every == 0 and done < num_steps
+                    ):
                         log.flush()
                         self.state = join(held, moving)
                         self._save(checkpoints, task.index)
@@ -373,7 +386,10 @@ class _Loop:
         self.correct, self.total = metrics.record(
             self.correct, self.total, task.index, labels, top5[:, 0], self.task_of_class
         )
-        self.within_task.append(metrics.within_task_accuracy(scores, labels, self.task_of_class))
+        told = metrics.task_masked_predictions(scores, labels, self.task_of_class)
+        self.within_task, _ = metrics.record(
+            self.within_task, self.total, task.index, labels, told, self.task_of_class
+        )
         truth = self.task_of_class[labels]
         saved = {
             "id": self.data.test.ids[rows],
@@ -385,9 +401,9 @@ class _Loop:
         line = f"accuracy {100.0 * self.correct[task.index].sum() / len(rows):.2f}"
         if relevance:
             saved["relevance"] = np.concatenate(relevance)
-            routed = float(100.0 * np.mean(saved["relevance"].argmax(1) == truth))
-            self.routing.append(routed)
-            line += f"  routing {routed:.1f}"
+            num_tasks = len(self.tasks)
+            self.confusion = metrics.routing_confusion(truth, saved["relevance"], num_tasks)
+            line += f"  routing {100.0 * np.trace(self.confusion) / len(rows):.2f}"
         predictions = self.folder / "predictions"
         predictions.mkdir(exist_ok=True)
         _save_arrays(predictions / f"after_task_{task.index}.npz", saved)
@@ -400,7 +416,9 @@ class _Loop:
             },
         )
         self.spent["eval"] += time.monotonic() - began
-        self.progress.end_task(f"task {task.index + 1}/{len(self.tasks)}  classes {len(seen)}  {line}")
+        self.progress.end_task(
+            f"task {task.index + 1}/{len(self.tasks)}  classes {len(seen)}  {line}"
+        )
 
     def _save(self, checkpoints, finished_tasks: int) -> None:
         step = int(self.state.step) if finished_tasks == int(self.state.task) else 0
@@ -408,8 +426,8 @@ class _Loop:
             "finished_tasks": finished_tasks,
             "correct": self.correct.tolist(),
             "total": self.total.tolist(),
-            "routing": self.routing,
-            "within_task": self.within_task,
+            "within_task": self.within_task.tolist(),
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
             "spent": {**self.spent, "wall": self.clock()},
             "counts": self.counts,
         }
@@ -421,20 +439,21 @@ class _Loop:
 
     def _summary(self, finished: bool) -> dict[str, Any]:
         """summary.json; see docs/metrics.md for every number's definition."""
-        done = int((self.total.sum(axis=1) > 0).sum())
-        shape = slice(0, done)
-        measured = metrics.summarise(self.correct[shape, shape], self.total[shape, shape])
-        trainable = {k: v for k, v in (self.state.trainable or {}).items()}
-        summary = {
+        measured = metrics.summarise(
+            self.correct,
+            self.total,
+            within_task_correct=self.within_task,
+            confusion=self.confusion,
+        )
+        trainable = self.state.trainable
+        return {
             "experiment": self.config.experiment,
             "method": self.config.method,
             "variant": self.variant,
             "seed": self.config.seed,
             "num_tasks": len(self.tasks),
+            "routing_accuracy": None,
             **measured,
-            "routing_accuracy": self.routing[-1] if self.routing else None,
-            "routing_accuracy_curve": self.routing,
-            "within_task_accuracy": self.within_task[-1],
             "trainable_parameters": sum(leaf.size for leaf in jax.tree.leaves(trainable)),
             "gate_parameters": num_parameters(trainable.get("gate", {})),
             "train_images": self.counts["trained"],
@@ -447,7 +466,6 @@ class _Loop:
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "finished": finished,
         }
-        return summary
 
     @contextmanager
     def _signals(self):
@@ -560,7 +578,9 @@ def _read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the run folder is damaged") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete the run folder or restore it") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete the run folder or restore it"
+        ) from None
 
 
 def _write_json(path: Path, value: Any) -> None:
