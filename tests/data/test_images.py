@@ -1,0 +1,172 @@
+"""Whatever a file may be, it becomes the right RGB pixels or one clear error."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qkd_jax.data.images import canvas_view, centre_view, decode
+from qkd_jax.errors import DataError
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(data):
+    image = decode(data, "probe")
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+COLOUR = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+
+
+def test_colour_is_left_alone():
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {})):
+        np.testing.assert_array_equal(
+            pixels(encoded(Image.fromarray(COLOUR), kind, **options)), COLOUR
+        )
+    np.testing.assert_array_equal(pixels(COLOUR), COLOUR)
+
+
+def test_a_path_is_read(tmp_path):
+    file = tmp_path / "größe.png"
+    Image.fromarray(COLOUR).save(file)
+    np.testing.assert_array_equal(pixels(file), COLOUR)
+
+
+def test_grey_fills_three_channels():
+    expected = np.repeat(GREY[..., None], 3, axis=2)
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(GREY))), expected)
+    one_bit = Image.fromarray(GREY > 100)
+    np.testing.assert_array_equal(pixels(encoded(one_bit))[..., 0], (GREY > 100) * 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_keeps_its_upper_byte(kind):
+    deep = GREY.astype(np.uint16) * 256 + 17
+    found = pixels(encoded(Image.fromarray(deep), kind))
+    np.testing.assert_array_equal(found, np.repeat(GREY[..., None], 3, axis=2))
+
+
+def test_transparency_is_laid_on_white():
+    alpha = np.full((8, 10, 1), 255, np.uint8)
+    alpha[:, :5] = 0
+    alpha[0, 9] = 128
+    image = Image.fromarray(np.concatenate([COLOUR, alpha], axis=2))
+    weight = alpha / 255.0
+    expected = COLOUR * weight + 255.0 * (1.0 - weight)
+    assert np.abs(pixels(encoded(image)) - expected).max() <= 1.0  # one rounding to a level
+    grey_alpha = Image.fromarray(np.stack([GREY, np.zeros_like(GREY)], axis=2), "LA")
+    assert (pixels(encoded(grey_alpha)) == 255).all()
+
+
+def test_palette_with_and_without_transparency():
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+    image = Image.fromarray(indices, "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
+    np.testing.assert_array_equal(pixels(encoded(image)), colours[indices])
+    colours[1] = 255
+    np.testing.assert_array_equal(pixels(encoded(image, transparency=1)), colours[indices])
+
+
+def test_cmyk_by_its_formula():
+    inks = np.random.default_rng(1).integers(0, 256, (6, 6, 4), dtype=np.uint8)
+    found = pixels(encoded(Image.fromarray(inks, "CMYK"), "TIFF"))
+    white = (255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255.0
+    assert np.abs(found - white).max() <= 1.0  # one rounding to a level
+    jpeg = pixels(encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))
+    assert jpeg.min() > 250
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (8, 1), (3, 2), (6, 3)])
+def test_exif_rotation_is_applied(orientation, turns):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = pixels(encoded(Image.fromarray(COLOUR), "PNG", exif=exif))
+    np.testing.assert_array_equal(found, np.rot90(COLOUR, turns))
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(pixels(data), np.full((4, 4, 3), [255, 0, 0]))
+
+
+def test_a_single_pixel_fills_every_view():
+    image = decode(encoded(Image.new("RGB", (1, 1), (10, 20, 30))), "probe")
+    assert (centre_view(image, 14, 16) == [10, 20, 30]).all()
+    canvas, aspect = canvas_view(image, 8)
+    assert canvas.shape == (8, 8, 3) and (canvas == [10, 20, 30]).all() and aspect == 1.0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"cat\.jpg: the file is empty \(0 bytes\)"),
+        (b"hello, I am a text", r"cat\.jpg: not an image"),
+        (encoded(Image.fromarray(COLOUR), "JPEG")[:-20], r"cat\.jpg: cannot be read .*truncated"),
+        (
+            encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"),
+            r"cat\.jpg: floating-point",
+        ),
+    ],
+)
+def test_a_bad_file_is_named(data, message):
+    with pytest.raises(DataError, match=message):
+        decode(data, "cat.jpg")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone: cannot be read"):
+        decode(tmp_path / "gone.png", "gone")
+
+
+# Pillow remarks on what it repairs; that is no failure here.
+@pytest.mark.filterwarnings("ignore")
+@given(st.data())
+def test_damaged_bytes_never_raise_anything_else(data):
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]))
+    good = bytearray(encoded(Image.fromarray(COLOUR), kind))
+    for _ in range(data.draw(st.integers(0, 8))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(good)))
+    try:
+        found = decode(bytes(good[:cut]), "damaged")
+    except DataError as error:
+        assert str(error).startswith("damaged: ")
+    else:
+        assert found.mode == "RGB" and min(found.size) >= 1
+
+
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_centre_view_has_the_sizes_of_resize_and_centre_crop(width, height):
+    image = Image.fromarray(
+        np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
+    found = centre_view(image, 28, 32)
+    # Oracle: the definition, shorter side 32 and the longer one cut to whole pixels.
+    if width <= height:
+        size = (32, int(32 * height / width))
+    else:
+        size = (int(32 * width / height), 32)
+    resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    top, left = round((size[1] - 28) / 2), round((size[0] - 28) / 2)
+    np.testing.assert_array_equal(found, resized[top : top + 28, left : left + 28])
+
+
+def test_canvas_keeps_the_aspect():
+    canvas, aspect = canvas_view(Image.fromarray(COLOUR), 8)
+    assert canvas.shape == (8, 8, 3) and aspect == 10 / 8
+    square = Image.fromarray(COLOUR[:, :8])
+    untouched, aspect = canvas_view(square, 8)
+    np.testing.assert_array_equal(untouched, np.asarray(square))
+    assert aspect == 1.0

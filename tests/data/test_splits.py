@@ -1,0 +1,112 @@
+"""The rule that splits sets without a split, and split files of users."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qkd_jax.data.splits import fifth_to_test, read_split_file, split_sha256, write_split_file
+from qkd_jax.errors import DataError
+
+
+def as_imagenet_r(total=30_000, classes=200):
+    """Ids and labels of the size of ImageNet-R: uneven classes of 51 to 249 images."""
+    counts = np.random.default_rng(0).integers(51, 250, classes)
+    counts = np.floor(counts * total / counts.sum()).astype(int)
+    counts[: total - counts.sum()] += 1
+    ids = [f"n{k:08d}/art_{i}.jpg" for k, count in enumerate(counts) for i in range(count)]
+    return ids, np.repeat(np.arange(classes), counts)
+
+
+def test_thirty_thousand_become_24000_and_6000_by_the_recorded_rule():
+    ids, labels = as_imagenet_r()
+    is_test = fifth_to_test(ids, labels)
+    assert (int((~is_test).sum()), int(is_test.sum())) == (24_000, 6_000)
+    # Another hash means that the rule has changed, and with it every number measured by it.
+    recorded = "4d9adb021f156a7f3a7a811197ef2d7a8ae628dee75187337ce8ef5c84451927"
+    assert split_sha256(ids, is_test) == recorded
+
+
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_every_class_gives_its_share(counts, random):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    ids = [f"{label}/{index}" for index, label in enumerate(labels)]
+    is_test = fifth_to_test(ids, labels)
+    tested = np.bincount(labels, weights=is_test).astype(int)
+    for count, number in zip(counts, tested, strict=True):
+        assert 1 <= number < count
+        assert number in (max(1, count // 5), count // 5 + 1)
+    if min(counts) >= 5:
+        assert is_test.sum() == len(ids) // 5
+    order = list(range(len(ids)))
+    random.shuffle(order)
+    shuffled = fifth_to_test([ids[i] for i in order], labels[order])
+    np.testing.assert_array_equal(shuffled, is_test[order])
+
+
+def test_a_class_of_one_image_is_refused():
+    with pytest.raises(DataError, match="class 1 has a single image"):
+        fifth_to_test(["a", "b", "c"], np.array([0, 0, 1]))
+
+
+IDS = ["cat/ä b.jpg", "cat/2.jpg", "dog/1.jpg"]
+GOOD = "# who, when\ncat/ä b.jpg\ttrain\n\ndog/1.jpg\ttest\ncat/2.jpg\ttrain\n"
+
+
+@pytest.mark.parametrize("text", [GOOD, GOOD.replace("\n", "\r\n"), "\ufeff" + GOOD, GOOD.strip()])
+def test_a_good_file_is_honoured(tmp_path, text):
+    file = tmp_path / "split.tsv"
+    file.write_bytes(text.encode())
+    expected = split_sha256(IDS, np.array([False, False, True]))
+    assert read_split_file(file, IDS, expected).tolist() == [False, False, True]
+
+
+def test_what_is_written_is_read(tmp_path):
+    is_test = np.array([True, False, True])
+    found = write_split_file(tmp_path / "split.tsv", IDS, is_test)
+    np.testing.assert_array_equal(read_split_file(tmp_path / "split.tsv", IDS, found), is_test)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "dog/1.jpg\ttest\n", "dog/1.jpg is named twice"),
+        (GOOD + "dog/1.jpg\ttrain\n", "dog/1.jpg is in both train and test"),
+        (GOOD + "dog/2.jpg\ttest\n", "dog/2.jpg is not in the image set"),
+        (GOOD.replace("dog/1.jpg\ttest\n", ""), "dog/1.jpg of the image set is not named"),
+        (
+            GOOD + "dog/2.jpg valid\n",
+            "line 6: expected 'id<TAB>train|test', found 'dog/2.jpg valid'",
+        ),
+    ],
+)
+def test_a_bad_file_is_explained(tmp_path, text, message):
+    file = tmp_path / "split.tsv"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_split_file(file, IDS)
+    assert message in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_all_problems_are_counted_and_ten_are_shown(tmp_path):
+    file = tmp_path / "split.tsv"
+    file.write_text("".join(f"x/{i}\ttest\n" for i in range(30)))
+    with pytest.raises(DataError, match=r"30 problems") as caught:
+        read_split_file(file, [])
+    assert str(caught.value).count("not in the image set") == 10
+    assert "and 20 more" in str(caught.value)
+
+
+def test_another_split_than_expected_is_refused(tmp_path):
+    file = tmp_path / "split.tsv"
+    file.write_text(GOOD, encoding="utf-8")
+    with pytest.raises(DataError, match="expected split sha256 0000, found"):
+        read_split_file(file, IDS, "0000")
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such split file"):
+        read_split_file(tmp_path / "gone.tsv", IDS)
+    (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(DataError, match="UTF-8 text"):
+        read_split_file(tmp_path / "binary.tsv", IDS)
