@@ -1,0 +1,141 @@
+"""Circuits for the eyes and for other tools: a drawing, OpenQASM 3, PennyLane, a count."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.quantum.statevector import Circuit, Gate
+
+
+class Resources(NamedTuple):
+    """What a circuit costs; depth = the longest chain of gates that wait for each other."""
+
+    num_qubits: int
+    depth: int
+    one_qubit_gates: int
+    two_qubit_gates: int
+    num_parameters: int
+
+
+def resources(circuit: Circuit) -> Resources:
+    """Qubits, depth, gates and parameters of a circuit."""
+    ready = [0] * circuit.num_qubits
+    for gate in circuit.gates:
+        depth = 1 + max(ready[wire] for wire in gate.wires)
+        for wire in gate.wires:
+            ready[wire] = depth
+    two_qubit_gates = sum(len(gate.wires) == 2 for gate in circuit.gates)
+    return Resources(
+        num_qubits=circuit.num_qubits,
+        depth=max(ready),
+        one_qubit_gates=len(circuit.gates) - two_qubit_gates,
+        two_qubit_gates=two_qubit_gates,
+        num_parameters=circuit.num_parameters,
+    )
+
+
+def draw(circuit: Circuit, parameters: Sequence[float] | None = None) -> str:
+    """The circuit as text, one line a wire; angles are numbers if given, else p0, p1, ..."""
+    if parameters is not None:
+        parameters = _parameter_values(circuit, parameters)
+    columns: list[dict[int, str]] = []
+    ready = [0] * circuit.num_qubits  # the first column in which each wire is free
+    for gate in circuit.gates:
+        top, bottom = min(gate.wires), max(gate.wires)
+        column = max(ready[top : bottom + 1])
+        if column == len(columns):
+            columns.append({})
+        columns[column] |= _cells(gate, parameters)
+        ready[top : bottom + 1] = [column + 1] * (bottom + 1 - top)
+    label_width = len(str(circuit.num_qubits - 1))
+    lines = [f"{wire:>{label_width}}: " for wire in range(circuit.num_qubits)]
+    for column in columns:
+        width = max(len(cell) for cell in column.values())
+        for wire in range(circuit.num_qubits):
+            lines[wire] += "─" + column.get(wire, "").ljust(width, "─")
+    return "\n".join(line + "─" for line in lines)
+
+
+def _cells(gate: Gate, parameters: np.ndarray | None) -> dict[int, str]:
+    """What a gate puts on each wire it touches or crosses."""
+    angle = ""
+    if gate.parameter is not None:
+        value = parameters is not None and f"{parameters[gate.parameter]:.2f}"
+        angle = f"({value or f'p{gate.parameter}'})"
+    if len(gate.wires) == 1:
+        return {gate.wires[0]: gate.name + angle}
+    symbols = {"CNOT": ("●", "X"), "CZ": ("●", "Z"), "RZZ": ("RZZ", "RZZ" + angle)}[gate.name]
+    top, bottom = min(gate.wires), max(gate.wires)
+    cells = {wire: "│" for wire in range(top + 1, bottom)}
+    for wire, symbol in zip(gate.wires, symbols, strict=True):
+        cells[wire] = ("╭" if wire == top else "╰") + symbol
+    return cells
+
+
+_QASM_NAMES = {"RX": "rx", "RY": "ry", "RZ": "rz", "H": "h", "X": "x", "CNOT": "cx", "CZ": "cz"} | {
+    "RZZ": "rzz"
+}
+# The standard gates have no ZZ rotation.
+_QASM_RZZ = "gate rzz(theta) a, b { cx a, b; rz(theta) b; cx a, b; }"
+
+
+def to_openqasm(circuit: Circuit, parameters: Sequence[float]) -> str:
+    """The circuit with these angles [P] as an OpenQASM 3 program; numbers keep every digit."""
+    parameters = _parameter_values(circuit, parameters)
+    lines = ["OPENQASM 3.0;", 'include "stdgates.inc";']
+    if any(gate.name == "RZZ" for gate in circuit.gates):
+        lines.append(_QASM_RZZ)
+    lines.append(f"qubit[{circuit.num_qubits}] q;")
+    for gate in circuit.gates:
+        angle = "" if gate.parameter is None else f"({float(parameters[gate.parameter])!r})"
+        wires = ", ".join(f"q[{wire}]" for wire in gate.wires)
+        lines.append(f"{_QASM_NAMES[gate.name]}{angle} {wires};")
+    return "\n".join(lines) + "\n"
+
+
+def to_pennylane(
+    circuit: Circuit,
+    measure: Callable[[], Any] | None = None,
+    device: str = "default.qubit",
+    **qnode_options,
+) -> Callable[[Any], Any]:
+    """The same circuit as a PennyLane QNode, parameters [P] -> measurement.
+
+    Args:
+      circuit: the gates.
+      measure: makes the measurement, such as `lambda: qml.expval(qml.Z(0))`; the state [2**Q] when
+        left out.
+      device: the name of a PennyLane device.
+      **qnode_options: passed on to `qml.QNode`, such as `diff_method`.
+
+    Returns:
+      A QNode of the numpy/autograd interface, which works beside every version of JAX.
+    """
+    import pennylane as qml
+
+    gates = {"RX": qml.RX, "RY": qml.RY, "RZ": qml.RZ, "H": qml.Hadamard, "X": qml.PauliX} | {
+        "CNOT": qml.CNOT,
+        "CZ": qml.CZ,
+        "RZZ": qml.IsingZZ,
+    }
+
+    def run(parameters):
+        for gate in circuit.gates:
+            arguments = [] if gate.parameter is None else [parameters[gate.parameter]]
+            gates[gate.name](*arguments, wires=gate.wires)
+        return qml.state() if measure is None else measure()
+
+    options = {"interface": "autograd"} | qnode_options
+    return qml.QNode(run, qml.device(device, wires=circuit.num_qubits), **options)
+
+
+def _parameter_values(circuit: Circuit, parameters: Sequence[float]) -> np.ndarray:
+    values = np.asarray(parameters)
+    if values.shape != (circuit.num_parameters,):
+        raise ConfigError(
+            f"the circuit has parameters of shape [{circuit.num_parameters}], found "
+            f"{list(values.shape)}"
+        )
+    return values
