@@ -9,15 +9,23 @@ from collections import defaultdict
 
 import numpy as np
 
-from qkd_jax.data import packaged
+from qkd_jax.data import packaged, splits
 from qkd_jax.data.folder import open_folder
 from qkd_jax.data.image_set import ImageSet, Split, from_arrays
 from qkd_jax.data.images import decode
-from qkd_jax.data.splits import fifth_to_test, read_split_file, split_sha256, summarise
 from qkd_jax.data.tfds_source import open_tfds, prepare
 from qkd_jax.errors import DataError
 
-__all__ = ["ImageSet", "Split", "fingerprint", "from_arrays", "load_split", "prepare", "verify"]
+__all__ = [
+    "ImageSet",
+    "Split",
+    "describe",
+    "fingerprint",
+    "from_arrays",
+    "load_split",
+    "prepare",
+    "verify",
+]
 
 # Benchmarks of the field and their name in tensorflow-datasets; None: only as an image folder
 # (VTAB is the 50-class subset of the class-incremental literature).
@@ -92,9 +100,25 @@ def load_split(
 
 
 def fingerprint(split: Split) -> str:
-    """sha256 of which image is on which side; quote it with a number (`splits.split_sha256`)."""
-    ids = [*split.train.ids.tolist(), *split.test.ids.tolist()]
-    return split_sha256(ids, np.arange(len(ids)) >= len(split.train))
+    """sha256 of which image is on which side; quote it with a number (`splits.split_sha256`).
+
+    A leading `train/` or `test/` is left out of the ids, so that a set divided into folders and the
+    same set divided by a split file have one fingerprint.
+    """
+    ids = [name.removeprefix("train/") for name in split.train.ids.tolist()]
+    ids += [name.removeprefix("test/") for name in split.test.ids.tolist()]
+    return splits.split_sha256(ids, np.arange(len(ids)) >= len(split.train))
+
+
+def describe(split: Split) -> str:
+    """One line: how many images and classes, the fingerprint, and its name if it is a known one."""
+    found = fingerprint(split)
+    name = splits.KNOWN_SPLITS.get(found)
+    return (
+        f"{len(split.train)} train and {len(split.test)} test images of "
+        f"{len(split.train.class_names)} classes, split sha256 {found}"
+        + (f" ({name})" if name else "")
+    )
 
 
 def verify(split: Split) -> list[str]:
@@ -126,17 +150,21 @@ def verify(split: Split) -> list[str]:
                 else:
                     problems.append(problem)
     if problems:
-        raise DataError(f"{len(problems)} images cannot be read:{summarise(problems)}")
+        raise DataError(f"{len(problems)} images cannot be read:{splits.summarise(problems)}")
     return [f"same pixels: {', '.join(names)}" for names in same.values() if len(names) > 1]
 
 
 def _by_file(path: str | os.PathLike, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return read_split_file(path, ids.tolist())
+    return splits.read_split_file(path, ids.tolist())
 
 
 def _rule(source: str, path: str | os.PathLike, splitter):
     is_split = any((pathlib.Path(path) / part).is_dir() for part in ("train", "test"))
-    return fifth_to_test if splitter is None and source in UNSPLIT and not is_split else splitter
+    return (
+        splits.fifth_to_test
+        if splitter is None and source in UNSPLIT and not is_split
+        else splitter
+    )
 
 
 def _from_pairs(train: tuple, test: tuple, class_names: tuple[str, ...] | None = None) -> Split:

@@ -15,6 +15,19 @@ from qkd_jax.errors import DataError
 
 SHOWN = 10
 
+# Fingerprints of splits that numbers were published on. The ids are `<class>/<file>`. The list of
+# the CODA-Prompt code base is a pair of YAML files; `read_split_file` takes it after
+#   sed -n 's|^- data/imagenet-r/\(.*\)|\1\ttrain|p' imagenet-r_train.yaml > split.tsv
+#   sed -n 's|^- data/imagenet-r/\(.*\)|\1\ttest|p' imagenet-r_test.yaml >> split.tsv
+KNOWN_SPLITS = {
+    "50aae8cea9256f855a6a3c1debab502f193b757537eef39ac9bf9cc8401bdd6b": (
+        "ImageNet-R 24,000 / 6,000, the rule of this library"
+    ),
+    "1dbd8ce6259f23b969c2f43e0d6d5649c0dbd366c02c43f591526d7edc0d2e73": (
+        "ImageNet-R 24,000 / 6,000, the list of the CODA-Prompt code base"
+    ),
+}
+
 
 def summarise(problems: list[str]) -> str:
     """The first ten problems, one a line, and how many there are."""
