@@ -1,6 +1,6 @@
 """Builds `renditions.npz`: 100 emoji classes, each drawn once in nine styles by five artists.
 
-Run from a checkout, with npm on the path and `pip install resvg-py`:
+Run from a checkout, with npm on the path and `pip install resvg-py==0.5.0`:
 
     python -m qkd_jax.data.build_renditions
 

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from qkd_jax.errors import DataError
 
 Encoded = bytes | pathlib.Path | np.ndarray
+# Bounds the memory of a view: with the shorter side at 256 the longer one is at most 25,600 pixels.
+MAX_ASPECT = 100
 
 
 def decode(source: Encoded, name: str) -> Image.Image:
@@ -27,7 +29,7 @@ def decode(source: Encoded, name: str) -> Image.Image:
       name: what an error calls the image.
 
     Raises:
-      DataError: the file is missing, empty, cut off, or not an image.
+      DataError: the file is missing, empty, cut off, a mere line, or not an image.
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
@@ -37,6 +39,11 @@ def decode(source: Encoded, name: str) -> Image.Image:
             raise DataError(f"{name}: the file is empty (0 bytes); expected an image. Remove it.")
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise DataError(
+                    f"{name}: {image.width} x {image.height} pixels; sides that differ more than "
+                    f"{MAX_ASPECT} times cannot be cut to a square. Remove it."
+                )
             return _to_rgb(ImageOps.exif_transpose(image), name)
     except UnidentifiedImageError:
         raise DataError(

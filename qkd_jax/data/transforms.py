@@ -1,6 +1,7 @@
 """Image transforms that run on the device: pure functions with explicit keys and static shapes."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -54,12 +55,14 @@ def sample_crop(
     Returns:
       float32 [4], (top, left, height, width) as fractions of the image's height and width.
     """
-    area_key, ratio_key, place_key = jax.random.split(key, 3)
     aspect = jnp.asarray(aspect, jnp.float32)
+    # One draw for all: each call of the generator costs compile time.
+    draws = jax.random.uniform(key, (2 * TRIES + 2,))
+    area, shape, place = draws[:TRIES], draws[TRIES:-2], draws[-2:]
     # Unit: the image's height. Its area is then its aspect.
-    area = aspect * jax.random.uniform(area_key, (TRIES,), minval=scale[0], maxval=scale[1])
-    low, high = jnp.log(jnp.asarray(ratio, jnp.float32))
-    shape = jnp.exp(jax.random.uniform(ratio_key, (TRIES,), minval=low, maxval=high))
+    area = aspect * (scale[0] + (scale[1] - scale[0]) * area)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    shape = jnp.exp(low + (high - low) * shape)
     heights = jnp.sqrt(area / shape)
     widths = jnp.sqrt(area * shape) / aspect
     fits = (heights <= 1.0) & (widths <= 1.0)
@@ -69,7 +72,7 @@ def sample_crop(
     found = jnp.any(fits)
     height = jnp.where(found, heights[first], fallback_height)
     width = jnp.where(found, widths[first], fallback_width)
-    place = jnp.where(found, jax.random.uniform(place_key, (2,)), 0.5)
+    place = jnp.where(found, place, 0.5)
     return jnp.stack([place[0] * (1.0 - height), place[1] * (1.0 - width), height, width])
 
 

@@ -14,6 +14,8 @@ ASPECTS = st.floats(0.05, 20.0)
 SEEDS = st.integers(0, 2**31 - 1)
 
 sample_crop = jax.jit(transforms.sample_crop)
+sample_crops = jax.jit(jax.vmap(transforms.sample_crop, in_axes=(0, None)))
+crop_and_resize = jax.jit(transforms.crop_and_resize, static_argnames=("size", "method"))
 augment = jax.jit(transforms.augment, static_argnames="size")
 
 
@@ -80,9 +82,7 @@ def test_fallback_takes_all_of_an_image_whose_shape_is_in_range(key):
 @pytest.mark.parametrize("aspect", [1.0, 1.6])
 def test_area_and_place_have_the_distribution_of_the_rule(aspect):
     number = 2000
-    boxes = jax.jit(jax.vmap(transforms.sample_crop, in_axes=(0, None)))(
-        jax.random.split(jax.random.key(1), number), jnp.float32(aspect)
-    )
+    boxes = sample_crops(jax.random.split(jax.random.key(1), number), jnp.float32(aspect))
     # Oracle: the rule as a loop in NumPy.
     generator = np.random.default_rng(2)
     expected = []
@@ -118,9 +118,7 @@ def test_resampling_is_pillows(method, filter, box):
     top, left, height, width = box
     sides = (left * 50, top * 50, (left + width) * 50, (top + height) * 50)
     expected = Image.fromarray(pixels).resize((24, 24), Image.Resampling[filter], box=sides)
-    found = transforms.crop_and_resize(
-        jnp.asarray(pixels), jnp.asarray(box, jnp.float32), 24, method
-    )
+    found = crop_and_resize(jnp.asarray(pixels), jnp.asarray(box, jnp.float32), 24, method)
     # Pillow rounds to whole levels after each of two passes; the second pass weighs the first
     # rounding by at most 1.3 (cubic): 0.5 + 0.65 levels, and a little for float32.
     difference = np.abs(np.asarray(found) * 255 - np.asarray(expected, np.float64))
@@ -134,7 +132,7 @@ def test_crop_of_a_squashed_canvas_is_the_crop_of_the_original():
     original = Image.fromarray(smooth.astype(np.uint8))
     canvas = np.asarray(original.resize((120, 120), Image.Resampling.BICUBIC))
     box = jnp.asarray([0.2, 0.1, 0.6, 0.45])
-    found = transforms.crop_and_resize(jnp.asarray(canvas), box, 48)
+    found = crop_and_resize(jnp.asarray(canvas), box, 48)
     sides = (0.1 * 150, 0.2 * 90, 0.55 * 150, 0.8 * 90)
     expected = np.asarray(original.resize((48, 48), Image.Resampling.BILINEAR, box=sides))
     # Rounding as above, twice, and the smoothing of a wave of 30 pixels by two filters.
