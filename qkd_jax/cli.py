@@ -192,6 +192,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     from qkd_jax.learners.base import learner_names
+    from qkd_jax.weights.load import TINY_RANDOM
     from qkd_jax.weights.registry import names
 
     if options.settings:
@@ -201,7 +202,7 @@ def _list(options: argparse.Namespace) -> None:
     print("experiments:", ", ".join(experiment_names()))
     print("methods:    ", ", ".join(learner_names()))
     print("presets:    ", ", ".join(configuration.PRESETS))
-    print("backbones:  ", ", ".join(names()))
+    print("backbones:  ", ", ".join([*names(), TINY_RANDOM]))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.base import device_step, learner_of, prepare_images
+from qkd_jax.learners.base import device_step, frozen_prefix, learner_of, prepare_images
 from qkd_jax.state import LearnerState, Moving
 
 AXIS = "data"
@@ -43,6 +43,7 @@ class Runner:
         self.compilations = 0
         self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
         self._extract = self._build(_extract, (None, 0, None), 0)
+        self._prefix = self._build(frozen_prefix, (None, 0), 0)
 
     @property
     def num_devices(self) -> int:
@@ -71,9 +72,14 @@ class Runner:
         return self._step(held, moving, self._shard(batch))
 
     def extract(self, state: LearnerState, images: np.ndarray, slot: int) -> np.ndarray:
-        """Features [B, D] of one filled slot, on the host; images [B, H, W, 3]."""
+        """Features [B, D] of one filled slot, on the host; images [B, H, W, 3] or kept tokens [B, N, D]."""
         features = self._extract(state, self._shard(images), jnp.int32(slot))
         return np.asarray(features).reshape(len(images), -1)
+
+    def prefix(self, state: LearnerState, images: np.ndarray) -> np.ndarray:
+        """The residual stream [B, N, D] before the first adapter, on the host."""
+        tokens = np.asarray(self._prefix(state, self._shard(images)))
+        return tokens.reshape(len(images), *tokens.shape[-2:])
 
     def _counted_step(self, held, moving, batch):
         self.compilations += 1
@@ -104,5 +110,6 @@ def _split_rows(parts: int, array: np.ndarray) -> np.ndarray:
 
 
 def _extract(state: LearnerState, images: jax.Array, slot: jax.Array) -> jax.Array:
-    images = prepare_images(state, images)
+    if images.ndim == 4:
+        images = prepare_images(state, images)
     return learner_of(state.config).extract(state, images, slot)

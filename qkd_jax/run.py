@@ -350,7 +350,8 @@ class _Loop:
                 images = train.load(indices, config.data.canvas, "train")
                 batch = {"image": images["image"], "aspect": images["aspect"]}
             else:
-                batch = {"image": features.images(indices)}
+                inputs = features.inputs(self.state, indices)
+                batch = {"tokens" if inputs.ndim == 3 else "image": inputs}
             if cached:
                 batch["features"] = features.values[indices]
             yield {**batch, "label": train.labels[indices].astype(np.int32), "mask": mask}
@@ -501,6 +502,29 @@ class _Features:
         small = len(images) * size * size * 3 <= KEEP_DECODED_BYTES
         self._decoded = np.zeros((len(images), size, size, 3), np.uint8) if small else None
         self._is_decoded = np.zeros(len(images), bool)
+        self._tokens, self._has_tokens = self._token_store(), np.zeros(len(images), bool)
+
+    def _token_store(self) -> np.ndarray | None:
+        """Room for the frozen blocks before the first adapter, if there are any and it fits in memory."""
+        config, spec = self.loop.config, self.loop.state.backbone.spec
+        tokens = 1 + (spec.image_size // spec.patch_size) ** 2
+        needed = len(self.set) * tokens * spec.width * 4
+        fits = self._decoded is not None and needed <= KEEP_DECODED_BYTES
+        if self.loop.learner.loss is None or config.adapter.first_block == 0 or not fits:
+            return None
+        return np.zeros((len(self.set), tokens, spec.width), np.float32)
+
+    def inputs(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
+        """What the learner reads for `rows`: kept tokens [n, N, D] where they are stored, else pixels."""
+        if self._tokens is None:
+            return self.images(rows)
+        missing = np.unique(rows[~self._has_tokens[rows]])
+        size = self.loop.config.train.eval_batch_size
+        for indices, mask in eval_batches(len(missing), size):
+            tokens = self.loop.runner.prefix(state, self.images(missing[indices]))
+            self._tokens[missing[indices[mask]]] = tokens[mask]
+        self._has_tokens[missing] = True
+        return self._tokens[rows]
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Pixels uint8 [n, S, S, 3] as a test sees them; decoded once if they fit in memory."""
@@ -520,9 +544,9 @@ class _Features:
         for slot in slots:
             missing = rows[~self.known[rows, slot]]
             batches = list(eval_batches(len(missing), batch_size))
-            loaded = prefetch((missing[i], m, self.images(missing[i])) for i, m in batches)
-            for batch_rows, mask, pixels in loaded:
-                found = loop.runner.extract(state, pixels, slot)
+            loaded = prefetch((missing[i], m, self.inputs(state, missing[i])) for i, m in batches)
+            for batch_rows, mask, inputs in loaded:
+                found = loop.runner.extract(state, inputs, slot)
                 self.values[batch_rows[mask], slot] = found[mask]
                 self.known[batch_rows[mask], slot] = True
                 loop.counts["extracted"] += int(mask.sum())

@@ -20,7 +20,7 @@ from qkd_jax.config import Config, TrainConfig
 from qkd_jax.data.transforms import augment
 from qkd_jax.errors import ConfigError, DataError, ProtocolError
 from qkd_jax.nn import heads
-from qkd_jax.nn.vit import Backbone, normalize
+from qkd_jax.nn.vit import Backbone, encode_prefix, normalize
 from qkd_jax.protocol import Task
 from qkd_jax.state import LearnerState, Moving, join, local_labels, split
 
@@ -222,6 +222,18 @@ def prepare_images(state: LearnerState, images: jax.Array) -> jax.Array:
     return normalize(images, state.backbone.preprocessing)
 
 
+def frozen_prefix(state: LearnerState, images: jax.Array) -> jax.Array:
+    """Residual stream [B, N, D] of images before the first adapter's block: never changes, so it can be kept."""
+    backbone = state.backbone
+    return encode_prefix(
+        backbone.params,
+        backbone.spec,
+        prepare_images(state, images),
+        state.config.adapter.first_block,
+        compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
+    )
+
+
 def device_step(
     held: LearnerState, moving: Moving, batch: Batch, axis_name: str | None = None
 ) -> tuple[Moving, dict[str, jax.Array]]:
@@ -238,12 +250,13 @@ def device_step(
     key = jax.random.fold_in(state.key, 2)
     key = jax.random.fold_in(jax.random.fold_in(key, state.task), state.step)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
-    images = batch["image"]
+    images = batch.get("tokens", batch.get("image"))
     if config.data.augment:
         aspect = batch.get("aspect", jnp.ones(rows, jnp.float32))
         crop_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
         images = augment(crop_keys, images, aspect, config.backbone.image_size)
-    images = prepare_images(state, images)
+    if "tokens" not in batch:
+        images = prepare_images(state, images)
     mask = batch.get("mask", jnp.ones(rows, bool)).astype(jnp.float32)
     count, num_devices = jnp.sum(mask), 1
     if axis_name:

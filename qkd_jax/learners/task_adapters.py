@@ -12,7 +12,7 @@ from qkd_jax.config import Config
 from qkd_jax.nn.adapters import init_adapter
 from qkd_jax.nn.heads import init_rows, unit
 from qkd_jax.nn.losses import MASKED
-from qkd_jax.nn.vit import Backbone, Inserts, encode
+from qkd_jax.nn.vit import Backbone, Inserts, encode, encode_from
 from qkd_jax.state import LearnerState, seen_classes
 
 
@@ -36,17 +36,23 @@ def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:
 def encode_with(
     state: LearnerState, adapter: dict | None, images: jax.Array, dropout_keys=None
 ) -> jax.Array:
-    """[B, D] feature of images under one adapter (None: the frozen model)."""
-    config = state.config
+    """[B, D] feature under one adapter (None: the frozen model).
+
+    `images` is [B, H, W, 3], or the residual stream [B, N, D] before the first adapter's block, kept from
+    an earlier pass (`base.frozen_prefix`).
+    """
+    config, backbone = state.config, state.backbone
     inserts = None if adapter is None else Inserts(adapter=adapter, adapter_spec=config.adapter)
-    return encode(
-        state.backbone.params,
-        state.backbone.spec,
-        images,
-        inserts,
-        dropout_key=dropout_keys if config.adapter.dropout > 0 else None,
-        compute_dtype=jnp.dtype(config.backbone.compute_dtype),
-    ).astype(jnp.float32)
+    options = {
+        "dropout_key": dropout_keys if config.adapter.dropout > 0 else None,
+        "compute_dtype": jnp.dtype(config.backbone.compute_dtype),
+    }
+    if images.ndim == 3:
+        start = config.adapter.first_block
+        feature = encode_from(backbone.params, backbone.spec, images, inserts, start, **options)
+    else:
+        feature = encode(backbone.params, backbone.spec, images, inserts, **options)
+    return feature.astype(jnp.float32)
 
 
 def adapter_of(state: LearnerState, slot: jax.Array) -> dict:

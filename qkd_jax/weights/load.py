@@ -9,11 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.errors import ConfigError, WeightsError
-from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes, resample_positions, stack_blocks
+from qkd_jax.nn.vit import (
+    Backbone,
+    ViTSpec,
+    init_random,
+    param_shapes,
+    resample_positions,
+    stack_blocks,
+)
 from qkd_jax.weights.fetch import fetch
 from qkd_jax.weights.key_maps import KEY_MAPS, UNUSED_PREFIXES
 from qkd_jax.weights.readers import READERS, Arrays
 from qkd_jax.weights.registry import Entry, lookup
+
+
+TINY_RANDOM = "tiny_random"
+
+
+def tiny_random(image_size: int = 32) -> Backbone:
+    """A small transformer with fixed random weights, for tests and smoke runs: it knows nothing."""
+    spec = ViTSpec(
+        width=32,
+        depth=3,
+        num_heads=2,
+        mlp_width=64,
+        patch_size=8,
+        image_size=image_size,
+        grid=image_size // 8,
+    )
+    return Backbone(params=init_random(jax.random.key(0), spec), spec=spec, name=TINY_RANDOM)
 
 
 def load_backbone(
@@ -29,7 +53,7 @@ def load_backbone(
     """Load a registered transformer with every check.
 
     Args:
-        name: a name of `registry.names()`.
+        name: a name of `registry.names()`, or "tiny_random" for smoke runs.
         image_size: side of the images, pixels; positions are resampled to it once, here.
         path: a weight file, or a folder that holds the registered file name. Without it,
             `$QKD_JAX_WEIGHTS` is used, then the cache, then the network.
@@ -46,6 +70,8 @@ def load_backbone(
             every missing, unexpected, misshapen or non-finite tensor is listed.
         ConfigError: an image size that is no multiple of the patch, or an unknown preprocessing.
     """
+    if name == TINY_RANDOM:
+        return tiny_random(image_size or 32)
     entry = lookup(name)
     default = next(iter(entry.preprocessings))
     chosen = entry.preprocessings.get(preprocessing or default)
