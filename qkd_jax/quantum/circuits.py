@@ -128,7 +128,8 @@ def feature_state(feature_map: FeatureMap, angles: Array, theta: Array) -> Array
     angles, theta = _common_float(angles=angles, theta=theta)
     if angles.ndim > 1:
         raise ConfigError(
-            f"feature_state takes one sample's angles [Q], found {list(angles.shape)}; batch with jax.vmap"
+            f"feature_state takes the angles [Q] of one sample, found {list(angles.shape)}; batch "
+            "with jax.vmap"
         )
     _check_shape("angles", angles, (feature_map.num_qubits,))
     _check_theta("theta", theta, feature_map)
@@ -153,27 +154,24 @@ def fidelity_matrix(
         branch only, which gives the last layer a gradient.
 
     Returns:
-      [B, T] real, in [0, 1] up to rounding (a few times Q eps).
+      [B, T] real, in [0, 1] up to rounding (a few times L Q eps).
 
     Raises:
       ConfigError: on a wrong shape or type.
     """
-    if theta_b is None:
-        angles_a, angles_b, theta = _common_float(angles_a=angles_a, angles_b=angles_b, theta=theta)
-    else:
-        angles_a, angles_b, theta, theta_b = _common_float(
-            angles_a=angles_a, angles_b=angles_b, theta=theta, theta_b=theta_b
-        )
-        _check_theta("theta_b", theta_b, feature_map)
+    shared = theta_b is None
+    angles_a, angles_b, theta, theta_b = _common_float(
+        angles_a=angles_a, angles_b=angles_b, theta=theta, theta_b=theta if shared else theta_b
+    )
+    _check_shape("angles_a", angles_a, (None, feature_map.num_qubits))
+    _check_shape("angles_b", angles_b, (None, feature_map.num_qubits))
     _check_theta("theta", theta, feature_map)
-    for name, angles in (("angles_a", angles_a), ("angles_b", angles_b)):
-        _check_shape(name, angles, (None, feature_map.num_qubits))
-
+    _check_theta("theta_b", theta_b, feature_map)
     prepare = jax.vmap(
-        lambda angles, theta: _pieces(feature_map, angles, theta, shared=theta_b is None),
+        lambda angles, theta: _pieces(feature_map, angles, theta, shared),
         in_axes=(0, None),
     )
-    if theta_b is None:  # one preparation for both sides compiles once and runs as one batch
+    if shared:  # one preparation for both sides compiles once and runs as one batch
         pieces = prepare(jnp.concatenate([angles_a, angles_b]), theta)
         pieces_a, pieces_b = zip(
             *(jnp.split(piece, [angles_a.shape[0]]) for piece in pieces), strict=True
@@ -231,12 +229,12 @@ def _rotations(feature_map: FeatureMap, angles: Array, theta: Array) -> list[Arr
 
 
 def _common_float(**arrays: Array) -> list[Array]:
-    """The arrays in the widest of their precisions."""
+    """The arrays in the widest of their precisions, float32 at least."""
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ConfigError(f"{name} are real angles in radians, found {array.dtype}")
-    dtype = np.result_type(*(array.dtype for array in arrays.values()))
+    dtype = np.result_type(np.float32, *(array.dtype for array in arrays.values()))
     return [array.astype(dtype) for array in arrays.values()]
 
 

@@ -121,7 +121,7 @@ def apply(circuit: Circuit, parameters: Array, state: Array | None = None) -> Ar
 
     Returns:
       [2**Q], real when the circuit and the given state are real, complex otherwise; in the wider
-      precision of the parameters and the state. Batch with `jax.vmap`.
+      precision of the parameters and the state (float32 at least). Batch with `jax.vmap`.
 
     Raises:
       ConfigError: on a wrong shape or type of `parameters` or `state`.
@@ -144,7 +144,7 @@ def apply(circuit: Circuit, parameters: Array, state: Array | None = None) -> Ar
             f"a state of {circuit.num_qubits} qubit(s) has shape [{2**circuit.num_qubits}], found "
             f"{list(state.shape)}; batch with jax.vmap"
         )
-    dtype = np.promote_types(parameters.dtype, state.dtype)
+    dtype = np.result_type(np.float32, parameters.dtype, state.dtype)
     if not circuit.is_real:
         dtype = np.promote_types(dtype, np.complex64)
     state = state.astype(dtype)

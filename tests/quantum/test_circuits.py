@@ -1,0 +1,362 @@
+"""The feature circuit against the generic simulator, PennyLane, closed forms and an MPS oracle.
+
+Error budget: a state is built from L Q rotations whose angle, sine and cosine are each rounded a
+few times, and a fidelity doubles the error of the overlap: below 8 L Q eps, eps = 1.2e-7 or
+2.2e-16.
+"""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.quantum import (
+    FeatureMap,
+    apply,
+    feature_circuit,
+    feature_state,
+    fidelity,
+    fidelity_matrix,
+    init_theta,
+    parameter_shift,
+    separate_parameters,
+    to_pennylane,
+)
+
+
+def budget(feature_map, eps=2.2e-16):
+    return 8 * feature_map.num_layers * feature_map.num_qubits * eps
+
+
+def problem(feature_map, batch=3, tasks=2, dtype=np.float64, seed=0):
+    """angles_a [B, Q], angles_b [T, Q], theta [L, Q], another theta [L, Q]."""
+    generator = np.random.default_rng(seed)
+    qubits, layers = feature_map.num_qubits, feature_map.num_layers
+    shapes = [(batch, qubits), (tasks, qubits), (layers, qubits), (layers, qubits)]
+    return [jnp.asarray(generator.uniform(-1.5, 1.5, shape).astype(dtype)) for shape in shapes]
+
+
+def rotation_matrix(name, angle):
+    c, s = np.cos(angle / 2), np.sin(angle / 2)
+    return {
+        "RX": np.array([[c, -1j * s], [-1j * s, c]]),
+        "RY": np.array([[c, -s], [s, c]]),
+        "RZ": np.array([[c - 1j * s, 0], [0, c + 1j * s]]),
+    }[name]
+
+
+def dense_states(feature_map, angles, theta):
+    """Gate by gate in NumPy, each gate the middle of a Kronecker product: [n, 2**Q]."""
+    states = []
+    for row in np.asarray(angles):
+        parameters = np.concatenate([row, np.asarray(theta).reshape(-1)])
+        state = np.eye(1, 2**feature_map.num_qubits)[0]
+        for gate in feature_circuit(feature_map).gates:
+            parts = state.reshape(2 ** gate.wires[0], 2 * (len(gate.wires) == 1) or 4, -1)
+            if gate.name == "CNOT":
+                state = parts[:, [0, 1, 3, 2]].reshape(-1)
+            else:
+                matrix = rotation_matrix(gate.name, parameters[gate.parameter])
+                state = np.einsum("zx,lxr->lzr", matrix, parts).reshape(-1)
+        states.append(state)
+    return np.stack(states)
+
+
+def mps_fidelity(angles_a, angles_b, theta_a, theta_b):
+    """|<psi|phi>|^2 of the literal re-uploading circuit as matrix-product states, linear in Q."""
+
+    def rotation(angle):
+        c, s = np.cos(angle / 2), np.sin(angle / 2)
+        return np.array([[c, -s], [s, c]])
+
+    def sites(angles, theta):
+        chain = np.zeros((2, 2, 2, 2))  # [bit before, in, out, bit after]
+        for before, x in itertools.product((0, 1), repeat=2):
+            chain[before, x, x ^ before, x ^ before] = 1
+        result = [np.array([1.0, 0.0]).reshape(1, 2, 1) for _ in angles]
+        for row in theta:
+            for j, site in enumerate(result):
+                site = np.einsum("zx,lxr->lzr", rotation(angles[j] + row[j]), site)
+                site = np.einsum("pxyn,lxr->plynr", chain, site)
+                left, bond, _, after, right = site.shape
+                result[j] = site.reshape(left * bond, 2, after * right)
+            result[0] = result[0][: result[0].shape[0] // 2]  # nothing before qubit 0: bit 0
+            last = result[-1]
+            result[-1] = last.reshape(last.shape[0], 2, 2, -1).sum(2)  # nobody reads the last bit
+        return result
+
+    environment = np.ones((1, 1))
+    for a, b in zip(sites(angles_a, theta_a), sites(angles_b, theta_b), strict=True):
+        environment = np.einsum("lm,lxr,mxs->rs", environment, a, b, optimize=True)
+    return environment.item() ** 2
+
+
+SMALL_FORMS = [
+    *((layers, True, "y") for layers in (1, 2, 3, 4)),
+    (2, False, "y"),
+    (3, False, "y"),
+    (1, True, "x"),
+    (2, True, "z"),
+    (3, False, "x"),
+]
+FORMS = [
+    *((qubits, *form) for qubits in (1, 2, 3, 5) for form in SMALL_FORMS),
+    *((qubits, layers, True, "y") for qubits in (9, 12) for layers in (2, 3)),
+    (9, 3, True, "z"),
+]
+
+
+@pytest.mark.parametrize("num_qubits", [1, 2, 3, 5, 9, 12])
+def test_fast_forms_equal_dense_states(num_qubits):
+    """States, and fidelities with shared, separate and uncut theta."""
+    for form in [form for form in FORMS if form[0] == num_qubits]:
+        feature_map = FeatureMap(*form)
+        literal = FeatureMap(*form, cut_tail=False)
+        with jax.enable_x64(True):
+            a, b, theta, other = problem(feature_map)
+            state = jax.vmap(feature_state, (None, 0, None))(feature_map, a, theta)
+            shared = fidelity_matrix(feature_map, a, b, theta)
+            separate = fidelity_matrix(feature_map, a, b, theta, other)
+            uncut = fidelity_matrix(literal, a, b, theta)
+        assert jnp.iscomplexobj(state) == (feature_map.last_axis != "y")
+        psi = dense_states(feature_map, a, theta)
+        same, changed = (
+            np.abs(psi.conj() @ dense_states(feature_map, b, t).T) ** 2 for t in (theta, other)
+        )
+        for found, expected in ((state, psi), (shared, same), (separate, changed), (uncut, same)):
+            assert np.finfo(found.dtype).eps < 1e-15
+            np.testing.assert_allclose(
+                found, expected, rtol=0, atol=budget(feature_map), err_msg=str(form)
+            )
+
+
+@pytest.mark.parametrize("form", [(9, 2), (4, 3, True, "x")])
+def test_fast_forms_equal_the_general_simulator(form):
+    feature_map = FeatureMap(*form)
+    (angles, *_), _, theta, _ = problem(feature_map, 1, 1, np.float32)
+    circuit = feature_circuit(feature_map)
+    parameters = jnp.concatenate([angles, theta.reshape(-1)])
+    expected = jax.jit(apply, static_argnums=0)(circuit, parameters)
+    found = feature_state(feature_map, angles, theta)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=budget(feature_map, 1.2e-7))
+
+
+@pytest.mark.parametrize("form", [(9, 2), (12, 3), (4, 4), (9, 1), (5, 2, True, "z")])
+def test_single_precision_within_the_error_budget(form):
+    feature_map = FeatureMap(*form)
+    with jax.enable_x64(True):
+        exact = np.asarray(
+            fidelity_matrix(feature_map, *problem(feature_map, dtype=np.float32)[:3])
+        )
+        wide = [x.astype(jnp.float64) for x in problem(feature_map, dtype=np.float32)[:3]]
+        reference = np.asarray(fidelity_matrix(feature_map, *wide))
+    assert exact.dtype == np.float32
+    np.testing.assert_allclose(exact, reference, rtol=0, atol=budget(feature_map, 1.2e-7))
+    a, _, theta, _ = problem(feature_map, dtype=np.float32)
+    norms = np.linalg.norm([feature_state(feature_map, x, theta) for x in a], axis=-1)
+    np.testing.assert_allclose(norms, 1, rtol=0, atol=budget(feature_map, 1.2e-7))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_twenty_qubits_equal_matrix_product_states(num_layers):
+    feature_map = FeatureMap(20, num_layers)
+    with jax.enable_x64(True):
+        a, b, theta, other = problem(feature_map, batch=2, tasks=1)
+        a = b + 0.2 * a  # close angles: fidelities that are not all near zero
+        for theta_b, used in ((None, theta), (other, other)):
+            found = np.asarray(fidelity_matrix(feature_map, a, b, theta, theta_b))
+            expected = [[mps_fidelity(x, y, theta, used) for y in b] for x in a]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=budget(feature_map))
+            if theta_b is None:
+                assert found.min() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # PennyLane's own deprecations
+@pytest.mark.parametrize("form", [(3, 2), (4, 3), (3, 2, True, "z"), (3, 2, True, "x")])
+def test_fidelity_and_gradients_equal_pennylane(form):
+    import pennylane as qml
+
+    feature_map = FeatureMap(*form)
+    node = to_pennylane(feature_circuit(feature_map), diff_method="backprop")
+    with jax.enable_x64(True):
+        a, b, theta, _ = (np.asarray(x) for x in problem(feature_map, 1, 1))
+
+        def fast(a, b, theta):
+            return fidelity_matrix(feature_map, a[None], b[None], theta)[0, 0]
+
+        value, gradients = jax.value_and_grad(fast, argnums=(0, 1, 2))(
+            jnp.asarray(a[0]), jnp.asarray(b[0]), jnp.asarray(theta)
+        )
+
+    def textbook(a, b, theta):
+        psi = node(qml.numpy.concatenate([a, theta.reshape(-1)]))
+        phi = node(qml.numpy.concatenate([b, theta.reshape(-1)]))
+        return qml.numpy.abs(qml.numpy.sum(qml.numpy.conj(psi) * phi)) ** 2
+
+    arguments = [qml.numpy.array(x, requires_grad=True) for x in (a[0], b[0], theta)]
+    np.testing.assert_allclose(value, textbook(*arguments), rtol=0, atol=1e-13)
+    for found, expected in zip(gradients, qml.grad(textbook)(*arguments), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_fidelity_is_symmetric_bounded_and_one_on_the_diagonal():
+    feature_map = FeatureMap()
+    a, b, theta, _ = problem(feature_map, 16, 16, np.float32)
+    tolerance = budget(feature_map, 1.2e-7)
+    p = np.asarray(fidelity_matrix(feature_map, a, b, theta))
+    assert p.min() >= 0 and p.max() <= 1 + tolerance
+    transposed = np.asarray(fidelity_matrix(feature_map, b, a, theta)).T
+    np.testing.assert_allclose(p, transposed, rtol=0, atol=tolerance)
+    own = np.diag(np.asarray(fidelity_matrix(feature_map, a, a, theta)))
+    np.testing.assert_allclose(own, 1, rtol=0, atol=tolerance)
+
+
+def theta_gradient(feature_map, one_sided=False, seed=0):
+    """Largest |d (sum of w p) / d theta| of each layer: [L]."""
+    a, b, theta, _ = problem(feature_map, 4, 3, seed=seed)
+    a = 0.5 * a
+    weights = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1.5, (4, 3)))
+
+    def loss(t):
+        theta_b = jnp.zeros_like(t) if one_sided else None
+        return jnp.sum(weights * fidelity_matrix(feature_map, a, b, t, theta_b))
+
+    return np.abs(jax.grad(loss)(theta)).max(axis=1)
+
+
+# Rounding alone leaves gradients of size budget / weights; a live theta gives more than 1e-4.
+@pytest.mark.parametrize("cut_tail", [True, False])
+def test_which_thetas_can_learn(cut_tail):
+    def gradient(num_layers, reupload=True, axis="y", one_sided=False):
+        feature_map = FeatureMap(5, num_layers, reupload, axis, cut_tail)
+        return theta_gradient(feature_map, one_sided)
+
+    with jax.enable_x64(True):
+        dead, alive = 1e-13, 1e-4
+        assert gradient(1).max() < dead
+        two = gradient(2)
+        assert two[0] > alive and two[1] < dead
+        three = gradient(3)
+        assert three[:2].min() > alive and three[2] < dead
+        for num_layers in (1, 3):
+            assert gradient(num_layers, reupload=False).max() < dead
+            assert gradient(num_layers, one_sided=True).min() > alive
+            assert gradient(num_layers, axis="x").min() > alive
+        assert gradient(1, axis="z").max() < dead
+        assert gradient(2, axis="z").min() > alive
+        if cut_tail:
+            assert gradient(1).max() == gradient(2)[1] == gradient(3, reupload=False).max() == 0
+
+
+def test_one_layer_has_a_closed_form():
+    """p = prod_j cos^2((a_j - b_j) / 2) with one layer, or at any depth without re-uploading."""
+    with jax.enable_x64(True):
+        for form in ((7, 1), (7, 1, False), (7, 3, False)):
+            feature_map = FeatureMap(*form)
+            a, b, theta, _ = problem(feature_map)
+            expected = np.prod(np.cos((a[:, None] - b[None]) / 2) ** 2, axis=-1)
+            found = fidelity_matrix(feature_map, a, b, theta)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=budget(feature_map))
+
+
+def test_parameter_shift_equals_autodiff():
+    """Through shared data angles too: the copies' shifts add up."""
+    feature_map = FeatureMap(3, 2)
+    circuit, index = separate_parameters(feature_circuit(feature_map))
+    with jax.enable_x64(True):
+        a, b, theta, _ = problem(feature_map, 1, 1)
+        phi = feature_state(feature_map, b[0], theta)
+        parameters = jnp.concatenate([a[0], theta.reshape(-1)])
+        by_gate = parameter_shift(
+            lambda p: fidelity(apply(circuit, p), phi), parameters[jnp.array(index)]
+        )
+        shifted = jnp.zeros_like(parameters).at[jnp.array(index)].add(by_gate)
+
+        def loss(a, theta):
+            return fidelity(feature_state(feature_map, a, theta), phi)
+
+        by_angle, by_theta = jax.grad(loss, (0, 1))(a[0], theta)
+    expected = np.concatenate([by_angle, by_theta.reshape(-1)])
+    np.testing.assert_allclose(shifted, expected, rtol=0, atol=1e-13)
+    assert np.abs(expected).min() > 1e-6
+
+
+def intermediate_sizes(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from intermediate_sizes(value.jaxpr)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("separate_theta", [False, True])
+def test_a_batch_prepares_b_plus_t_states(num_layers, separate_theta):
+    """No array anywhere is as large as B T states, and two layers need no whole state at all."""
+    feature_map = FeatureMap(10, num_layers)
+    a, b, theta, other = problem(feature_map, 16, 16, np.float32)
+    theta_b = other if separate_theta else None
+    jaxpr = jax.make_jaxpr(lambda *x: fidelity_matrix(feature_map, *x, theta_b))(a, b, theta)
+    largest = max(intermediate_sizes(jaxpr.jaxpr))
+    if num_layers == 3:  # at most each state beside its reversed copy
+        assert largest <= 2 * (16 + 16) * 2**10
+    else:
+        assert largest <= 4 * (16 + 16) * 2**5
+
+
+def test_jit_and_vmap_equal_the_plain_call():
+    feature_map = FeatureMap(6, 3)
+    a, b, theta, _ = problem(feature_map, 4, 3, np.float32)
+    tolerance = budget(feature_map, 1.2e-7)
+    plain = fidelity_matrix(feature_map, a, b, theta)
+    jitted = jax.jit(fidelity_matrix, static_argnums=0)(feature_map, a, b, theta)
+    np.testing.assert_allclose(jitted, plain, rtol=0, atol=tolerance)
+    one_by_one = jax.vmap(lambda x: fidelity_matrix(feature_map, x[None], b, theta)[0])(a)
+    np.testing.assert_allclose(one_by_one, plain, rtol=0, atol=tolerance)
+
+
+def test_init_theta(key):
+    theta = init_theta(key, FeatureMap(9, 50), scale=0.2)
+    assert theta.shape == (50, 9) and theta.dtype == jnp.float32
+    # 450 normal values: the standard deviation of their mean square root is 0.2 / sqrt(900).
+    assert abs(float(jnp.std(theta)) - 0.2) < 5 * 0.2 / 30
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FeatureMap(num_qubits=0), "num_qubits is an integer from 1 to 30, found 0"),
+        (lambda: FeatureMap(num_qubits=True), "found True"),
+        (lambda: FeatureMap(num_layers=1.5), "num_layers is an integer >= 1, found 1.5"),
+        (lambda: FeatureMap(last_axis="Y"), "last_axis is 'x', 'y' or 'z', found 'Y'"),
+        (lambda: FeatureMap(reupload=1), "reupload is True or False, found 1"),
+        (
+            lambda: feature_state(FeatureMap(3), jnp.zeros((2, 3)), jnp.zeros((2, 3))),
+            "angles [Q] of one sample, found [2, 3]; batch with jax.vmap",
+        ),
+        (
+            lambda: feature_state(FeatureMap(3), jnp.zeros(3), jnp.zeros((1, 3))),
+            "theta must have shape [2, 3], found [1, 3]",
+        ),
+        (
+            lambda: fidelity_matrix(
+                FeatureMap(3), jnp.zeros((4, 3)), jnp.zeros((5, 2)), jnp.zeros((2, 3))
+            ),
+            "angles_b must have shape [batch, 3], found [5, 2]",
+        ),
+        (
+            lambda: fidelity_matrix(
+                FeatureMap(3), jnp.zeros((4, 3), int), jnp.zeros((5, 3)), jnp.zeros((2, 3))
+            ),
+            "angles_a are real angles in radians, found int32",
+        ),
+    ],
+)
+def test_errors_say_what_is_wrong(make, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make()
