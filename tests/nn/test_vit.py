@@ -128,7 +128,7 @@ def test_all_ways_through_the_model_agree(key, variant, first_block):
     @jax.jit
     def every_way(params):
         found = {"whole": encode(params, spec, images, inserts, dropout_key=keys)}
-        for cut in range(first_block + 1):
+        for cut in {0, first_block}:
             tokens = encode_prefix(params, spec, images, cut)
             found[f"cut {cut}"] = encode_from(params, spec, tokens, inserts, cut, dropout_key=keys)
         tokens = encode_all(params, spec, images, inserts, dropout_key=keys)[-1]
@@ -141,7 +141,7 @@ def test_all_ways_through_the_model_agree(key, variant, first_block):
     assert np.abs(whole - frozen).max() > 0.1
     scanned = every_way(stack_blocks(listed))
     np.testing.assert_allclose(scanned.pop("frozen"), frozen, atol=5e-6)
-    assert len(results) == len(scanned) == first_block + 3
+    assert len(results) == len(scanned) == 3 + (first_block > 0)
     for result in (*results.values(), *scanned.values()):
         np.testing.assert_allclose(result, whole, atol=5e-6)
 
@@ -181,9 +181,7 @@ def test_a_new_adapter_changes_no_bit(key, variant, placement):
     np.testing.assert_allclose(adapted, compiled, atol=3e-6)
 
 
-@pytest.mark.parametrize(
-    ("variant", "stacked"), [("augreg", False), ("clip", True), ("dinov2", False)]
-)
+@pytest.mark.parametrize(("variant", "stacked"), [("clip", True), ("dinov2", False)])
 def test_gradient_equals_finite_differences(variant, stacked):
     # Central differences with step 1e-5 in float64: truncation 1e-10, rounding 1e-11.
     with jax.enable_x64(True):

@@ -65,8 +65,9 @@ def test_packaged_clip_equals_its_graph_block_by_block(monkeypatch):
     embedded = vit.embed(params, spec, images)
     assert np.abs(embedded - stages[0]).max() / np.abs(stages[0]).max() < 5e-6
     # The graph rounds every Linear input to 8 bits. With its own block inputs and that rounding
-    # repeated, what is left are values that float noise moves across a rounding edge; in block 3
-    # one outlier feature sets the scale of fc2's input, so its steps are large.
+    # repeated, what is left are values that float noise moves across a rounding edge: one such
+    # value differs by a whole step of 1/255 of its tensor's range. Without the repetition the
+    # errors are 2e-2 to 1e-1; a wrong formula shows at order 1.
     monkeypatch.setattr(layers, "linear", quantized_linear)
     monkeypatch.setattr(vit, "linear", quantized_linear)
     run = jax.jit(lambda p, x: vit.block(p, spec, x))
@@ -76,9 +77,7 @@ def test_packaged_clip_equals_its_graph_block_by_block(monkeypatch):
     ]
     print("relative error of each block's update:", " ".join(f"{e:.1e}" for e in errors))
     assert len(errors) == 12
-    limits = np.full(12, 5e-3)
-    limits[3] = 3e-2
-    assert (np.array(errors) < limits).all(), errors
+    assert max(errors) < 2e-2 and np.median(errors) < 3e-3
     # The last norm is float32; the projection's input is rounded again.
     found = layers.layer_norm(params["norm"], jnp.asarray(stages[-1][:, 0]), spec.eps)
     assert relative(found, feature) < 1e-5
