@@ -79,9 +79,8 @@ class GateConfig:
     encoding: Literal["angle", "amplitude"] = "angle"
     angle_map: Literal["linear", "separate", "first_q", "pool"] = "linear"
     angle_range: float = 3.141592653589793  # angles lie in (-range, range)
-    states: Literal["weights", "class"] = (
-        "class"  # what stands for a task: its adapter's SVD, or its class means
-    )
+    # What stands for a task: its adapter's SVD, its class means, or a vector that the gate learns.
+    states: Literal["weights", "class", "learned"] = "class"
     stack: Literal["weights", "delta", "product"] = "weights"
     rank: int = 12
     score: Literal["fidelity", "log_fidelity"] = "log_fidelity"

@@ -62,7 +62,8 @@ def init_gate(key: jax.Array, config: GateConfig, width: int, max_tasks: int) ->
         if config.angle_map == "separate":
             params["anchor_map"] = dense(keys[1], width, config.num_qubits)
     if config.kind in ("quantum", "pqk") and projected:
-        params["theta"] = quantum.init_theta(keys[2], feature_map(config), config.theta_scale)
+        shape = (config.num_layers, config.num_qubits)
+        params["theta"] = jax.random.uniform(keys[2], shape, maxval=config.theta_scale)
     if config.kind == "mlp":
         params["map"] = dense(keys[0], width, config.num_qubits)
         params["out"] = dense(keys[3], config.num_qubits, 1)[:, 0]
@@ -120,7 +121,8 @@ def similarity(
         # One hidden layer shared by both sides, compared unit by unit.
         hidden_query = jnp.tanh(jnp.matmul(a, params["map"], precision="highest"))
         hidden_anchor = jnp.tanh(jnp.matmul(b, params["map"], precision="highest"))
-        evidence = jnp.matmul(hidden_query * params["out"], hidden_anchor.T, precision="highest")
+        weighted = hidden_query * params["out"][None, :]
+        evidence = jnp.matmul(weighted, hidden_anchor.T, precision="highest")
     else:
         left = jnp.matmul(a, params["map"], precision="highest")
         right = jnp.matmul(b, params["anchor_map"], precision="highest")
@@ -138,7 +140,7 @@ def _overlap(params: dict, config: GateConfig, query: jax.Array, anchors: jax.Ar
         phi = quantum.amplitude_state(anchors, config.num_qubits)
         if config.kind == "pqk":
             return _projected(psi, phi, config)
-        return quantum.fidelity(psi, phi)
+        return jnp.matmul(psi, phi.T, precision="highest") ** 2  # real amplitudes
     a = angles(params, config, query, "query")
     b = angles(params, config, anchors, "anchor")
     if config.kind == "cosine":
@@ -187,8 +189,9 @@ def relevance(
         scaled = raw * jnp.exp(-params["log_temperature"])
         spread = jnp.where(membership[None], scaled[:, :, None], MASKED)  # [B, A, T]
         evidence = jax.nn.logsumexp(spread, axis=1)
-        share = membership / jnp.maximum(membership.sum(0), 1)[None, :]
-        scores = jnp.matmul(p, share.astype(p.dtype), precision="highest")
+        share = membership.astype(p.dtype)
+        share = share / jnp.maximum(share.sum(0, keepdims=True), 1.0)
+        scores = jnp.matmul(p, share, precision="highest")
     log_weights = jax.nn.log_softmax(evidence, axis=-1)
     weights = jnp.where(any_open, jnp.exp(log_weights), 0.0)
     return Relevance(jnp.where(open_tasks[None, :], weights, 0.0), log_weights, scores)
@@ -217,7 +220,8 @@ def task_embedding(adapter: dict, start: dict, config: GateConfig) -> jax.Array:
     _, vectors = jnp.linalg.eigh(gram)
     leading = vectors[:, -min(config.rank, gram.shape[0]) :]
     row_sum = matrix.sum(axis=1)
-    s = leading @ (leading.T @ row_sum)
+    coordinates = jnp.matmul(row_sum, leading, precision="highest")
+    s = jnp.matmul(leading, coordinates, precision="highest")
     return unit(s)
 
 

@@ -250,6 +250,7 @@ def device_step(
     key = jax.random.fold_in(state.key, 2)
     key = jax.random.fold_in(jax.random.fold_in(key, state.task), state.step)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
+    real = batch.get("mask", jnp.ones(rows, bool))
     images = batch.get("tokens", batch.get("image"))
     if config.data.augment:
         aspect = batch.get("aspect", jnp.ones(rows, jnp.float32))
@@ -257,7 +258,10 @@ def device_step(
         images = augment(crop_keys, images, aspect, config.backbone.image_size)
     if "tokens" not in batch:
         images = prepare_images(state, images)
-    mask = batch.get("mask", jnp.ones(rows, bool)).astype(jnp.float32)
+    # A padded row may hold anything, also NaN, which no weight of zero takes out of a gradient.
+    images = _select_rows(real, images)
+    batch = {n: _select_rows(real, v) if n == "features" else v for n, v in batch.items()}
+    mask = real.astype(jnp.float32)
     count, num_devices = jnp.sum(mask), 1
     if axis_name:
         count, num_devices = lax.psum(count, axis_name), lax.psum(1, axis_name)
@@ -266,8 +270,7 @@ def device_step(
 
     def objective(trainable):
         terms = learner.loss(trainable, state, images, batch, dropout_keys)
-        # A padded row may hold anything: select before weighting, for 0 * inf is NaN.
-        means = {n: jnp.sum(jnp.where(mask > 0, v, 0.0) * weight) for n, v in terms.items()}
+        means = {n: jnp.sum(v * weight) for n, v in terms.items()}
         return means["loss"], means
 
     grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
@@ -278,6 +281,11 @@ def device_step(
     trainable = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.trainable, updates)
     metrics["learning_rate"] = rate
     return Moving(trainable, opt_state, state.step + 1), metrics
+
+
+def _select_rows(real: jax.Array, rows: jax.Array) -> jax.Array:
+    """`rows` [B, ...] with zeros where `real` [B] does not hold."""
+    return jnp.where(real.reshape(-1, *[1] * (rows.ndim - 1)), rows, jnp.zeros((), rows.dtype))
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -347,6 +355,10 @@ def check_batch(state: LearnerState, batch: Batch) -> None:
     if not np.issubdtype(label.dtype, np.integer):
         raise DataError(f"label: expected whole numbers, found {label.dtype}")
     mask = np.asarray(batch.get("mask", np.ones(label.shape, bool)))
+    if mask.shape != label.shape or mask.dtype != bool:
+        raise DataError(
+            f"mask: expected bool {list(label.shape)}, found {mask.dtype} {list(mask.shape)}"
+        )
     allowed = np.asarray(state.task_classes)
     allowed = allowed[allowed >= 0]
     wrong = mask & ~np.isin(label, allowed)
@@ -358,7 +370,7 @@ def check_batch(state: LearnerState, batch: Batch) -> None:
     if isinstance(image, np.ndarray) and image.dtype != np.uint8:
         if not np.issubdtype(image.dtype, np.floating):
             raise DataError(f"image: expected uint8 or float in [0, 1], found {image.dtype}")
-        bad = ~np.isfinite(image).all(axis=(-3, -2, -1))
+        bad = mask & ~np.isfinite(image).all(axis=(-3, -2, -1))
         if bad.any():
             raise DataError(
                 f"image {np.argwhere(bad)[0].tolist()} of the batch has NaN or infinite pixels"
@@ -384,6 +396,7 @@ def _extract_slots(state, images, features, first, end):
 
 @jax.jit
 def _accumulate(state, statistics, features, labels, mask):
+    features = _select_rows(mask, features)
     return heads.add_to_statistics(statistics, features, local_labels(state, labels), mask)
 
 

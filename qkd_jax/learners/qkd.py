@@ -122,7 +122,7 @@ def loss(trainable, state, images, batch, dropout_keys):
         kd = feature_distillation(unit(teachers), unit(feature), found.weights)
     else:
         kd = _distil_logits(state, trainable, feature, teachers, found.weights)
-    sparse = sparsity(config.sparsity.kind, found.weights, found.scores * (tasks < state.task))
+    sparse = sparsity(config.sparsity.kind, found.weights, found.scores)
     total = ce + config.distillation.weight * kd + config.sparsity.weight * sparse
     correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
     return {
