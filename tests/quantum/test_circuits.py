@@ -5,6 +5,8 @@ few times, and a fidelity doubles the error of the overlap: below 8 L Q eps, eps
 2.2e-16.
 """
 
+import dataclasses
+import functools
 import itertools
 import re
 
@@ -26,6 +28,13 @@ from qkd_jax.quantum import (
     separate_parameters,
     to_pennylane,
 )
+
+# Most of a test's time is XLA's optimiser, which these small problems do not repay.
+quick_jit = functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
+)
+fidelities = quick_jit(fidelity_matrix)
+state_of = quick_jit(feature_state)
 
 
 def budget(feature_map, eps=2.2e-16):
@@ -95,42 +104,44 @@ def mps_fidelity(angles_a, angles_b, theta_a, theta_b):
     return environment.item() ** 2
 
 
-SMALL_FORMS = [
-    *((layers, True, "y") for layers in (1, 2, 3, 4)),
-    (2, False, "y"),
-    (3, False, "y"),
-    (1, True, "x"),
-    (2, True, "z"),
-    (3, False, "x"),
-]
-FORMS = [
-    *((qubits, *form) for qubits in (1, 2, 3, 5) for form in SMALL_FORMS),
-    *((qubits, layers, True, "y") for qubits in (9, 12) for layers in (2, 3)),
-    (9, 3, True, "z"),
-]
+FORMS = {
+    1: [(1,), (3,), (2, True, "z")],
+    2: [(1,), (2,), (3,), (2, False), (2, True, "x")],
+    3: [(1,), (2,), (3,), (3, False), (1, True, "x"), (3, False, "z")],
+    5: [(1,), (2,), (3,), (4,), (2, False), (2, True, "z"), (3, False, "x")],
+    9: [(2,), (3, True, "z")],
+    12: [(2,), (3,)],
+}
 
 
-@pytest.mark.parametrize("num_qubits", [1, 2, 3, 5, 9, 12])
+@quick_jit
+def every_form(feature_map, a, b, theta, other):
+    """States of a, and fidelities with shared, separate and uncut theta."""
+    literal = dataclasses.replace(feature_map, cut_tail=False)
+    return (
+        jax.vmap(lambda angles: feature_state(feature_map, angles, theta))(a),
+        fidelity_matrix(feature_map, a, b, theta),
+        fidelity_matrix(feature_map, a, b, theta, other),
+        fidelity_matrix(literal, a, b, theta),
+    )
+
+
+@pytest.mark.parametrize("num_qubits", FORMS)
 def test_fast_forms_equal_dense_states(num_qubits):
-    """States, and fidelities with shared, separate and uncut theta."""
-    for form in [form for form in FORMS if form[0] == num_qubits]:
-        feature_map = FeatureMap(*form)
-        literal = FeatureMap(*form, cut_tail=False)
+    for form in FORMS[num_qubits]:
+        feature_map = FeatureMap(num_qubits, *form)
         with jax.enable_x64(True):
             a, b, theta, other = problem(feature_map)
-            state = jax.vmap(feature_state, (None, 0, None))(feature_map, a, theta)
-            shared = fidelity_matrix(feature_map, a, b, theta)
-            separate = fidelity_matrix(feature_map, a, b, theta, other)
-            uncut = fidelity_matrix(literal, a, b, theta)
-        assert jnp.iscomplexobj(state) == (feature_map.last_axis != "y")
-        psi = dense_states(feature_map, a, theta)
-        same, changed = (
-            np.abs(psi.conj() @ dense_states(feature_map, b, t).T) ** 2 for t in (theta, other)
+            found = every_form(feature_map, a, b, theta, other)
+        assert jnp.iscomplexobj(found[0]) == (feature_map.last_axis != "y")
+        psi, phi, phi_other = (
+            dense_states(feature_map, *x) for x in ((a, theta), (b, theta), (b, other))
         )
-        for found, expected in ((state, psi), (shared, same), (separate, changed), (uncut, same)):
-            assert np.finfo(found.dtype).eps < 1e-15
+        same, changed = (np.abs(psi.conj() @ states.T) ** 2 for states in (phi, phi_other))
+        for array, expected in zip(found, (psi, same, changed, same), strict=True):
+            assert np.finfo(array.dtype).eps < 1e-15
             np.testing.assert_allclose(
-                found, expected, rtol=0, atol=budget(feature_map), err_msg=str(form)
+                array, expected, rtol=0, atol=budget(feature_map), err_msg=str(feature_map)
             )
 
 
@@ -141,7 +152,7 @@ def test_fast_forms_equal_the_general_simulator(form):
     circuit = feature_circuit(feature_map)
     parameters = jnp.concatenate([angles, theta.reshape(-1)])
     expected = jax.jit(apply, static_argnums=0)(circuit, parameters)
-    found = feature_state(feature_map, angles, theta)
+    found = state_of(feature_map, angles, theta)
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=0, atol=budget(feature_map, 1.2e-7))
 
@@ -149,17 +160,15 @@ def test_fast_forms_equal_the_general_simulator(form):
 @pytest.mark.parametrize("form", [(9, 2), (12, 3), (4, 4), (9, 1), (5, 2, True, "z")])
 def test_single_precision_within_the_error_budget(form):
     feature_map = FeatureMap(*form)
-    with jax.enable_x64(True):
-        exact = np.asarray(
-            fidelity_matrix(feature_map, *problem(feature_map, dtype=np.float32)[:3])
-        )
-        wide = [x.astype(jnp.float64) for x in problem(feature_map, dtype=np.float32)[:3]]
-        reference = np.asarray(fidelity_matrix(feature_map, *wide))
-    assert exact.dtype == np.float32
-    np.testing.assert_allclose(exact, reference, rtol=0, atol=budget(feature_map, 1.2e-7))
-    a, _, theta, _ = problem(feature_map, dtype=np.float32)
-    norms = np.linalg.norm([feature_state(feature_map, x, theta) for x in a], axis=-1)
-    np.testing.assert_allclose(norms, 1, rtol=0, atol=budget(feature_map, 1.2e-7))
+    a, b, theta, _ = problem(feature_map, dtype=np.float32)
+    single = fidelities(feature_map, a, b, theta)
+    assert single.dtype == jnp.float32
+    psi, phi = dense_states(feature_map, a, theta), dense_states(feature_map, b, theta)
+    tolerance = budget(feature_map, 1.2e-7)
+    np.testing.assert_allclose(single, np.abs(psi.conj() @ phi.T) ** 2, rtol=0, atol=tolerance)
+    state = state_of(feature_map, a[0], theta)
+    np.testing.assert_allclose(state, psi[0], rtol=0, atol=tolerance)
+    assert abs(np.linalg.norm(state) - 1) < tolerance
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
@@ -169,7 +178,7 @@ def test_twenty_qubits_equal_matrix_product_states(num_layers):
         a, b, theta, other = problem(feature_map, batch=2, tasks=1)
         a = b + 0.2 * a  # close angles: fidelities that are not all near zero
         for theta_b, used in ((None, theta), (other, other)):
-            found = np.asarray(fidelity_matrix(feature_map, a, b, theta, theta_b))
+            found = np.asarray(fidelities(feature_map, a, b, theta, theta_b))
             expected = [[mps_fidelity(x, y, theta, used) for y in b] for x in a]
             np.testing.assert_allclose(found, expected, rtol=0, atol=budget(feature_map))
             if theta_b is None:
@@ -189,7 +198,7 @@ def test_fidelity_and_gradients_equal_pennylane(form):
         def fast(a, b, theta):
             return fidelity_matrix(feature_map, a[None], b[None], theta)[0, 0]
 
-        value, gradients = jax.value_and_grad(fast, argnums=(0, 1, 2))(
+        value, gradients = jax.jit(jax.value_and_grad(fast, argnums=(0, 1, 2)))(
             jnp.asarray(a[0]), jnp.asarray(b[0]), jnp.asarray(theta)
         )
 
@@ -208,25 +217,24 @@ def test_fidelity_is_symmetric_bounded_and_one_on_the_diagonal():
     feature_map = FeatureMap()
     a, b, theta, _ = problem(feature_map, 16, 16, np.float32)
     tolerance = budget(feature_map, 1.2e-7)
-    p = np.asarray(fidelity_matrix(feature_map, a, b, theta))
+    p = np.asarray(fidelities(feature_map, a, b, theta))
     assert p.min() >= 0 and p.max() <= 1 + tolerance
-    transposed = np.asarray(fidelity_matrix(feature_map, b, a, theta)).T
+    transposed = np.asarray(fidelities(feature_map, b, a, theta)).T
     np.testing.assert_allclose(p, transposed, rtol=0, atol=tolerance)
-    own = np.diag(np.asarray(fidelity_matrix(feature_map, a, a, theta)))
+    own = np.diag(np.asarray(fidelities(feature_map, a, a, theta)))
     np.testing.assert_allclose(own, 1, rtol=0, atol=tolerance)
 
 
-def theta_gradient(feature_map, one_sided=False, seed=0):
-    """Largest |d (sum of w p) / d theta| of each layer: [L]."""
-    a, b, theta, _ = problem(feature_map, 4, 3, seed=seed)
-    a = 0.5 * a
-    weights = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1.5, (4, 3)))
+@functools.partial(quick_jit, static_argnums=(0, 1))
+def theta_gradient(feature_map, one_sided, a, b, theta):
+    """d (weighted sum of fidelities) / d theta: [L, Q]."""
+    weights = jnp.linspace(0.5, 1.5, a.shape[0] * b.shape[0]).reshape(a.shape[0], -1)
 
     def loss(t):
         theta_b = jnp.zeros_like(t) if one_sided else None
         return jnp.sum(weights * fidelity_matrix(feature_map, a, b, t, theta_b))
 
-    return np.abs(jax.grad(loss)(theta)).max(axis=1)
+    return jax.grad(loss)(theta)
 
 
 # Rounding alone leaves gradients of size budget / weights; a live theta gives more than 1e-4.
@@ -234,7 +242,9 @@ def theta_gradient(feature_map, one_sided=False, seed=0):
 def test_which_thetas_can_learn(cut_tail):
     def gradient(num_layers, reupload=True, axis="y", one_sided=False):
         feature_map = FeatureMap(5, num_layers, reupload, axis, cut_tail)
-        return theta_gradient(feature_map, one_sided)
+        a, b, theta, _ = problem(feature_map, 4, 3)
+        found = theta_gradient(feature_map, one_sided, 0.5 * a, b, theta)
+        return np.abs(found).max(axis=1)
 
     with jax.enable_x64(True):
         dead, alive = 1e-13, 1e-4
@@ -260,7 +270,7 @@ def test_one_layer_has_a_closed_form():
             feature_map = FeatureMap(*form)
             a, b, theta, _ = problem(feature_map)
             expected = np.prod(np.cos((a[:, None] - b[None]) / 2) ** 2, axis=-1)
-            found = fidelity_matrix(feature_map, a, b, theta)
+            found = fidelities(feature_map, a, b, theta)
             np.testing.assert_allclose(found, expected, rtol=0, atol=budget(feature_map))
 
 
@@ -270,7 +280,7 @@ def test_parameter_shift_equals_autodiff():
     circuit, index = separate_parameters(feature_circuit(feature_map))
     with jax.enable_x64(True):
         a, b, theta, _ = problem(feature_map, 1, 1)
-        phi = feature_state(feature_map, b[0], theta)
+        phi = state_of(feature_map, b[0], theta)
         parameters = jnp.concatenate([a[0], theta.reshape(-1)])
         by_gate = parameter_shift(
             lambda p: fidelity(apply(circuit, p), phi), parameters[jnp.array(index)]
@@ -280,7 +290,7 @@ def test_parameter_shift_equals_autodiff():
         def loss(a, theta):
             return fidelity(feature_state(feature_map, a, theta), phi)
 
-        by_angle, by_theta = jax.grad(loss, (0, 1))(a[0], theta)
+        by_angle, by_theta = jax.jit(jax.grad(loss, (0, 1)))(a[0], theta)
     expected = np.concatenate([by_angle, by_theta.reshape(-1)])
     np.testing.assert_allclose(shifted, expected, rtol=0, atol=1e-13)
     assert np.abs(expected).min() > 1e-6
@@ -310,10 +320,10 @@ def test_a_batch_prepares_b_plus_t_states(num_layers, separate_theta):
 
 
 def test_jit_and_vmap_equal_the_plain_call():
-    feature_map = FeatureMap(6, 3)
+    feature_map = FeatureMap(3, 3)
     a, b, theta, _ = problem(feature_map, 4, 3, np.float32)
     tolerance = budget(feature_map, 1.2e-7)
-    plain = fidelity_matrix(feature_map, a, b, theta)
+    plain = fidelity_matrix(feature_map, a, b, theta)  # eager
     jitted = jax.jit(fidelity_matrix, static_argnums=0)(feature_map, a, b, theta)
     np.testing.assert_allclose(jitted, plain, rtol=0, atol=tolerance)
     one_by_one = jax.vmap(lambda x: fidelity_matrix(feature_map, x[None], b, theta)[0])(a)

@@ -133,7 +133,7 @@ def test_equals_pennylane(circuit):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", range(3))
 def test_gradient_equals_pennylane(seed):
-    """d <Z_0 - 2 Z_1> / d parameters of a random circuit with every gate, by autograd and by JAX."""
+    """d <Z_0 - 2 Z_1> / d parameters of a random circuit with every gate, against autograd."""
     import pennylane as qml
 
     generator = np.random.default_rng(seed)
