@@ -235,20 +235,34 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises:
       ConfigError: unknown keys or ill-typed values.
     """
-    if not isinstance(values, dict):
-        raise ConfigError(f"a config is an object of settings, found {type(values).__name__}")
-    flat: list[str] = []
+    problems: list[str] = []
 
-    def walk(node: dict, prefix: str) -> None:
+    def read(owner: Any, node: Any, path: str) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            found = type(node).__name__
+            problems.append(f"{path or 'config'}: expected an object of settings, found {found}")
+            return {}
+        kinds, changes = _field_types(owner), {}
         for name, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
+            key = f"{path}.{name}" if path else str(name)
+            if name not in kinds:
+                problems.append(str(_unknown_key(key)))
+                continue
+            inner = getattr(owner, name)
+            value = tuple(value) if isinstance(value, list) else value
+            if dataclasses.is_dataclass(inner):
+                changes[name] = read(inner, value, key)
+            elif not _fits(value, kinds[name]):
+                problems.append(f"{key}: expected {_describe(kinds[name])}, found {value!r}")
             else:
-                text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                flat.append(f"{prefix}{name}={text}")
+                changes[name] = value
+        return changes
 
-    walk(values, "")
-    return override(Config(), *flat)
+    default = Config()
+    changes = read(default, values, "")
+    if problems:
+        raise ConfigError("bad settings:\n  " + "\n  ".join(problems))
+    return _replace(default, changes)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -314,6 +328,10 @@ def validate(config: Config) -> None:
             f"gate.calibration_steps: expected 0 or more, found {c.gate.calibration_steps}",
         )
         need(
+            c.gate.calibration_batch >= 1,
+            f"gate.calibration_batch: expected at least 1, found {c.gate.calibration_batch}",
+        )
+        need(
             c.distillation.temperature > 0,
             f"distillation.temperature: expected above 0, found {c.distillation.temperature}",
         )
@@ -376,7 +394,7 @@ def _leaves(node: dict, prefix: str = ""):
 
 def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
+        return isinstance(value, str) and value in typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
     if kind is float:
@@ -395,7 +413,8 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if isinstance(kind, types.GenericAlias):
         return "names separated by commas"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(kind, "an object of settings")
 
 
 def _parse(path: str, text: str, kind: Any) -> Any:

@@ -232,7 +232,7 @@ def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax
     mean_variance = jnp.trace(sigma) / width
     mixed = (1.0 - shrinkage) * sigma + shrinkage * mean_variance * jnp.eye(width)
     values, vectors = jnp.linalg.eigh(mixed)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None, :]
 
 
 def calibrate(
