@@ -274,7 +274,9 @@ def calibrate(
     def step(carry, key):
         params, opt_state = carry
         grads = jax.grad(loss)(params, key)
-        updates, opt_state = optimiser.update(grads, opt_state, params)
+        # Adam's bias correction raises a float to an int32 count, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimiser.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
     keys = jax.random.split(key, config.calibration_steps)

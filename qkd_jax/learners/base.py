@@ -276,7 +276,9 @@ def device_step(
     grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
     if axis_name:
         grads, metrics = lax.pmean((grads, metrics), axis_name)
-    updates, opt_state = optimiser(config.train).update(grads, state.opt_state, state.trainable)
+    # Adam's bias correction raises a float to an int32 count, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimiser(config.train).update(grads, state.opt_state, state.trainable)
     rate = learning_rate(config.train, state.step, state.num_steps)
     trainable = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.trainable, updates)
     metrics["learning_rate"] = rate

@@ -1,0 +1,198 @@
+"""Losses against NumPy in float64.
+
+Error budget: inputs below 8 in size and at most 16 terms. A float32 log-softmax is off by a few eps
+of its largest term (8 + log 16), so values agree within 16 * 11 * eps = 2e-5.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkd_jax.nn.losses import (
+    cross_entropy,
+    distillation,
+    entropy,
+    feature_distillation,
+    masked_kl,
+    sparsity,
+)
+
+BUDGET = 2e-5
+EPS = float(np.finfo(np.float32).eps)
+
+
+def draw(*shape, seed=0, scale=2.0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * np.float32(scale)
+
+
+def log_softmax(logits, columns):
+    """float64 over the columns that hold; -inf elsewhere."""
+    logits = np.where(columns, np.float64(logits), -np.inf)
+    top = logits.max(-1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+
+
+def kl_reference(teacher, student, columns):
+    """Row by row over the chosen columns only; 0 without any."""
+    out = np.zeros(teacher.shape[:-1])
+    columns = np.broadcast_to(columns, teacher.shape)
+    for index in np.ndindex(out.shape):
+        chosen = columns[index]
+        if chosen.any():
+            p = log_softmax(teacher[index][chosen], True)
+            q = log_softmax(student[index][chosen], True)
+            out[index] = (np.exp(p) * (p - q)).sum()
+    return out
+
+
+COLUMNS = np.array([True, False, True, True, False, True])
+
+
+def test_cross_entropy():
+    logits, labels = draw(5, 6), np.array([0, 2, 3, 5, 0])
+    found = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(COLUMNS))
+    expected = -log_softmax(logits, COLUMNS)[np.arange(5), labels]
+    np.testing.assert_allclose(found, expected, atol=BUDGET, rtol=0)
+
+
+def test_cross_entropy_ignores_masked_columns_and_sends_them_no_gradient():
+    logits, labels = draw(5, 6), jnp.array([0, 2, 3, 5, 0])
+    moved = np.where(COLUMNS, logits, 1e4).astype(np.float32)
+    columns = jnp.asarray(COLUMNS)
+    np.testing.assert_array_equal(
+        cross_entropy(jnp.asarray(logits), labels, columns),
+        cross_entropy(jnp.asarray(moved), labels, columns),
+    )
+    gradient = jax.grad(lambda x: cross_entropy(x, labels, columns).sum())(jnp.asarray(moved))
+    expected = np.exp(log_softmax(logits, COLUMNS)) - np.eye(6)[np.asarray(labels)]
+    np.testing.assert_allclose(gradient, expected, atol=BUDGET)
+    np.testing.assert_array_equal(np.asarray(gradient)[:, ~COLUMNS], 0)
+
+
+def test_kl_against_float64_with_columns_of_each_row():
+    teacher, student = draw(4, 3, 6), draw(4, 3, 6, seed=1)
+    columns = np.random.default_rng(2).random((3, 6)) < 0.6
+    columns[1] = False
+    found = masked_kl(jnp.asarray(teacher), jnp.asarray(student), jnp.asarray(columns)[None])
+    expected = kl_reference(teacher, student, columns[None])
+    assert (expected[:, 1] == 0).all() and expected[:, 0].max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=BUDGET, rtol=EPS * 64)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kl_is_never_negative_and_zero_for_equal_logits(seed):
+    teacher = jnp.asarray(draw(8, 6, seed=seed))
+    nearly = teacher + 1e-3 * jnp.asarray(draw(8, 6, seed=seed + 9))
+    columns = jnp.asarray(COLUMNS)[None]
+    assert (np.asarray(masked_kl(teacher, nearly, columns)) > -8 * EPS).all()
+    np.testing.assert_array_equal(masked_kl(teacher, teacher, columns), 0)
+    # A constant added to all logits is no difference.
+    np.testing.assert_allclose(masked_kl(teacher, teacher + 3.0, columns), 0, atol=BUDGET)
+    gradient = jax.grad(lambda s: masked_kl(teacher, s, columns).sum())(teacher)
+    np.testing.assert_allclose(gradient, 0, atol=4 * EPS)
+
+
+def test_kl_ignores_masked_columns():
+    teacher, student = draw(4, 6), draw(4, 6, seed=1)
+    columns = jnp.asarray(COLUMNS)[None]
+    other = [jnp.asarray(np.where(COLUMNS, x, v)) for x, v in ((teacher, 1e5), (student, -1e5))]
+    np.testing.assert_array_equal(
+        masked_kl(jnp.asarray(teacher), jnp.asarray(student), columns),
+        masked_kl(*[x.astype(jnp.float32) for x in other], columns),
+    )
+
+
+def test_no_gradient_reaches_the_teacher():
+    teacher, student = jnp.asarray(draw(4, 6)), jnp.asarray(draw(4, 6, seed=1))
+    columns = jnp.asarray(COLUMNS)[None]
+    to_teacher, to_student = jax.grad(lambda t, s: masked_kl(t, s, columns).sum(), argnums=(0, 1))(
+        teacher, student
+    )
+    np.testing.assert_array_equal(to_teacher, 0)
+    # d KL / d student = softmax(student) - softmax(teacher).
+    expected = np.exp(log_softmax(student, COLUMNS)) - np.exp(log_softmax(teacher, COLUMNS))
+    np.testing.assert_allclose(to_student, expected, atol=BUDGET)
+
+
+def test_a_row_without_columns_gives_zero_and_a_finite_gradient():
+    none = jnp.zeros((1, 6), bool)
+    teacher, student = jnp.asarray(draw(4, 6)), jnp.asarray(draw(4, 6, seed=1))
+    value, gradient = jax.value_and_grad(lambda s: masked_kl(teacher, s, none).sum())(student)
+    assert float(value) == 0.0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_distillation_is_the_weighted_sum(temperature):
+    teachers, student = draw(4, 3, 6), draw(4, 6, seed=1)
+    columns = np.array([COLUMNS, ~COLUMNS, np.zeros(6, bool)])
+    alpha = np.random.default_rng(3).dirichlet(np.ones(3), 4).astype(np.float32)
+    expected = np.zeros(4)
+    for b in range(4):
+        for i in range(3):
+            t, s = teachers[b, i] / np.float64(temperature), student[b] / np.float64(temperature)
+            expected[b] += temperature**2 * alpha[b, i] * kl_reference(t, s, columns[i])
+    found = distillation(
+        *map(jnp.asarray, (teachers, student, columns, alpha)), temperature=temperature
+    )
+    np.testing.assert_allclose(found, expected, atol=temperature**2 * BUDGET)
+
+
+def test_distillation_gradient_reaches_relevance_and_student_only():
+    teachers, student = jnp.asarray(draw(4, 3, 6)), jnp.asarray(draw(4, 6, seed=1))
+    alpha, columns = jnp.full((4, 3), 1 / 3), jnp.ones((3, 6), bool)
+    to_teacher, to_student, to_alpha = jax.grad(
+        lambda t, s, a: distillation(t, s, columns, a).sum(), argnums=(0, 1, 2)
+    )(teachers, student, alpha)
+    np.testing.assert_array_equal(to_teacher, 0)
+    assert np.abs(to_student).max() > 1e-2
+    np.testing.assert_array_equal(to_alpha, masked_kl(teachers, student[:, None], columns[None]))
+
+
+def test_feature_distillation():
+    teachers, student = draw(4, 3, 5), draw(4, 5, seed=1)
+    alpha = np.random.default_rng(3).dirichlet(np.ones(3), 4).astype(np.float32)
+    gap = np.float64(teachers) - np.float64(student)[:, None]
+    expected = (alpha * (gap**2).sum(-1)).sum(-1)
+    arguments = [jnp.asarray(x) for x in (teachers, student, alpha)]
+    np.testing.assert_allclose(feature_distillation(*arguments), expected, rtol=16 * EPS)
+    to_teacher = jax.grad(lambda *a: feature_distillation(*a).sum())(*arguments)
+    np.testing.assert_array_equal(to_teacher, 0)
+
+
+def test_entropy_also_at_the_corners():
+    weights = np.array([[0.25] * 4, [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 0]], np.float32)
+    expected = [np.log(4), 0, np.log(2), 0]
+    np.testing.assert_allclose(entropy(jnp.asarray(weights)), expected, atol=4 * EPS)
+    gradient = np.asarray(jax.grad(lambda w: entropy(w).sum())(jnp.asarray(weights)))
+    assert np.isfinite(gradient).all() and (gradient[weights == 0] == 0).all()
+    np.testing.assert_allclose(gradient[0], -(1 + np.log(0.25)), rtol=8 * EPS)
+
+
+def sparsity_of_evidence(kind, evidence):
+    return sparsity(kind, jax.nn.softmax(evidence), jax.nn.sigmoid(evidence)).sum()
+
+
+def test_sparsity_values():
+    evidence = draw(4, 3)
+    weights = np.exp(log_softmax(evidence, True))
+    scores = 1 / (1 + np.exp(-np.float64(evidence)))
+    expected = {
+        "l1_softmax": np.ones(4),
+        "l1_scores": scores.sum(-1),
+        "entropy": -(weights * np.log(weights)).sum(-1),
+    }
+    for kind, value in expected.items():
+        found = sparsity(kind, jnp.asarray(weights, jnp.float32), jnp.asarray(scores, jnp.float32))
+        np.testing.assert_allclose(found, value, rtol=16 * EPS)
+
+
+def test_literal_l1_has_no_gradient_and_the_others_have():
+    evidence = jnp.asarray(draw(4, 3))
+    # alpha (1 - sum alpha): zero but for the rounding of a sum of three terms.
+    literal = jax.grad(lambda e: sparsity_of_evidence("l1_softmax", e))(evidence)
+    assert np.abs(literal).max() <= 4 * EPS
+    for kind in ("l1_scores", "entropy"):
+        gradient = jax.grad(lambda e, kind=kind: sparsity_of_evidence(kind, e))(evidence)
+        assert np.abs(gradient).max() > 1e-2
