@@ -24,7 +24,7 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`; use as a context manager."""
 
     def __init__(self, folder: Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every file
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every file
         self._folder = Path(folder).resolve()
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -40,12 +40,30 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, number: int, state: LearnerState, meta: dict[str, Any]) -> None:
-        """Writes checkpoint `number` (they must rise); `meta` is plain JSON."""
+        """Writes checkpoint `number` (they must rise); `meta` is plain JSON.
+
+        Raises:
+          CheckpointError: the state holds NaN or infinite numbers, or the disk refuses it.
+        """
+        arrays = _arrays(state)
+        bad = _not_finite(arrays)
+        if bad:
+            raise CheckpointError(
+                f"{bad} became NaN or infinite in task {int(state.task)}, step {int(state.step)}; "
+                f"the last good state is in {self._folder}. Lower train.learning_rate (with another "
+                "--variant or --out)."
+            )
         args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(_arrays(state)), meta=ocp.args.JsonSave(meta)
+            arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
         )
-        self._manager.save(number, args=args, force=True)
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(number, args=args, force=True)
+            self._manager.wait_until_finished()
+        except Exception as error:  # orbax raises many kinds for a disk that is full or read-only
+            raise CheckpointError(
+                f"cannot save a checkpoint in {self._folder}: {_reason(error)}; the one before it is "
+                "whole. Make room or make the folder writable; the same command continues"
+            ) from error
 
     def restore(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]] | None:
         """The newest good checkpoint put into `state` (which gives shapes and placement), or None.
@@ -68,8 +86,7 @@ class Checkpoints:
                     self._manager.delete(later)
                 return _with_arrays(state, found["arrays"]), found["meta"]
             except Exception as error:  # orbax raises many kinds for damaged files
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error)
-                failures.append(f"{self._folder / str(number)}: {reason}")
+                failures.append(f"{self._folder / str(number)}: {_reason(error)}")
                 logger.warning("checkpoint %s cannot be read; trying the one before it", number)
         if failures:
             raise CheckpointError(
@@ -95,7 +112,20 @@ def _arrays(state: LearnerState) -> dict[str, Any]:
 
 
 def _with_arrays(state: LearnerState, arrays: dict[str, Any]) -> LearnerState:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        if np.issubdtype(leaf.dtype, np.floating) and not bool(np.isfinite(np.asarray(leaf)).all()):
-            raise CheckpointError(f"{jax.tree_util.keystr(path)} holds NaN or infinite numbers")
+    bad = _not_finite(arrays)
+    if bad:
+        raise CheckpointError(f"{bad} holds NaN or infinite numbers")
     return state.replace(**arrays)
+
+
+def _not_finite(arrays: dict[str, Any]) -> str | None:
+    """The path of the first array with NaN or infinite numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
+            return jax.tree_util.keystr(path)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

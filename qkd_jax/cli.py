@@ -21,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     except QkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # unwritable folder, full disk, unreadable file
+        print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -109,18 +112,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _print_table(folder: Path) -> None:
-    import json
-
-    import numpy as np
     from rich.console import Console
 
     from qkd_jax.results import console_table
+    from qkd_jax.run_files import read_run
 
-    summary = json.loads((folder / "summary.json").read_text())
-    matrix = json.loads((folder / "matrix.json").read_text())
-    Console().print(
-        console_table(summary, np.asarray(matrix["correct"]), np.asarray(matrix["total"]))
-    )
+    files = read_run(folder)
+    Console().print(console_table(files.summary, files.correct, files.total))
 
 
 def _seeds(text: str) -> list[int]:

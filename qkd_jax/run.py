@@ -25,9 +25,10 @@ from qkd_jax import config as configuration
 from qkd_jax import metrics, protocol, quantum
 from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet, Split
+from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
-from qkd_jax.errors import CheckpointError, QkdError
+from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.gate import feature_map, num_parameters
 from qkd_jax.learners import base
 from qkd_jax.nn.vit import Backbone
@@ -66,6 +67,12 @@ def plan(config: Config) -> Plan:
         split_file=config.data.split_file or None,
     )
     if config.data.num_classes:
+        available = len(data.train.class_names)
+        if not 0 < config.data.num_classes <= available:
+            raise ConfigError(
+                f"data.num_classes={config.data.num_classes}: expected 1..{available}, the "
+                f"classes of {config.data.source}, or 0 for all"
+            )
         data = Split(*(_first_classes(part, config.data.num_classes) for part in data))
     num_classes = len(data.train.class_names)
     seed = config.protocol.order_seed if config.protocol.shuffle else None
@@ -107,11 +114,19 @@ def run(
     """
     planned = plan(config)
     folder = run_folder(out, planned.config, variant)
+    summary = _stored_summary(folder, planned, backbone)
+    if summary is not None:
+        return summary
+    # Before the folder is made: settings that do not fit leave nothing behind.
+    loop = _Loop(planned, backbone, folder, variant, show_progress)
     with _exclusive(folder):
-        finished = _open_folder(folder, planned, backbone, variant)
-        if finished:
-            return finished
-        return _Loop(planned, backbone, folder, variant, show_progress).run()
+        # Again under the lock: another process may have ended in between.
+        summary = _stored_summary(folder, planned, backbone)
+        if summary is not None:
+            return summary
+        if not _is_begun(folder):
+            _begin_folder(folder, planned, backbone)
+        return loop.run()
 
 
 def run_folder(out: Path, config: Config, variant: str = "") -> Path:
@@ -120,29 +135,56 @@ def run_folder(out: Path, config: Config, variant: str = "") -> Path:
     return Path(out) / config.experiment / name / f"seed{config.seed}"
 
 
-def _open_folder(folder: Path, planned: Plan, backbone: Backbone, variant: str) -> dict | None:
-    """Writes what is needed to run again, or checks that the folder holds the same run; its summary if finished."""
-    settings = folder / "config.json"
-    if settings.exists():
-        stored = configuration.from_dict(_read_json(settings))
-        changed = configuration.difference(stored, planned.config)
-        if changed:
-            raise CheckpointError(
-                f"{folder} holds a run with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nuse the same settings to continue it, or another --out or --variant for a new run"
-            )
-        stored_backbone = _read_json(folder / "environment.json").get("backbone_fingerprint")
-        if stored_backbone != fingerprint(backbone):
-            raise CheckpointError(
-                f"{folder} was begun with other backbone weights ({stored_backbone}); "
-                f"these are {fingerprint(backbone)}"
-            )
-        summary = folder / "summary.json"
-        if summary.exists() and _read_json(summary).get("finished"):
-            return _read_json(summary)
+def _is_begun(folder: Path) -> bool:
+    """True where there is something to continue; before the first checkpoint nothing is lost."""
+    kept = (folder / "checkpoints").glob("[0-9]*")
+    return (folder / "config.json").exists() and ((folder / "summary.json").exists() or any(kept))
+
+
+def _stored_summary(folder: Path, planned: Plan, backbone: Backbone) -> dict | None:
+    """The summary of a finished run; None if there is work to do.
+
+    Raises:
+      CheckpointError: the folder holds a run with other settings, data or weights, or is damaged.
+    """
+    if not _is_begun(folder):
         return None
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "config.json"
+    try:
+        stored = configuration.from_dict(_read_json(settings))
+    except ConfigError as error:
+        raise CheckpointError(f"{settings} cannot be used: {error}") from None
+    changed = configuration.difference(stored, planned.config)
+    if changed:
+        raise CheckpointError(
+            f"{folder} holds a run with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nuse the same settings to continue it, or another --out or --variant for a new run"
+        )
+    environment_then = _read_json(folder / "environment.json")
+    for name, now in _identity(planned, backbone).items():
+        then = environment_then.get(name, now)
+        if then != now:
+            raise CheckpointError(
+                f"{folder} was begun with other {name.split('_')[0]} ({name}: {then} -> {now}); "
+                "use another --out or --variant for a new run"
+            )
+    if not (folder / "summary.json").exists():
+        return None
+    summary = _read_json(folder / "summary.json")
+    return summary if summary.get("finished") else None
+
+
+def _identity(planned: Plan, backbone: Backbone) -> dict[str, str]:
+    """What must not change while a run is continued, beside its settings."""
+    return {
+        "backbone_fingerprint": fingerprint(backbone),
+        "data_fingerprint": data_fingerprint(planned.data),
+    }
+
+
+def _begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:
+    """Writes what is needed to run again."""
     config = planned.config
     _write_json(
         folder / "class_order.json",
@@ -154,13 +196,12 @@ def _open_folder(folder: Path, planned: Plan, backbone: Backbone, variant: str) 
             "class_names": list(planned.data.train.class_names),
         },
     )
-    _write_json(folder / "environment.json", environment(backbone))
+    _write_json(folder / "environment.json", environment(backbone) | _identity(planned, backbone))
     if config.method == "qkd" and config.gate.kind in ("quantum", "pqk"):
         circuit = quantum.feature_circuit(feature_map(config.gate))
         if config.gate.encoding == "angle":
             _write_atomically(folder / "circuit.txt", quantum.draw(circuit).encode())
-    _write_json(settings, configuration.to_dict(config))  # last: it marks the folder as begun
-    return None
+    _write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
 
 
 def versions() -> dict[str, str]:
@@ -183,7 +224,6 @@ def environment(backbone: Backbone) -> dict[str, Any]:
         "devices": [str(device) for device in jax.local_devices()],
         "command": sys.argv,
         "backbone": backbone.name,
-        "backbone_fingerprint": fingerprint(backbone),
     }
 
 
@@ -218,7 +258,7 @@ class _Loop:
         # Seconds and counts of earlier sessions; see `clock`.
         self.spent = {"wall": 0.0, "train": 0.0, "eval": 0.0}
         self.counts = {"trained": 0, "extracted": 0}
-        self.began = time.monotonic()
+        self.began = self.lap_began = time.monotonic()
         self.test = _Features(self, self.data.test, "test")
         self.stop = False
 
@@ -293,15 +333,18 @@ class _Loop:
             self.state = base.begin_task(self.state, task, num_steps)
         self.state = self.runner.place(self.state)
         features = _Features(self, train, "train")
-        began = time.monotonic()
+        self.lap_began = time.monotonic()
         if num_steps:
             if not self.config.data.augment:
+                counted = self.counts["extracted"]
                 features.fill(self.state, range(*self.learner.teachers(task.index)), task.classes)
+                if int(self.state.step):  # resumed within the task: the checkpoint counted them
+                    self.counts["extracted"] = counted
             self._train(task, train, features, num_steps, checkpoints)
         self.state = base.freeze(self.state)
         features.fill(self.state, range(*self.learner.slots(task.index)), task.classes)
         self.state = base.finish(self.state, features.batches())
-        self.spent["train"] += time.monotonic() - began
+        self._lap("train")
         self._evaluate(task)
         self._save(checkpoints, task.index + 1)
 
@@ -337,6 +380,7 @@ class _Loop:
                         done % config.train.checkpoint_every == 0 and done < num_steps
                     ):
                         log.flush()
+                        self._lap("train")
                         self.state = join(held, moving)
                         self._save(checkpoints, task.index)
                     if self.stop:
@@ -366,13 +410,18 @@ class _Loop:
             **record,
         }
 
+    def _lap(self, name: str) -> None:
+        """Books the seconds since the last lap."""
+        now = time.monotonic()
+        self.spent[name] += now - self.lap_began
+        self.lap_began = now
+
     def clock(self) -> float:
         """Seconds of this run, all sessions."""
         return self.spent["wall"] + time.monotonic() - self.began
 
     def _evaluate(self, task: protocol.Task) -> None:
         """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
-        began = time.monotonic()
         seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
         rows = self.test.fill(self.state, range(*self.learner.slots(task.index)), seen)
         labels = self.data.test.labels[rows]
@@ -416,7 +465,7 @@ class _Loop:
                 "total": self.total.tolist(),
             },
         )
-        self.spent["eval"] += time.monotonic() - began
+        self._lap("eval")
         self.progress.end_task(
             f"task {task.index + 1}/{len(self.tasks)}  classes {len(seen)}  {line}"
         )
@@ -562,8 +611,9 @@ class _Features:
 def _not_finite(record: dict, task: int, step: int, folder: Path) -> str:
     bad = [name for name, value in record.items() if not np.isfinite(value)]
     return (
-        f"{', '.join(bad)} became NaN or infinite in task {task}, step {step}; the last good state is in "
-        f"{folder / 'checkpoints'}. Lower train.learning_rate, or look at the images of this task."
+        f"{', '.join(bad)} became NaN or infinite in task {task}, step {step}; the last good state "
+        f"is in {folder / 'checkpoints'}. Lower train.learning_rate (with another --variant or "
+        "--out), or look at the images of this task."
     )
 
 
@@ -572,12 +622,13 @@ def _trim_log(path: Path, task: int, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            seen = (record["task"], record["step"]) <= (task, step)
+        except (ValueError, KeyError, TypeError):
             break  # the line that a kill cut in two
-        if (record["task"], record["step"]) <= (task, step) or record["task"] < task:
+        if seen:
             kept.append(line)
     _write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
@@ -596,15 +647,20 @@ def _exclusive(folder: Path):
         yield
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the run folder is damaged") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete the run folder or restore it"
         ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} is damaged (no JSON object); delete the run folder or restore it"
+        )
+    return value
 
 
 def _write_json(path: Path, value: Any) -> None:
