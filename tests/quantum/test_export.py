@@ -48,8 +48,8 @@ def test_drawing_of_the_feature_circuit():
 
 def test_drawing_of_every_gate_with_angles():
     assert draw(ALL_GATES, ANGLES) == (
-        "0: ─H────────╭RZZ(-0.25)───────────╭X─X────────\n"
-        "1: ─RX(0.10)─│───────────RZ(-0.25)─│──╭●───────\n"
+        "0: ─H────────╭RZZ(-0.25)───────────╭X─X───────────\n"
+        "1: ─RX(0.10)─│───────────RZ(-0.25)─│──╭●──────────\n"
         "2: ──────────╰RZZ──────────────────╰●─╰Z─RY(0.00)─"
     )
 
