@@ -63,6 +63,7 @@ class HeadConfig:
     kind: Literal["cosine", "linear"] = "cosine"
     scale: float = 20.0  # start of the learnable scale of the cosine head
     prototypes: Literal["none", "own", "all"] = "all"
+    whiten: bool = True  # at test, compare in the metric of the stored within-class covariance
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ class GateConfig:
     """Relevance of each learned task to an image: which gate, on which states, with which score."""
 
     kind: Literal["quantum", "pqk", "cosine", "mlp", "attention", "uniform"] = "quantum"
-    num_qubits: int = 9
+    num_qubits: int = 10
     num_layers: int = 2
     reupload: bool = True
     theta_scale: float = 0.1  # theta ~ U[0, scale); the paper's start is U[0, 2 pi)
     theta_side: Literal["both", "query"] = "both"
     last_axis: Literal["y", "x", "z"] = "y"
-    encoding: Literal["angle", "amplitude"] = "angle"
+    encoding: Literal["angle", "amplitude"] = "amplitude"
     angle_map: Literal["linear", "separate", "first_q", "pool"] = "linear"
     angle_range: float = 3.141592653589793  # angles lie in (-range, range)
     # What stands for a task: its adapter's SVD, its class means, or a vector that the gate learns.
@@ -84,15 +85,17 @@ class GateConfig:
     stack: Literal["weights", "delta", "product"] = "weights"
     rank: int = 12
     score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
-    temperature: float = 0.1
+    temperature: float = 0.3
     kernel_width: float = 1.0  # gamma of the projected quantum kernel
     calibration_steps: int = (
         200  # routing steps on pseudo-features when a task ends; 0 = never taught
     )
     calibration_batch: int = 128
     calibration_rate: float = 0.01
+    calibration_noise: float = 2.0  # unseen images lie further out than the stored covariance says
+    whiten: bool = True  # compare in the metric of the stored within-class covariance
     freeze_after: int = -1  # task index after which training no longer moves the gate; -1 = never
-    shrinkage: float = 0.5  # share of the isotropic part in the stored covariance
+    shrinkage: float = 0.6  # share of the isotropic part in the stored covariance
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,10 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "qkd": (),
     # Literal choices: qkd.md section 2. Fidelity scores at temperature 1, never-taught gate, constant L1.
     "paper": (
+        "gate.encoding=angle",
+        "gate.num_qubits=9",
+        "gate.whiten=false",
+        "head.whiten=false",
         "gate.theta_scale=6.283185307179586",
         "gate.states=weights",
         "gate.score=fidelity",

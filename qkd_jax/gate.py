@@ -225,14 +225,57 @@ def task_embedding(adapter: dict, start: dict, config: GateConfig) -> jax.Array:
     return unit(s)
 
 
-def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax.Array:
-    """[D, D] factor F with F F^T = (1 - s) Sigma + s tr(Sigma)/D I, Sigma = scatter / count (pooled within classes)."""
+class Metric(NamedTuple):
+    """The affine map v = whitener (h - centre) after which images of one class vary equally in all directions.
+
+    centre [D]: mean of the class means. whitener [D, D] = F^-1 and factor [D, D] = F, lower triangular,
+    F F^T = the pooled within-class covariance, shrunk. Angles between whitened vectors do not depend on which
+    square root of the covariance is taken.
+    """
+
+    centre: jax.Array
+    whitener: jax.Array
+    factor: jax.Array
+
+
+def identity_metric(width: int) -> Metric:
+    """The metric before anything was learned: it changes nothing."""
+    return Metric(jnp.zeros(width), jnp.eye(width), jnp.eye(width))
+
+
+def learned_metric(
+    scatter: jax.Array,
+    count: jax.Array,
+    class_means: jax.Array,
+    task_of_class: jax.Array,
+    shrinkage: float,
+) -> Metric:
+    """Metric of all classes seen, from sums that hold no image.
+
+    F F^T = (1 - s) Sigma + s tr(Sigma) / D I, Sigma = scatter / count.
+
+    Args:
+      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T. count: [], how many images.
+      class_means: [C, D]. task_of_class: int [C], -1 = not seen. shrinkage: s in [0, 1].
+    """
+    width = scatter.shape[0]
     sigma = scatter / jnp.maximum(count, 1.0)
-    width = sigma.shape[0]
-    mean_variance = jnp.trace(sigma) / width
-    mixed = (1.0 - shrinkage) * sigma + shrinkage * mean_variance * jnp.eye(width)
-    values, vectors = jnp.linalg.eigh(mixed)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None, :]
+    # One image a class has no scatter at all: the floor keeps F regular.
+    mean_variance = jnp.maximum(jnp.trace(sigma) / width, 1e-6)
+    identity = jnp.eye(width)
+    factor = jnp.linalg.cholesky(
+        (1.0 - shrinkage) * sigma + max(shrinkage, 1e-3) * mean_variance * identity
+    )
+    whitener = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    seen = (task_of_class >= 0).astype(jnp.float32)
+    centre = seen @ class_means / jnp.maximum(seen.sum(), 1.0)
+    return Metric(centre, whitener, factor)
+
+
+def whiten(metric: Metric, vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] in the metric."""
+    centre = metric.centre.reshape((1,) * (vectors.ndim - 1) + (-1,))
+    return jnp.matmul(vectors - centre, metric.whitener.T, precision="highest")
 
 
 def calibrate(
@@ -252,10 +295,11 @@ def calibrate(
     evenly over all seen ones. Remedies the gate's missing signal (it never sees its own task in training).
 
     Args:
-      class_means: [C, D] of h. task_of_class: int [C], -1 = not seen. factor: [D, D], see `shrunk_factor`.
+      class_means: [C, D] of h as the gate sees it. task_of_class: int [C], -1 = not seen.
+      factor: [D, D], F of the noise covariance F F^T.
       anchors, owner: as in `relevance`; ignored where the gate has learned states.
     """
-    if not params or config.calibration_steps == 0:
+    if set(params) <= {"log_temperature"} or config.calibration_steps == 0:
         return params
     optimiser = optax.adam(config.calibration_rate)
     log_class = jnp.where(task_of_class >= 0, 0.0, MASKED)
@@ -265,7 +309,9 @@ def calibrate(
         key_class, key_noise = jax.random.split(key)
         drawn = jax.random.categorical(key_class, log_class, shape=(config.calibration_batch,))
         noise = jax.random.normal(key_noise, (config.calibration_batch, factor.shape[0]))
-        query = class_means[drawn] + noise @ factor.T
+        query = class_means[drawn] + config.calibration_noise * (noise @ factor.T)
+        # Pseudo-features lie inside their own covariance and would drive the temperature to zero.
+        params = fixed_temperature(params)
         states, owners = anchor_states(params, anchors, owner)
         found = relevance(params, config, query, states, owners, open_tasks)
         target = task_of_class[drawn]
@@ -282,6 +328,13 @@ def calibrate(
     keys = jax.random.split(key, config.calibration_steps)
     (params, _), _ = jax.lax.scan(step, (params, optimiser.init(params)), keys)
     return params
+
+
+def fixed_temperature(params: dict) -> dict:
+    """The gate's parameters, without gradient to the temperature."""
+    if "log_temperature" not in params:
+        return params
+    return {**params, "log_temperature": jax.lax.stop_gradient(params["log_temperature"])}
 
 
 def anchor_states(

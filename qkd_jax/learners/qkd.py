@@ -51,6 +51,7 @@ def init(key, backbone, config):
         "class_means": jnp.zeros((config.num_classes, width)),
         "scatter": jnp.zeros((width, width)),
         "count": jnp.float32(0),
+        "metric": gate.identity_metric(width),
     }
     return trainable, memory
 
@@ -72,24 +73,29 @@ def begin(state, key):
     return trainable, {**state.memory, "start": adapter}
 
 
+def gate_inputs(state, vectors):
+    """Features of slot 0 as the gate sees them."""
+    return gate.whiten(state.memory["metric"], vectors) if state.config.gate.whiten else vectors
+
+
 def anchors(state):
     """(vectors [A, D], owner [A]): what stands for each learned task in the gate."""
     if state.config.gate.states == "class":
-        return state.memory["class_means"], state.task_of_class
+        return gate_inputs(state, state.memory["class_means"]), state.task_of_class
     return state.memory["task_states"], jnp.arange(state.config.max_tasks)
 
 
 def route(state, gate_params, query, open_tasks):
-    """Relevance of the open tasks to images with features `query` [B, D]."""
+    """Relevance of the open tasks to images with features `query` [B, D] of slot 0."""
     vectors, owner = gate.anchor_states(gate_params, *anchors(state))
+    query = gate_inputs(state, query)
     return gate.relevance(gate_params, state.config.gate, query, vectors, owner, open_tasks)
 
 
-def slot_logits(state, features, scale):
-    """z^(i) of features [B, S, D]: [B, S, C], every slot with its own rows."""
+def slot_logits(state, features, rows, scale):
+    """z^(i) of features [B, S, D] on rows [S, C, D] (or [1, C, D], the same for all slots): [B, S, C]."""
     kind = state.config.head.kind
     logits = jax.vmap(lambda f, rows: head_logits(f, rows, scale, kind), in_axes=(1, 0), out_axes=1)
-    rows = state.memory["rows"]
     return logits(features, jnp.broadcast_to(rows, (features.shape[1], *rows.shape[1:])))
 
 
@@ -138,7 +144,7 @@ def loss(trainable, state, images, batch, dropout_keys):
 def _still_learning(state, params):
     """The gate's parameters, without gradient where training must not move them."""
     frozen = lax.stop_gradient(params)
-    params = {**params, **{k: frozen[k] for k in ("log_temperature",) if k in params}}
+    params = gate.fixed_temperature(params)
     last = state.config.gate.freeze_after
     if last < 0:
         return params
@@ -149,8 +155,8 @@ def _distil_logits(state, trainable, feature, teachers, weights):
     """Eq. 13 with the columns that the setting names."""
     config, head = state.config, trainable["head"]
     scale = lax.stop_gradient(head["scale"])
-    teacher_logits = slot_logits(state, teachers, scale)
     rows = state.memory["rows"]
+    teacher_logits = slot_logits(state, teachers, rows, scale)
     own_rows = rows[jnp.minimum(state.task, rows.shape[0] - 1)]
     student_logits = head_logits(feature, own_rows, scale, config.head.kind)
     owner, tasks = state.task_of_class, jnp.arange(config.max_tasks)
@@ -197,16 +203,23 @@ def finish(state, statistics, key):
         "scatter": memory["scatter"] + within_class_scatter(statistics),
         "count": memory["count"] + statistics.count.sum(),
     }
+    memory["metric"] = gate.learned_metric(
+        memory["scatter"],
+        memory["count"],
+        memory["class_means"],
+        state.task_of_class,
+        config.gate.shrinkage,
+    )
     state = state.replace(memory=memory)
-    factor = gate.shrunk_factor(memory["scatter"], memory["count"], config.gate.shrinkage)
     vectors, owner = anchors(state)
+    metric = memory["metric"]
     taught = gate.calibrate(
         key,
         state.trainable["gate"],
         config.gate,
-        memory["class_means"],
+        gate_inputs(state, memory["class_means"]),
         state.task_of_class,
-        factor,
+        jnp.eye(len(metric.factor)) if config.gate.whiten else metric.factor,
         vectors,
         owner,
         config.max_tasks,
@@ -222,7 +235,11 @@ def score(state, features):
     """Inference: z = sum_i alpha_i z^(i) over the learned tasks, alpha from the feature of slot 0."""
     tasks = jnp.arange(state.config.max_tasks)
     found = route(state, state.trainable["gate"], features[:, 0], tasks <= state.task)
-    logits = slot_logits(state, features, state.trainable["head"]["scale"])
+    rows = state.memory["rows"]
+    if state.config.head.whiten:
+        metric = state.memory["metric"]
+        features, rows = gate.whiten(metric, features), gate.whiten(metric, rows)
+    logits = slot_logits(state, features, rows, state.trainable["head"]["scale"])
     fused = jnp.einsum("bt,btc->bc", found.weights, logits)
     return mask_unseen(state, fused), found.weights
 
