@@ -17,10 +17,11 @@ def get_config(method: str = "qkd") -> Config:
         "backbone.image_size=96",
         "data.source=renditions",
         "adapter.bottleneck=16",
+        "adapter.first_block=6",
         "adapter.dropout=0.1",
-        "train.epochs=8",
-        "train.batch_size=20",
-        "train.learning_rate=0.05",
+        "train.epochs=5",
+        "train.batch_size=16",
+        "train.learning_rate=0.2",
         "train.checkpoint_every=50",
     )
     return config

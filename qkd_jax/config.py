@@ -38,7 +38,7 @@ class DataConfig:
     split_file: str = ""
     num_classes: int = 0  # use only the first classes of the source; 0 = all
     augment: bool = False
-    canvas: int = 256  # side of the squashed whole image that random crops are cut from
+    canvas: int = 0  # side of the squashed image that crops are cut from; 0 = twice the crop
 
 
 @dataclass(frozen=True)
