@@ -14,6 +14,7 @@ import optax
 
 from qkd_jax import quantum
 from qkd_jax.config import GateConfig
+from qkd_jax.errors import ConfigError
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.losses import MASKED
 
@@ -43,8 +44,12 @@ def init_gate(key: jax.Array, config: GateConfig, width: int, max_tasks: int) ->
     """Parameters of a gate over features of `width`, as a dict of arrays.
 
     The classical gates get about as many parameters as the quantum one's map D -> q and its angles
-    (`num_parameters` counts them).
+    `num_parameters` counts them).
+
+    Raises:
+      ConfigError: the qubits do not fit the width.
     """
+    _check_width(config, width)
     keys = jax.random.split(key, 5)
     params: dict = {"log_temperature": jnp.log(jnp.float32(config.temperature))}
     if config.states == "learned":
@@ -72,6 +77,23 @@ def init_gate(key: jax.Array, config: GateConfig, width: int, max_tasks: int) ->
         params["map"] = dense(keys[0], width, columns)
         params["anchor_map"] = dense(keys[1], width, columns)
     return params
+
+
+def _check_width(config: GateConfig, width: int) -> None:
+    qubits, found = config.num_qubits, f"gate.num_qubits={config.num_qubits}"
+    if config.kind not in ("quantum", "pqk", "cosine"):
+        return
+    if config.encoding == "amplitude":
+        if config.kind != "cosine" and 2**qubits < width:
+            raise ConfigError(
+                f"gate.encoding=amplitude holds {2**qubits} of the feature's {width} numbers in "
+                f"{found}; set gate.num_qubits={(width - 1).bit_length()}"
+            )
+    elif config.angle_map in ("first_q", "pool") and qubits > width:
+        raise ConfigError(
+            f"gate.angle_map={config.angle_map} takes {found} angles from a feature of {width} "
+            f"numbers; use at most {width}"
+        )
 
 
 def num_parameters(params: dict) -> int:

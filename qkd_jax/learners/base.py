@@ -130,13 +130,6 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
         raise ConfigError(
             f"adapter.bottleneck: {config.adapter.bottleneck} is wider than the backbone ({width})"
         )
-    if config.gate.encoding == "amplitude" and config.gate.kind in ("quantum", "pqk"):
-        if 2**config.gate.num_qubits < width:
-            needed = (width - 1).bit_length()
-            raise ConfigError(
-                f"gate.encoding=amplitude holds {2**config.gate.num_qubits} of the feature's {width} "
-                f"numbers in gate.num_qubits={config.gate.num_qubits}; set gate.num_qubits={needed}"
-            )
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
         raise ConfigError("init_state needs a typed key: jax.random.key(seed), not PRNGKey(seed)")
     trainable, memory = learner_of(config).init(jax.random.fold_in(key, 0), backbone, config)
@@ -342,6 +335,8 @@ def check_batch(state: LearnerState, batch: Batch) -> None:
         if name not in batch:
             raise DataError(f"batch has no {name!r}; found: {', '.join(sorted(batch))}")
     image, label = batch["image"], np.asarray(batch["label"])
+    if not hasattr(image, "ndim"):
+        raise DataError(f"image: expected an array, found {type(image).__name__}")
     if image.ndim not in (4, 5) or image.shape[-1] != 3:
         raise DataError(
             f"image: expected [B, H, W, 3] or [S, B, H, W, 3], found {list(image.shape)}"

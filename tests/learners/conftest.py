@@ -1,4 +1,4 @@
-"""A run small enough to compile in seconds: 2 blocks, width 12, 8 px, three tasks among seven classes."""
+"""A run small enough to compile in seconds: 2 blocks, width 12, 8 px, three small tasks."""
 
 from types import SimpleNamespace
 
@@ -24,6 +24,7 @@ SETTINGS = (
     "adapter.scale=1.0",
     "adapter.dropout=0.1",
     "adapter.first_block=0",
+    "gate.encoding=angle",
     "gate.num_qubits=3",
     "gate.num_layers=2",
     "gate.calibration_steps=3",
@@ -66,6 +67,14 @@ def run(backbone, config, tasks=TASKS, steps=2):
         state = qkd_jax.end_task(state, [batch_of(task, step) for step in range(2)])
         history.append(SimpleNamespace(begun=begun, trained=trained, ended=copy_of(state)))
     return history
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """These tests compile much and compute little: leave out XLA's slow passes."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,199 @@
+"""The verbs that all methods share: refusals, schedule, weight decay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qkd_jax
+from qkd_jax.errors import ConfigError, DataError, ProtocolError
+from qkd_jax.learners import base
+from qkd_jax.protocol import Task
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny):
+    config = tiny.config("method=finetune")
+    return qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
+
+
+@pytest.fixture(scope="module")
+def begun(fresh, tiny):
+    return qkd_jax.begin_task(fresh, tiny.tasks[0])
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        (Task(0, (2, 3)), "task 0 cannot start: the next task is 1"),
+        (Task(2, (2, 3)), "task 2 cannot start: the next task is 1"),
+        (Task(1, ()), "has 0 classes"),
+        (Task(1, (0, 2, 3)), "max_task_classes=2"),
+        (Task(1, (2, 2)), "repeats classes"),
+        (Task(1, (4, 2)), "repeats classes"),
+        (Task(1, (2, 7)), "classes must lie in 0..6"),
+        (Task(1, (-1, 2)), "classes must lie in 0..6"),
+    ],
+)
+def test_begin_task_refuses(begun, task, words):
+    with pytest.raises(ProtocolError, match="task") as caught:
+        qkd_jax.begin_task(begun, task)
+    assert words in str(caught.value)
+
+
+def test_begin_task_refuses_more_tasks_than_there_is_room_for(fresh):
+    full = fresh.replace(task=jnp.int32(3))
+    with pytest.raises(ProtocolError, match="room for max_tasks=4"):
+        qkd_jax.begin_task(full, Task(4, (2,)))
+
+
+def test_begin_task_sets_the_books(fresh, begun):
+    assert int(begun.task) == 0 and int(begun.step) == 0
+    np.testing.assert_array_equal(begun.task_classes, [4, 1])
+    np.testing.assert_array_equal(begun.task_of_class, [-1, 0, -1, -1, 0, -1, -1])
+    np.testing.assert_array_equal(fresh.task_of_class, [-1] * 7)
+
+
+def bad_batches(tiny):
+    good = tiny.batch(tiny.tasks[0])
+    image, label = good["image"], good["label"]
+    nan, infinite = image.copy(), image.copy()
+    nan[2, 0, 0, 0], infinite[1, 3, 3, 1] = np.nan, np.inf
+    return {
+        "no image": ({"label": label}, "no 'image'"),
+        "no label": ({"image": image}, "no 'label'"),
+        "foreign label": ({**good, "label": np.array([4, 1, 2, 4])}, "labels [2] are not classes"),
+        "no channels": ({**good, "image": image[..., 0]}, "expected [B, H, W, 3]"),
+        "four channels": ({**good, "image": image[..., [0, 1, 2, 2]]}, "expected [B, H, W, 3]"),
+        "wrong size": ({**good, "image": image[:, :6]}, "expected 8 x 8 pixels"),
+        "fewer labels": ({**good, "label": label[:3]}, "label: expected [4], found [3]"),
+        "float labels": ({**good, "label": label.astype(float)}, "expected whole numbers"),
+        "NaN": ({**good, "image": nan}, "image [2] of the batch has NaN"),
+        "infinite": ({**good, "image": infinite}, "image [1] of the batch has NaN"),
+        "int32 pixels": ({**good, "image": image.astype(np.int32)}, "uint8 or float"),
+        "short mask": ({**good, "mask": np.ones(3, bool)}, "mask: expected bool [4]"),
+        "number mask": ({**good, "mask": np.ones(4)}, "mask: expected bool"),
+        "a list": ({**good, "image": image.tolist()}, "image: expected an array"),
+    }
+
+
+CASES = (
+    "no image,no label,foreign label,no channels,four channels,wrong size,fewer labels,"
+    "float labels,NaN,infinite,int32 pixels,short mask,number mask,a list"
+).split(",")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_train_task_refuses_bad_batches(tiny, begun, case):
+    batch, words = bad_batches(tiny)[case]
+    with pytest.raises(DataError) as caught:
+        qkd_jax.train_task(begun, batch)
+    assert words in str(caught.value)
+
+
+def test_every_bad_batch_is_tried(tiny):
+    assert set(CASES) == set(bad_batches(tiny))
+
+
+def test_labels_in_a_scan_of_steps_are_checked_too(tiny, begun):
+    good = tiny.batch(tiny.tasks[0])
+    steps = {name: np.stack([value] * 2) for name, value in good.items()}
+    base.check_batch(begun, steps)
+    steps["label"][1, 3] = 6
+    with pytest.raises(DataError, match="labels \\[6\\]"):
+        qkd_jax.train_task(begun, steps)
+
+
+def test_padding_may_hold_foreign_labels_and_nan(tiny, begun):
+    batch = tiny.batch(tiny.tasks[0])
+    batch["image"][3], batch["label"][3] = np.nan, 99
+    base.check_batch(begun, {**batch, "mask": np.array([True, True, True, False])})
+
+
+def test_training_before_the_first_task_is_refused(tiny, fresh):
+    with pytest.raises(DataError, match="not classes of task -1"):
+        qkd_jax.train_task(fresh, tiny.batch(tiny.tasks[0]))
+
+
+def test_predict_refuses_other_shapes(tiny, begun):
+    for shape in ((8, 8, 3), (2, 6, 8, 3), (2, 8, 8, 1)):
+        with pytest.raises(DataError, match="expected \\[B, 8, 8, 3\\]"):
+            qkd_jax.predict(begun, np.zeros(shape, np.float32))
+
+
+def test_end_task_names_a_class_without_images(tiny, begun):
+    batch = tiny.batch(tiny.tasks[0])
+    only = {name: value[batch["label"] == 4] for name, value in batch.items()}
+    features = np.zeros((2, 4, 12), np.float32)
+    with pytest.raises(DataError, match="no image of classes \\[1\\]"):
+        base.finish(begun, [{**only, "features": features}])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (["method=qdk"], "unknown method 'qdk'; known: ease, finetune"),
+        (["adapter.bottleneck=13"], "wider than the backbone (12)"),
+        (["adapter.first_block=2"], "adapter.first_block"),
+        (["gate.encoding=amplitude", "gate.kind=quantum"], "set gate.num_qubits=4"),
+        (["gate.encoding=angle", "gate.angle_map=first_q", "gate.num_qubits=13"], "num_qubits"),
+        (["gate.encoding=angle", "gate.angle_map=pool", "gate.num_qubits=13"], "num_qubits"),
+    ],
+)
+def test_init_state_refuses_what_does_not_fit(tiny, changes, words):
+    with pytest.raises(ConfigError) as caught:
+        qkd_jax.init_state(jax.random.key(0), tiny.backbone, tiny.config("method=qkd", *changes))
+    assert words in str(caught.value)
+
+
+def test_init_state_wants_a_typed_key(tiny):
+    with pytest.raises(ConfigError, match="typed key"):
+        qkd_jax.init_state(jax.random.PRNGKey(0), tiny.backbone, tiny.config("method=simplecil"))
+
+
+def test_cosine_schedule(tiny):
+    config = tiny.config("train.schedule=cosine", "train.learning_rate=0.2").train
+    for steps in (1, 4, 10):
+        for step in range(steps + 2):
+            expected = 0.2 * 0.5 * (1 + np.cos(np.pi * min(step / steps, 1)))
+            found = base.learning_rate(config, jnp.int32(step), jnp.int32(steps))
+            assert abs(float(found) - expected) < 0.2 * 4e-7
+    assert float(base.learning_rate(config, jnp.int32(5), jnp.int32(0))) == np.float32(0.2)
+    constant = tiny.config("train.schedule=constant", "train.learning_rate=0.2").train
+    assert float(base.learning_rate(constant, jnp.int32(5), jnp.int32(9))) == np.float32(0.2)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_weight_decay_touches_the_named_leaves_and_never_the_gate(tiny, optimizer):
+    """Without gradients an update is the decay alone: weight_decay * parameter."""
+    config = tiny.config(
+        f"train.optimizer={optimizer}", "train.weight_decay=0.1", "train.decay_leaves=kernel,rows"
+    ).train
+    ones = {
+        "adapter": {"down": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}},
+        "head": {"rows": jnp.ones(2), "scale": jnp.ones(2)},
+        "gate": {"kernel": jnp.ones(2), "map": jnp.ones(2), "rows": jnp.ones(2)},
+    }
+    transformation = base.optimiser(config)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = transformation.update(
+            jax.tree.map(jnp.zeros_like, ones), transformation.init(ones), ones
+        )
+    decayed = {"['adapter']['down']['kernel']", "['head']['rows']"}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        expected = 0.1 if jax.tree_util.keystr(path) in decayed else 0.0
+        np.testing.assert_allclose(leaf, expected, atol=1e-8, err_msg=str(path))
+
+
+def test_sgd_with_momentum_over_three_steps(tiny):
+    """v <- m v + g + wd p; p <- p - lr v, in float64 beside the library."""
+    config = tiny.config("train.momentum=0.9", "train.weight_decay=0.1").train
+    transformation, p = base.optimiser(config), {"kernel": jnp.asarray([1.0, -2.0])}
+    memory, q, v = transformation.init(p), np.array([1.0, -2.0]), np.zeros(2)
+    for step in range(3):
+        g = np.array([0.3, 0.1 * step])
+        updates, memory = transformation.update({"kernel": jnp.asarray(g, jnp.float32)}, memory, p)
+        p = {"kernel": p["kernel"] - 0.05 * updates["kernel"]}
+        v = 0.9 * v + g + 0.1 * q
+        q = q - 0.05 * v
+        np.testing.assert_allclose(p["kernel"], q, rtol=1e-6)
