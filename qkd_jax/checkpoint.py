@@ -5,6 +5,7 @@ not in it: it is frozen, and its hash is in the run's environment.json.
 """
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every file
+        # and forgets the reads that were still to come when one fails.
+        warnings.filterwarnings("ignore", "coroutine '_read_array", RuntimeWarning)
         self._folder = Path(folder).resolve()
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -50,8 +53,8 @@ class Checkpoints:
         if bad:
             raise CheckpointError(
                 f"{bad} became NaN or infinite in task {int(state.task)}, step {int(state.step)}; "
-                f"the last good state is in {self._folder}. Lower train.learning_rate (with another "
-                "--variant or --out)."
+                f"the last good state is in {self._folder}. Lower train.learning_rate (with "
+                "another --variant or --out)."
             )
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
@@ -61,8 +64,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:  # orbax raises many kinds for a disk that is full or read-only
             raise CheckpointError(
-                f"cannot save a checkpoint in {self._folder}: {_reason(error)}; the one before it is "
-                "whole. Make room or make the folder writable; the same command continues"
+                f"cannot save a checkpoint in {self._folder}: {_reason(error)}; the one before it "
+                "is whole. Make room or make the folder writable; the same command continues"
             ) from error
 
     def restore(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]] | None:
@@ -77,17 +80,13 @@ class Checkpoints:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(state))
         failures = []
         for number in numbers:
-            try:
-                args = ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-                )
-                found = self._manager.restore(number, args=args)
+            found, failure = self._read(number, state, target)
+            if not failure:
                 for later in numbers[: numbers.index(number)]:
                     self._manager.delete(later)
-                return _with_arrays(state, found["arrays"]), found["meta"]
-            except Exception as error:  # orbax raises many kinds for damaged files
-                failures.append(f"{self._folder / str(number)}: {_reason(error)}")
-                logger.warning("checkpoint %s cannot be read; trying the one before it", number)
+                return found
+            failures.append(f"{self._folder / str(number)}: {failure}")
+            logger.warning("checkpoint %s cannot be read; trying the one before it", number)
         if failures:
             raise CheckpointError(
                 "no checkpoint of this run can be read:\n  "
@@ -95,6 +94,17 @@ class Checkpoints:
                 + "\ndelete the run folder to start again, or restore it from a copy"
             )
         return None
+
+    def _read(self, number: int, state: LearnerState, target: dict) -> tuple[Any, str]:
+        """((state, meta), "") of one checkpoint, or (None, what is wrong with it)."""
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+        )
+        try:
+            found = self._manager.restore(number, args=args)
+            return (_with_arrays(state, found["arrays"]), found["meta"]), ""
+        except Exception as error:  # orbax raises many kinds for damaged files
+            return None, _reason(error)
 
 
 def _arrays(state: LearnerState) -> dict[str, Any]:

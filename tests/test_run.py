@@ -38,7 +38,7 @@ FILES = {
 
 def smoke(method="qkd", *settings):
     config = load_experiment("smoke").get_config(method)
-    return override(config, "train.devices=1", *settings)
+    return override(config, "train.devices=1", "gate.encoding=angle", *settings)
 
 
 @pytest.fixture(scope="module")
