@@ -1,0 +1,278 @@
+"""Killed at any moment and started again, a run ends with the same bytes as one that never stopped.
+
+The interrupted runs are real processes and real signals. Nothing inside them knows of the test: it only
+waits until a file of the run appears. After each kill the folder is copied and also finished in this
+process, so that every kill is judged alone.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from qkd_jax.checkpoint import Checkpoints
+from qkd_jax.cli import load_experiment, main
+from qkd_jax.config import override
+from qkd_jax.errors import CheckpointError
+from qkd_jax.learners import base
+from qkd_jax.run import plan, run, run_folder
+from qkd_jax.weights.load import load_backbone
+
+SETTINGS = ("train.devices=1", "gate.encoding=angle", "train.checkpoint_every=3")
+# Of a summary: what may differ between two runs that did the same.
+OWN_TO_A_SESSION = {
+    *("wall_seconds", "train_images_per_second", "eval_images_per_second"),
+    *("peak_memory_mb", "compilations"),
+}
+DEADLINE = 240  # seconds; a starved machine is slow, not wrong
+
+
+def config():
+    return override(load_experiment("smoke").get_config("qkd"), *SETTINGS)
+
+
+def arguments(out, *more):
+    chosen = [part for setting in SETTINGS for part in ("--set", setting)]
+    return ["run", "smoke", *chosen, "--out", str(out), "--no-report", *more]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("tiny_random", image_size=32)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The folder of compiled programs, shared with the processes, which start fast that way."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = [getattr(jax.config, name) for name in names]
+    folder = str(tmp_path_factory.getbasetemp() / "compiled")
+    for name, value in zip(names, (folder, 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    yield folder
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def reference(compiled, backbone, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("reference")
+    run(config(), backbone, out)
+    return run_folder(out, config())
+
+
+@pytest.fixture(autouse=True)
+def _collect():
+    """What a failed read of a checkpoint leaves behind is collected where it is expected."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        gc.collect()
+
+
+def start(out, compiled):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "qkd_jax", *arguments(out)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=root,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_for(path, process=None):
+    """Until `path` exists; fails if the process ends first."""
+    end = time.monotonic() + DEADLINE
+    while not path.exists():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} never appeared"
+        time.sleep(0.0005)
+
+
+def copy(folder, out):
+    """The same run under another `out`."""
+    target = run_folder(out, config())
+    shutil.copytree(folder, target)
+    return target
+
+
+def learned(folder, backbone):
+    planned = plan(config()).config
+    state = base.init_state(jax.random.key(planned.seed), backbone, planned)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state, meta = checkpoints.restore(state)
+    meta.pop("spent")
+    return state, meta
+
+
+def check_equal(folder, reference, backbone):
+    """Summary, log, predictions, matrix, order, parameters and optimiser state, to the byte."""
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, reference)]
+    assert summaries[0]["finished"] is True
+    ours, theirs = ({k: s[k] for k in s.keys() - OWN_TO_A_SESSION} for s in summaries)
+    assert ours == theirs
+    logs = []
+    for f in (folder, reference):
+        records = [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in r.items() if k != "wall_s"} for r in records])
+    assert logs[0] == logs[1]
+    for name in ("matrix.json", "class_order.json", "config.json", "circuit.txt"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
+    for t in range(3):
+        name = f"predictions/after_task_{t}.npz"
+        with np.load(folder / name) as a, np.load(reference / name) as b:
+            assert sorted(a) == sorted(b)
+            for key in a:
+                assert a[key].dtype == b[key].dtype and a[key].tobytes() == b[key].tobytes(), key
+    (a, meta_a), (b, meta_b) = (learned(f, backbone) for f in (folder, reference))
+    assert meta_a == meta_b
+    for x, y in zip(
+        jax.tree.leaves((a.trainable, a.opt_state, a.memory)),
+        jax.tree.leaves((b.trainable, b.opt_state, b.memory)),
+        strict=True,
+    ):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_killed_again_and_again_ends_with_the_same_bytes(reference, compiled, backbone, tmp_path):
+    """SIGKILL mid-task, during evaluation and between tasks, then SIGTERM, each on the run before."""
+    folder = run_folder(tmp_path / "chain", config())
+    moments = {
+        "mid_task": ("checkpoints/3", signal.SIGKILL),
+        "evaluation": ("predictions/after_task_1.npz", signal.SIGKILL),
+        "between_tasks": ("checkpoints/20000000", signal.SIGKILL),
+        "terminated": ("checkpoints/20000003", signal.SIGTERM),
+    }
+    for name, (path, number) in moments.items():
+        process = start(tmp_path / "chain", compiled)
+        wait_for(folder / path, process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=DEADLINE)
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 130, errors
+            assert f"saved in {folder}; the same command continues" in errors
+        stored = folder / "summary.json"
+        assert not (stored.exists() and json.loads(stored.read_text())["finished"]), name
+        copy(folder, tmp_path / name)
+    for name in ("mid_task", "evaluation", "between_tasks"):
+        run(config(), backbone, tmp_path / name)
+        check_equal(run_folder(tmp_path / name, config()), reference, backbone)
+    # The last one by the command line, in a process of its own.
+    process = start(tmp_path / "chain", compiled)
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, errors
+    assert "continuing after task 2, step" in output and "after task" in output
+    check_equal(folder, reference, backbone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_exits_130(reference, backbone, tmp_path, capsys, number):
+    """In this process: the handlers are put back afterwards."""
+    folder = run_folder(tmp_path, config())
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def send():
+        with contextlib.suppress(AssertionError):
+            wait_for(folder / "checkpoints/10000003")
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    code = main(arguments(tmp_path))
+    sender.join()
+    told = capsys.readouterr()
+    assert code == 130
+    assert f"saved in {folder}; the same command continues" in told.err
+    assert "stopping after this step" in told.out
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    state, _ = learned(folder, backbone)
+    assert int(state.task) in (1, 2)
+    run(config(), backbone, tmp_path)
+    check_equal(folder, reference, backbone)
+
+
+@pytest.fixture
+def unfinished(reference, tmp_path):
+    """A copy of the reference as a kill right after its last checkpoint but one would leave it."""
+    folder = copy(reference, tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"finished": False}))
+    return folder
+
+
+def cut(checkpoint):
+    """The last byte of every array file."""
+    files = [p for p in checkpoint.rglob("*") if p.is_file() and p.parent.name == "d"]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+def checkpoints_of(folder):
+    return sorted((folder / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+
+
+def test_truncated_newest_checkpoint_falls_back(unfinished, reference, backbone, tmp_path, caplog):
+    newest = checkpoints_of(unfinished)[-1]
+    cut(newest)
+    run(config(), backbone, tmp_path)
+    assert f"checkpoint {newest.name} cannot be read; trying the one before it" in caplog.text
+    check_equal(unfinished, reference, backbone)
+
+
+def test_all_checkpoints_broken_says_what_to_do(unfinished, backbone, tmp_path):
+    for checkpoint in checkpoints_of(unfinished):
+        cut(checkpoint)
+    with pytest.raises(CheckpointError, match="no checkpoint of this run can be read") as failed:
+        run(config(), backbone, tmp_path)
+    assert "delete the run folder to start again" in str(failed.value)
+
+
+def test_torn_last_log_line_is_written_again(unfinished, reference, backbone, tmp_path):
+    log = unfinished / "metrics.jsonl"
+    shutil.rmtree(checkpoints_of(unfinished)[-1])
+    log.write_bytes(log.read_bytes()[:-20])
+    run(config(), backbone, tmp_path)
+    check_equal(unfinished, reference, backbone)
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "summary.json", "matrix.json"])
+@pytest.mark.parametrize("content", ["", '{"cut', "[1, 2]", '{"no_such_key": 1}', "\udcff"])
+def test_damaged_files_are_one_clear_error(reference, tmp_path, capsys, name, content):
+    """Of a finished run, whose summary and matrix are still to be shown."""
+    folder = copy(reference, tmp_path)
+    (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    if name in ("environment.json", "summary.json") and "no_such" in content:
+        pytest.skip("an object without our keys says nothing wrong; the run goes on")
+    code = main(arguments(tmp_path))
+    told = capsys.readouterr().err
+    assert code == 1
+    assert told.startswith("error: ") and name in told and told.count("\n") <= 2

@@ -1,0 +1,277 @@
+"""One device and eight simulated ones must learn the same.
+
+What is compared is the update itself. The two silent traps of parallel gradients would show here:
+a sum in the place of a mean gives a gradient eight times too large, and a mean inside the
+differentiated function gives every device its own local gradient, that is, device 0's eighth of the
+batch. Both change the momentum buffer after the first step far beyond the tolerance.
+"""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qkd_jax.config import Config, override
+from qkd_jax.errors import ConfigError
+from qkd_jax.learners import base
+from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.parallel import Runner
+from qkd_jax.protocol import Task
+from qkd_jax.state import Moving, join, split
+
+CLASSES, BATCH = 2, 16
+# Real rows of a padded batch, unevenly over 8 devices of 2 rows: 2, 2, 1, 0, 0, 0, 2, 1.
+UNEVEN = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1], bool)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    spec = ViTSpec(
+        width=16, depth=2, num_heads=2, mlp_width=32, patch_size=8, image_size=16, grid=2
+    )
+    return Backbone(params=init_random(jax.random.key(0), spec), spec=spec, name="two_blocks")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """Programs that several tests share are compiled once in a test session."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = [getattr(jax.config, name) for name in names]
+    folder = str(tmp_path_factory.getbasetemp() / "compiled")
+    for name, value in zip(names, (folder, 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+def settings(method, num_tasks=3, *assignments):
+    config = override(
+        Config(method=method),
+        "backbone.image_size=16",
+        "adapter.bottleneck=2",
+        "adapter.dropout=0.2",
+        "gate.encoding=angle",
+        "gate.temperature=5",
+        "gate.num_qubits=2",
+        "gate.rank=2",
+        "train.learning_rate=0.005",  # small, so that rounding is not amplified step by step
+        "data.augment=true",
+        "data.canvas=24",
+        *assignments,
+    )
+    return dataclasses.replace(
+        config,
+        num_classes=num_tasks * CLASSES,
+        max_tasks=num_tasks,
+        max_task_classes=CLASSES,
+    )
+
+
+def batch_of(task, step, mask=None, side=24):
+    """uint8 noise with a colour for each class; padding rows hold what must not matter."""
+    rng = np.random.default_rng([task, step])
+    labels = task * CLASSES + rng.integers(0, CLASSES, BATCH).astype(np.int32)
+    images = rng.integers(0, 200, (BATCH, side, side, 3))
+    images[..., 0] += 20 * (labels % CLASSES)[:, None, None]
+    return {
+        "image": images.astype(np.uint8),
+        "aspect": rng.uniform(0.6, 1.6, BATCH).astype(np.float32),
+        "label": labels,
+        "mask": np.ones(BATCH, bool) if mask is None else mask,
+    }
+
+
+def third_task(backbone, config):
+    """A state in task 2, its memory full of noise, so that distillation and the gate are live."""
+    state = base.init_state(jax.random.key(1), backbone, config)
+    for t in range(3):
+        task = Task(t, tuple(range(t * CLASSES, (t + 1) * CLASSES)))
+        state = base.begin_task(state, task, 20)
+    return state.replace(memory=jax.tree.map(_shaken, state.memory))
+
+
+def _shaken(leaf):
+    noise = np.random.default_rng(leaf.size).normal(0.0, 0.1, leaf.shape)
+    return leaf + jnp.asarray(noise, leaf.dtype)
+
+
+@pytest.fixture(scope="module")
+def learned(backbone):
+    """qkd, 20 steps in its third task, on 1 and on 8 devices."""
+    return twenty_steps(backbone, settings("qkd"))
+
+
+def twenty_steps(backbone, config):
+    """(start, [(runner, first, last, history)]); first and last batch are padded unevenly."""
+    start = third_task(backbone, config)
+    results = []
+    for devices in (1, 8):
+        runner = Runner(devices)
+        held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
+        history, first = [], None
+        for step in range(20):
+            batch = batch_of(2, step, UNEVEN if step in (0, 19) else None)
+            moving, values = runner.step(held, moving, batch)
+            history.append({name: float(value) for name, value in values.items()})
+            first = first or jax.device_get(moving)
+        results.append((runner, first, jax.device_get(moving), history))
+    return start, results
+
+
+def relative(a, b):
+    """|a - b| / |b| over all leaves of a tree."""
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    difference = sum(np.sum(np.square(np.subtract(x, y, dtype=np.float64))) for x, y in pairs)
+    return np.sqrt(difference / sum(np.sum(np.square(y, dtype=np.float64)) for _, y in pairs))
+
+
+def check_equal_after_twenty_steps(start, results):
+    (_, _, one, history_one), (_, _, eight, history_eight) = results
+    assert relative(one.trainable, start.trainable) > 1e-2  # enough happened that could differ
+    assert relative(eight.trainable, one.trainable) < 1e-5
+    for a, b in zip(history_one, history_eight, strict=True):
+        assert a.keys() == b.keys()
+        # Losses are of order 1; float32 sums in another order, 20 steps on.
+        np.testing.assert_allclose([*b.values()], [*a.values()], rtol=1e-4, atol=1e-4)
+    return history_one
+
+
+def test_qkd_learns_the_same_on_eight_devices(learned):
+    history = check_equal_after_twenty_steps(*learned)
+    assert all(values["loss_kd"] > 1e-6 for values in history[:-1])
+    assert all(values["gate_entropy"] > 1e-3 for values in history)  # two tasks to choose from
+
+
+@pytest.mark.parametrize("method", ["ease", "finetune"])
+def test_other_methods_learn_the_same_on_eight_devices(backbone, method):
+    check_equal_after_twenty_steps(*twenty_steps(backbone, settings(method)))
+
+
+def gradient(moving):
+    """The momentum buffer after one step from zero: the gradient, plus the decay of what decays."""
+    (trace,) = (
+        part for part in jax.tree.leaves(moving.opt_state, is_leaf=_is_trace) if _is_trace(part)
+    )
+    return jax.device_get(trace.trace)
+
+
+def _is_trace(part):
+    return isinstance(part, optax.TraceState)
+
+
+def test_gradient_equals_that_of_one_device(learned):
+    """On a batch padded unevenly, so that a mean of means is wrong too.
+
+    Tolerance: the sum over 9 rows in another order, a few float32 roundings of 6e-8 each, on terms
+    that may cancel tenfold: 1e-5 of the whole gradient's length for every leaf.
+    """
+    start, ((runner, first_one, _, _), (_, first_eight, _, _)) = learned
+    one, eight = gradient(first_one), gradient(first_eight)
+    assert np.abs(one["gate"]["theta"]).max() > 1e-6  # the gate takes part
+    length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(one)))
+    assert length > 1e-3
+    for a, b in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * length)
+
+    def share(mask):
+        """The gradient of some of the rows, by the step on one device."""
+        held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
+        return gradient(runner.step(held, moving, batch_of(2, 0, mask))[0])
+
+    # What each trap gives instead; all of it lies far beyond the tolerance.
+    shares = [share(UNEVEN & (np.arange(BATCH) // 2 == device)) for device in (0, 1, 2, 6, 7)]
+    summed = jax.tree.map(lambda g: 8.0 * g, one)
+    mean_of_means = jax.tree.map(lambda *g: sum(g) / len(g), *shares)
+    for wrong in (summed, shares[0], mean_of_means):
+        assert relative(wrong, one) > 1e-2
+
+
+def test_the_step_donates_what_it_replaces(learned):
+    """No second copy of parameters and optimiser state lives on; what is held is untouched."""
+    start, results = learned
+    for runner, *_ in results:
+        held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
+        after, _ = runner.step(held, moving, batch_of(2, 0))
+        jax.block_until_ready(after)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(moving))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((held, after)))
+        assert runner.compilations == 1  # the same program as in the fixture
+
+
+def test_placed_state_is_on_every_device_and_stays_there(learned):
+    start, (_, (runner, *_)) = learned
+    held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
+    after, values = runner.step(held, moving, batch_of(2, 0))
+    for leaf in jax.tree.leaves((held, after, values)):
+        assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize("num_tasks", [3, 6])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_step_is_compiled_once_whatever_the_number_of_tasks(backbone, devices, num_tasks, caplog):
+    """Traced and compiled once over T tasks, as a run calls it."""
+    config = settings("finetune", num_tasks)
+    runner = Runner(devices)
+    state = runner.place(base.init_state(jax.random.key(1), backbone, config))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for t in range(num_tasks):
+            task = Task(t, tuple(range(t * CLASSES, (t + 1) * CLASSES)))
+            state = runner.place(base.begin_task(state, task, 2))
+            held, moving = split(state)
+            for step in range(2):
+                moving, _ = runner.step(held, moving, batch_of(t, step, UNEVEN if step else None))
+            state = base.freeze(join(held, moving))
+            runner.extract(state, batch_of(t, 0, side=16)["image"], t)
+    compiled = [r.getMessage() for r in caplog.records if "XLA compilation" in r.getMessage()]
+    assert runner.compilations == 1
+    # Under pmap both programs are called `_fun`.
+    ours = [m for m in compiled if any(n in m for n in ("(_counted_step)", "(_extract)", "(_fun)"))]
+    assert len(ours) == 2
+
+
+def test_extract_and_prefix_are_equal_on_eight_devices(backbone):
+    config = settings("ease", 3, "adapter.first_block=1", "data.augment=false")
+    state = third_task(backbone, config)
+    images = batch_of(0, 0, side=16)["image"]
+    one, eight = Runner(1), Runner(8)
+    for slot in (0, 1):
+        a, b = (r.extract(r.place(state), images, slot) for r in (one, eight))
+        assert a.shape == (BATCH, backbone.spec.width)
+        # Features of order 1: the same float32 sums in smaller matrices.
+        np.testing.assert_allclose(b, a, atol=1e-5)
+        kept = [r.prefix(r.place(state), images) for r in (one, eight)]
+        assert kept[0].shape == (BATCH, 5, backbone.spec.width)
+        np.testing.assert_allclose(kept[1], kept[0], atol=1e-5)
+        from_kept = eight.extract(eight.place(state), kept[1], slot)
+        np.testing.assert_allclose(from_kept, a, atol=1e-5)
+    assert np.abs(one.extract(state, images, 0) - one.extract(state, images, 1)).max() > 1e-3
+
+
+def test_batches_that_do_not_divide_name_sizes_that_do():
+    runner = Runner(8)
+    with pytest.raises(ConfigError, match=r"train.batch_size: 20 .* 8 devices; use 16 or 24"):
+        runner.check_batch_size("train.batch_size", 20)
+    with pytest.raises(ConfigError, match=r"use 8$"):
+        runner.check_batch_size("train.batch_size", 3)
+    runner.check_batch_size("train.batch_size", 16)
+    Runner(1).check_batch_size("train.batch_size", 7)
+
+
+def test_more_devices_than_there_are():
+    assert Runner(0).num_devices == 8
+    with pytest.raises(ConfigError, match=r"train.devices=9, but this process has 8 \(cpu\)"):
+        Runner(9)
+
+
+def test_moving_is_all_that_a_step_changes():
+    """What is donated and what is averaged is this; a new field must be thought of."""
+    assert [f.name for f in dataclasses.fields(Moving)] == ["trainable", "opt_state", "step"]
