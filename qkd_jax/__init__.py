@@ -1,12 +1,12 @@
 """Class-incremental learning on a frozen vision transformer: adapters, a quantum gate, distillation.
 
-    state = qkd_jax.init_state(jax.random.key(0), backbone, config)
-    for task in tasks:
-        state = qkd_jax.begin_task(state, task)
-        for batch in batches_of(task):
-            state, metrics = qkd_jax.train_task(state, batch)
-        state = qkd_jax.end_task(state, batches_of(task))
-    scores = qkd_jax.predict(state, images)
+state = qkd_jax.init_state(jax.random.key(0), backbone, config)
+for task in tasks:
+    state = qkd_jax.begin_task(state, task)
+    for batch in batches_of(task):
+        state, metrics = qkd_jax.train_task(state, batch)
+    state = qkd_jax.end_task(state, batches_of(task))
+scores = qkd_jax.predict(state, images)
 """
 
 import qkd_jax.learners  # noqa: F401  registers the methods
@@ -28,6 +28,7 @@ from qkd_jax.learners.base import (
     predict_with_relevance,
     train_task,
 )
+from qkd_jax.load_run import LoadedRun, load_run
 from qkd_jax.protocol import Task, class_order, split_tasks
 from qkd_jax.weights.load import load_backbone
 
@@ -36,6 +37,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "LoadedRun",
     "ProtocolError",
     "QkdError",
     "Task",
@@ -47,6 +49,7 @@ __all__ = [
     "init_state",
     "learner_names",
     "load_backbone",
+    "load_run",
     "override",
     "predict",
     "predict_with_relevance",

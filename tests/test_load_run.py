@@ -1,0 +1,128 @@
+"""A run read back from its folder predicts what the run itself recorded."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import qkd_jax
+from qkd_jax.checkpoint import Checkpoints
+from qkd_jax.cli import load_experiment
+from qkd_jax.config import override
+from qkd_jax.errors import CheckpointError
+from qkd_jax.learners import base
+from qkd_jax.run import plan, run, run_folder
+from qkd_jax.weights.load import load_backbone
+
+
+@pytest.fixture(scope="module")
+def config():
+    smoke = load_experiment("smoke").get_config("qkd")
+    # Two devices: the run must be loadable on one.
+    return override(smoke, "train.devices=2", "train.epochs=1", "data.num_classes=4")
+
+
+@pytest.fixture(scope="module")
+def folder(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    run(config, load_backbone("tiny_random", image_size=32), out)
+    return run_folder(out, config)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_predicts_what_the_run_recorded(config, folder):
+    trained = qkd_jax.load_run(folder)
+    planned = plan(config)
+    assert trained.config == planned.config
+    assert trained.class_names == planned.data.train.class_names
+    test = planned.data.test
+    images = test.load(range(len(test)), config.backbone.image_size, "test")["image"]
+    scores, relevance = qkd_jax.predict_with_relevance(trained.state, images)
+    with np.load(folder / "predictions" / "after_task_1.npz") as saved:
+        assert saved["id"].tolist() == test.ids.tolist()
+        # The run computes features batch by batch on two devices; float32 sums in another order
+        # differ by some 1e-6 here, and only a closer race may change its winner.
+        best = np.sort(np.asarray(scores), axis=1)
+        clear = best[:, -1] - best[:, -2] > 1e-3
+        assert clear.mean() > 0.9
+        predicted = np.asarray(scores).argmax(axis=1)
+        np.testing.assert_array_equal(predicted[clear], saved["predicted"][clear])
+        np.testing.assert_allclose(relevance, saved["relevance"], atol=1e-4)
+
+
+def test_knows_that_every_task_is_learned(folder):
+    state = qkd_jax.load_run(folder).state
+    with pytest.raises(qkd_jax.ProtocolError, match="room for max_tasks=2"):
+        qkd_jax.begin_task(state, qkd_jax.Task(2, (0,)))
+
+
+def test_refuses_another_backbone(copy):
+    path = copy / "environment.json"
+    environment = json.loads(path.read_text())
+    path.write_text(json.dumps(environment | {"backbone_fingerprint": "0" * 16}))
+    with pytest.raises(CheckpointError, match="another backbone"):
+        qkd_jax.load_run(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "class_order.json", "environment.json"])
+@pytest.mark.parametrize("content", [None, "{}", '{"seed": '])
+def test_names_a_missing_or_damaged_file(copy, name, content):
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_text(content)
+    with pytest.raises(CheckpointError, match=name):
+        qkd_jax.load_run(copy)
+
+
+def test_refuses_unknown_settings(copy):
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(settings | {"learning_rat": 1}))
+    with pytest.raises(CheckpointError, match="learning_rat"):
+        qkd_jax.load_run(copy)
+
+
+def test_refuses_a_folder_without_checkpoints(copy):
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match="nothing was saved"):
+        qkd_jax.load_run(copy)
+    assert not (copy / "checkpoints").exists()
+    (copy / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        qkd_jax.load_run(copy)
+
+
+def test_refuses_half_a_task(copy, config):
+    shutil.rmtree(copy / "checkpoints")
+    planned = plan(config)
+    backbone = load_backbone("tiny_random", image_size=32)
+    state = base.init_state(jax.random.key(config.seed), backbone, planned.config)
+    state = base.begin_task(state, planned.tasks[0], 5)
+    with Checkpoints(copy / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, {"finished_tasks": 0})
+    with pytest.raises(CheckpointError, match="middle of task 0"):
+        qkd_jax.load_run(copy)
+
+
+def test_import_stays_light():
+    """`import qkd_jax` brings load_run, but neither orbax nor anything else that is heavy."""
+    code = (
+        "import sys, qkd_jax\n"
+        "assert callable(qkd_jax.load_run)\n"
+        "heavy = {'orbax', 'tensorflow', 'torch', 'matplotlib', 'pennylane', 'onnx'}\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))\n"
+        "import qkd_jax.load_run\n"
+        "assert callable(qkd_jax.load_run)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
