@@ -1,9 +1,7 @@
 """Checkpoints: whole or not there, byte for byte what was saved, the one before it if one is damaged."""
 
 import dataclasses
-import gc
 import logging
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +15,11 @@ from qkd_jax.learners import base
 from qkd_jax.protocol import Task
 from qkd_jax.weights.load import load_backbone
 
-
-@pytest.fixture(autouse=True)
-def _collect():
-    """What a failed read leaves behind is collected here, where its warning is expected."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        gc.collect()
+# After a failed read orbax leaves coroutines behind that nobody awaits.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")
