@@ -44,6 +44,7 @@ class Runner:
         self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
         self._extract = self._build(_extract, (None, 0, None), 0)
         self._prefix = self._build(frozen_prefix, (None, 0), 0)
+        self._predict = self._build(_predict, (None, 0), 0)
 
     @property
     def num_devices(self) -> int:
@@ -81,6 +82,11 @@ class Runner:
         tokens = np.asarray(self._prefix(state, self._shard(images)))
         return tokens.reshape(len(images), *tokens.shape[-2:])
 
+    def predict(self, state: LearnerState, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(scores [B, C], relevance [B, T]) for settings that read images; pixels or kept tokens."""
+        found = self._predict(state, self._shard(images))
+        return tuple(np.asarray(part).reshape(len(images), -1) for part in found)
+
     def _counted_step(self, held, moving, batch):
         self.compilations += 1
         return device_step(held, moving, batch, AXIS if self.num_devices > 1 else None)
@@ -113,3 +119,9 @@ def _extract(state: LearnerState, images: jax.Array, slot: jax.Array) -> jax.Arr
     if images.ndim == 4:
         images = prepare_images(state, images)
     return learner_of(state.config).extract(state, images, slot)
+
+
+def _predict(state: LearnerState, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if images.ndim == 4:
+        images = prepare_images(state, images)
+    return learner_of(state.config).predict(state, images)

@@ -391,7 +391,8 @@ class _Loop:
         config = self.config
         for indices, mask in batches:
             if config.data.augment:
-                images = train.load(indices, config.data.canvas, "train")
+                canvas = config.data.canvas or train.canvas_size(config.backbone.image_size)
+                images = train.load(indices, canvas, "train")
                 batch = {"image": images["image"], "aspect": images["aspect"]}
             else:
                 inputs = features.inputs(self.state, indices)
@@ -423,11 +424,17 @@ class _Loop:
     def _evaluate(self, task: protocol.Task) -> None:
         """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
         seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
-        rows = self.test.fill(self.state, range(*self.learner.slots(task.index)), seen)
+        from_images = self.learner.reads_images(self.config)
+        slots = () if from_images else range(*self.learner.slots(task.index))
+        rows = self.test.fill(self.state, slots, seen)
         labels = self.data.test.labels[rows]
         scores, relevance = [], []
         for indices, mask in eval_batches(len(rows), self.config.train.eval_batch_size):
-            found, weights = base.score(self.state, self.test.values[rows[indices]])
+            if from_images:
+                inputs = self.test.inputs(self.state, rows[indices])
+                found, weights = self.runner.predict(self.state, inputs)
+            else:
+                found, weights = base.score(self.state, self.test.values[rows[indices]])
             scores.append(np.asarray(found)[mask])
             if weights is not None:
                 relevance.append(np.asarray(weights)[mask])

@@ -44,7 +44,8 @@ class Learner(NamedTuple):
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
       slots: task -> (first, end) of the slots that `score` and `finish` read when `task` is the last.
       teachers: task -> (first, end) of the slots whose features of the current images `loss` reads.
-      predict: (state, images) -> (scores, relevance) where the score is no function of slot features; else None.
+      reads_images: config -> whether the score needs the images themselves, not only slot features.
+      predict: (state, images or kept tokens) -> (scores, relevance), for such settings.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Learner(NamedTuple):
     score: Callable
     slots: Callable
     teachers: Callable = lambda task: (0, 0)
+    reads_images: Callable = lambda config: False
     predict: Callable | None = None
 
 
@@ -480,7 +482,7 @@ def predict_with_relevance(
     size = state.config.backbone.image_size
     if images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise DataError(f"images: expected [B, {size}, {size}, 3], found {list(images.shape)}")
-    if learner_of(state.config).predict is not None:
+    if learner_of(state.config).reads_images(state.config):
         return _predict(state, images)
     return score(state, slot_features(state, images))
 

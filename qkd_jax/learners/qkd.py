@@ -23,6 +23,7 @@ from qkd_jax.learners.task_adapters import (
     store_adapter,
     store_rows,
 )
+from qkd_jax.nn.adapters import mixed_adapter
 from qkd_jax.nn.heads import class_means, head_logits, unit, within_class_scatter
 from qkd_jax.nn.losses import (
     cross_entropy,
@@ -244,6 +245,25 @@ def score(state, features):
     return mask_unseen(state, fused), found.weights
 
 
+def predict_mixed(state, images):
+    """Inference with adapters mixed by relevance in every block: one pass for h, one for the mixture."""
+    tasks = jnp.arange(state.config.max_tasks)
+    query = encode_with(state, adapter_of(state, 0), images)
+    found = route(state, state.trainable["gate"], query, tasks <= state.task)
+    adapter, factors = mixed_adapter(state.memory["adapters"], found.weights)
+    feature = encode_with(state, adapter, images, hidden_factors=factors)
+    # A mixed feature belongs to no slot: every class is read in the slot of its own task.
+    rows = state.memory["rows"]
+    own = jnp.minimum(jnp.maximum(state.task_of_class, 0), len(rows) - 1)
+    rows = rows[own, jnp.arange(rows.shape[1])]
+    if state.config.head.whiten:
+        metric = state.memory["metric"]
+        feature, rows = gate.whiten(metric, feature), gate.whiten(metric, rows)
+    scale = state.trainable["head"]["scale"]
+    logits = head_logits(feature, rows, scale, state.config.head.kind)
+    return mask_unseen(state, logits), found.weights
+
+
 LEARNER = register(
     Learner(
         name="qkd",
@@ -256,5 +276,7 @@ LEARNER = register(
         score=score,
         slots=lambda task: (0, task + 1),
         teachers=lambda task: (0, task),
+        reads_images=lambda config: config.fusion.kind == "block_mix",
+        predict=predict_mixed,
     )
 )

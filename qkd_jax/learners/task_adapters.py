@@ -34,7 +34,11 @@ def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:
 
 
 def encode_with(
-    state: LearnerState, adapter: dict | None, images: jax.Array, dropout_keys=None
+    state: LearnerState,
+    adapter: dict | None,
+    images: jax.Array,
+    dropout_keys: jax.Array | None = None,
+    hidden_factors: jax.Array | None = None,
 ) -> jax.Array:
     """[B, D] feature under one adapter (None: the frozen model).
 
@@ -42,7 +46,7 @@ def encode_with(
     an earlier pass (`base.frozen_prefix`).
     """
     config, backbone = state.config, state.backbone
-    inserts = None if adapter is None else Inserts(adapter=adapter, adapter_spec=config.adapter)
+    inserts = None if adapter is None else Inserts(adapter, config.adapter, hidden_factors)
     options = {
         "dropout_key": dropout_keys if config.adapter.dropout > 0 else None,
         "compute_dtype": jnp.dtype(config.backbone.compute_dtype),

@@ -172,6 +172,40 @@ def apply_adapter(
     return spec.scale * (out + as_row(up["bias"], out))
 
 
+def mixed_adapter(adapters: dict, weights: jax.Array) -> tuple[dict, jax.Array]:
+    """T adapters as one wide adapter whose output for image b is sum_i weights[b, i] adapter_i(x), exactly.
+
+    Each up-bias becomes the row of one more hidden unit that is always 1, so that it is weighted too.
+
+    Args:
+        adapters: adapter sets with a leading task axis: down kernel [T, L, D, R] and so on.
+        weights: [B, T].
+
+    Returns:
+        (adapter set with bottleneck T (R + 1), factors [B, T (R + 1)] on its hidden units).
+    """
+    down, up = adapters["down"], adapters["up"]
+    num_tasks, blocks, width, bottleneck = down["kernel"].shape
+
+    def joined(kernel):  # [T, L, R + 1, D] -> [L, T (R + 1), D]
+        return jnp.swapaxes(kernel, 0, 1).reshape(blocks, -1, width)
+
+    columns = jnp.swapaxes(down["kernel"], 2, 3)
+    constant = jnp.zeros((num_tasks, blocks, 1, width), columns.dtype)
+    bias = jnp.concatenate([down["bias"], jnp.ones_like(constant[..., 0])], axis=2)
+    wide = {
+        "down": {
+            "kernel": jnp.swapaxes(joined(jnp.concatenate([columns, constant], axis=2)), 1, 2),
+            "bias": jnp.swapaxes(bias, 0, 1).reshape(blocks, -1),
+        },
+        "up": {
+            "kernel": joined(jnp.concatenate([up["kernel"], up["bias"][:, :, None]], axis=2)),
+            "bias": jnp.zeros((blocks, width), columns.dtype),
+        },
+    }
+    return wide, jnp.repeat(weights, bottleneck + 1, axis=1)
+
+
 def count_parameters(spec: AdapterSpec, width: int) -> int:
     """Trainable numbers of one adapter in one block: 2 D R + R + D (99,136 at D=768, R=64)."""
     return 2 * width * spec.bottleneck + spec.bottleneck + width

@@ -126,6 +126,7 @@ class Inserts:
 
     adapter: Any = None
     adapter_spec: AdapterSpec = struct.field(pytree_node=False, default=AdapterSpec())
+    hidden_factors: Any = None  # [B, R]: a factor on each hidden unit of the adapter, for each image
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32) -> jax.Array:
@@ -431,8 +432,9 @@ def encode_from(
     if not 0 <= start_block < spec.depth:
         raise ConfigError(f"start_block is {start_block}; it must be in [0, {spec.depth}).")
     last = spec.depth - 1
+    mask_of = partial(_mask, inserts, dropout_key, compute_dtype)
     x = _run(
-        params, spec, tokens, start_block, last, early, adapter_spec, dropout_key, compute_dtype
+        params, spec, tokens, start_block, last, early, adapter_spec, mask_of, compute_dtype
     )
     x = block(
         block_at(params, last),
@@ -440,7 +442,7 @@ def encode_from(
         x,
         adapter=last_adapter,
         adapter_spec=adapter_spec,
-        mask=_mask(adapter_spec, dropout_key, last, 1, compute_dtype),
+        mask=mask_of(last, 1),
         class_only=True,
         compute_dtype=compute_dtype,
     )
@@ -471,7 +473,7 @@ def encode_all(
     for index, adapter in enumerate(adapters):
         mask = None
         if adapter is not None:
-            mask = _mask(adapter_spec, dropout_key, index, x.shape[1], compute_dtype)
+            mask = _mask(inserts, dropout_key, compute_dtype, index, x.shape[1])
         x = block(
             block_at(params, index),
             spec,
@@ -513,21 +515,25 @@ def _split_inserts(inserts, spec):
     return early, last, inserts.adapter_spec
 
 
-def _mask(adapter_spec, dropout_key, index, num_tokens, dtype):
-    """Dropout factors of one block, or None when nothing is dropped."""
-    if adapter_spec is None or dropout_key is None or adapter_spec.dropout == 0.0:
+def _mask(inserts, dropout_key, dtype, index, num_tokens):
+    """Factors on the adapter's hidden units in one block: dropout, given ones, or None."""
+    if inserts is None or inserts.adapter is None:
         return None
-    return dropout_mask(dropout_key, adapter_spec, index, num_tokens, dtype)
+    if inserts.hidden_factors is not None:
+        return inserts.hidden_factors[:, None, :].astype(dtype)
+    if dropout_key is None or inserts.adapter_spec.dropout == 0.0:
+        return None
+    return dropout_mask(dropout_key, inserts.adapter_spec, index, num_tokens, dtype)
 
 
-def _run(params, spec, x, start, stop, adapters, adapter_spec, dropout_key, dtype):
+def _run(params, spec, x, start, stop, adapters, adapter_spec, mask_of, dtype):
     """Blocks start, ..., stop - 1 on all tokens. `adapters` holds those of [first_block, L - 1)."""
     first = stop if adapter_spec is None else min(adapter_spec.first_block, stop)
 
     def one(x, index, adapter):
         mask = None
         if adapter is not None:
-            mask = _mask(adapter_spec, dropout_key, index, x.shape[1], dtype)
+            mask = mask_of(index, x.shape[1])
         return block(
             block_at(params, index),
             spec,
