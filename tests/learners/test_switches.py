@@ -1,0 +1,132 @@
+"""Every value of every switch runs a step, the end of a task and a prediction with finite results.
+
+The values are spread over few configs, since each compiles anew; a test below checks that none is
+left out. What each switch computes is tested where it lives.
+"""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qkd_jax
+from qkd_jax.config import DistillationConfig, GateConfig, HeadConfig, SparsityConfig
+from qkd_jax.learners import base
+from qkd_jax.nn.heads import ClassStatistics
+from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.state import Moving, split
+
+GATE = "gate.kind gate.encoding gate.angle_map gate.states gate.stack gate.score gate.theta_side"
+GATE += " gate.last_axis gate.reupload gate.whiten gate.freeze_after"
+REST = " head.kind head.prototypes head.whiten distillation.columns distillation.target"
+REST += " sparsity.kind train.optimizer adapter.placement adapter.input"
+COLUMNS = (GATE + REST).split()
+TABLE = """
+quantum angle linear class weights log_fidelity both y true true -1 cosine all true seen logits entropy sgd parallel residual
+quantum angle separate weights delta fidelity query x true false 0 linear none false all logits l1_softmax adam parallel norm
+quantum angle first_q learned weights log_fidelity query z false true 2 cosine own true own logits l1_scores sgd sequential residual
+quantum amplitude linear class product fidelity both y true true 5 cosine all false seen features entropy sgd parallel residual
+pqk angle pool weights product log_fidelity both x true false -1 linear own false all features l1_scores adam parallel residual
+pqk amplitude linear class weights fidelity both y true true -1 cosine none true seen logits entropy sgd parallel residual
+cosine angle linear learned weights fidelity both y true false -1 linear all true own logits l1_scores sgd parallel residual
+mlp angle linear class weights fidelity both y true true -1 cosine none false all features entropy sgd parallel residual
+attention angle linear weights weights fidelity both y true false -1 linear own true own features entropy sgd parallel residual
+uniform angle linear class weights fidelity both y true true -1 cosine all true all logits l1_scores sgd parallel residual
+"""  # noqa: E501
+ROWS = [dict(zip(COLUMNS, line.split(), strict=True)) for line in TABLE.split("\n") if line]
+
+
+@pytest.mark.parametrize(
+    "section, kind",
+    [
+        ("gate", GateConfig),
+        ("head", HeadConfig),
+        ("distillation", DistillationConfig),
+        ("sparsity", SparsityConfig),
+    ],
+)
+def test_no_value_is_left_out(section, kind):
+    types = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        values = set(typing.get_args(types[field.name]))
+        values = {"true", "false"} if types[field.name] is bool else values
+        if values:
+            tried = {row[f"{section}.{field.name}"] for row in ROWS}
+            assert tried == values, f"{section}.{field.name}"
+
+
+@pytest.fixture(scope="module")
+def small():
+    spec = ViTSpec(width=8, depth=1, num_heads=2, mlp_width=8, patch_size=4, image_size=8, grid=2)
+    return Backbone(init_random(jax.random.key(0), spec), spec)
+
+
+def third_task(backbone, config):
+    """A state in its third task with memories made up, so that nothing must be trained first."""
+    state = qkd_jax.init_state(jax.random.key(0), backbone, config)
+    generator = np.random.default_rng(0)
+
+    def fill(array):
+        values = generator.normal(size=array.shape).astype(np.float32)
+        return jnp.asarray(0.3 * values).astype(array.dtype)
+
+    memory = {name: jax.tree.map(fill, part) for name, part in state.memory.items()}
+    spread = np.asarray(memory["scatter"])
+    memory |= {
+        "scatter": jnp.asarray(spread @ spread.T + np.eye(8, dtype=np.float32)),
+        "count": jnp.float32(8),
+        "metric": state.memory["metric"],
+    }
+    adapter = jax.tree.map(fill, state.trainable["adapter"])
+    return state.replace(
+        task=jnp.int32(2),
+        task_classes=jnp.array([5, 2], jnp.int32),
+        task_of_class=jnp.array([1, 0, 2, -1, 0, 2, -1], jnp.int32),
+        trainable={**state.trainable, "adapter": adapter},
+        memory=memory,
+    )
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['gate.kind']}-{row['gate.encoding']}")
+def test_step_end_and_prediction_are_finite(tiny, small, row):
+    changes = [f"{key}={value}" for key, value in row.items()]
+    config = tiny.config("method=qkd", "sparsity.weight=1", *changes)
+    state, batch = third_task(small, config), tiny.batch(tiny.tasks[2])
+    held, moving = split(state)
+    learner = base.learner_of(config)
+
+    @jax.jit
+    def whole(held, moving, batch, features):
+        moving, metrics = base.device_step(held, moving, batch)
+        state = base.join(held, moving)
+        features_by_slot = jnp.swapaxes(features, 0, 1)[:, :2]
+        statistics = ClassStatistics(features_by_slot, jnp.ones(2), jnp.eye(8) * 9.0)
+        state = learner.finish(learner.freeze(state), statistics, jax.random.key(1))
+        scores, weights = learner.score(state, features)
+        return moving, metrics, state.memory, scores, weights
+
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    features = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4, 8)).astype(np.float32))
+    after, metrics, memory, scores, weights = whole(held, moving, arrays, features)
+    for leaf in jax.tree.leaves((after, metrics, memory)):
+        assert np.isfinite(leaf).all()
+    seen = np.array([True, True, True, False, True, True, False])
+    np.testing.assert_array_equal(np.isfinite(scores), np.broadcast_to(seen, scores.shape))
+    np.testing.assert_allclose(np.asarray(weights).sum(1), 1, atol=1e-6)
+    assert isinstance(after, Moving) and int(after.step) == 1
+    moved = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(
+            jax.tree.leaves(after.trainable["adapter"]),
+            jax.tree.leaves(moving.trainable["adapter"]),
+            strict=True,
+        )
+    ]
+    assert max(moved) > 1e-6
+    if row["gate.freeze_after"] == "0":  # this is task 2
+        jax.tree.map(
+            np.testing.assert_array_equal, after.trainable["gate"], moving.trainable["gate"]
+        )
