@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, byte for byte what was saved, the one before it if one is damaged."""
+"""Checkpoints: whole or absent, byte for byte what was saved; if damaged, the one before it."""
 
 import dataclasses
 import logging

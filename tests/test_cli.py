@@ -1,4 +1,4 @@
-"""Every command: what it prints, its exit code, and one clear line where a person made a mistake."""
+"""Every command: what it prints, its exit code, and one clear line for a mistake."""
 
 import json
 import os
