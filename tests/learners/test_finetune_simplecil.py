@@ -121,6 +121,20 @@ def test_finetune_loss_is_cross_entropy_over_the_classes_of_the_task(tiny, tuned
     np.testing.assert_array_equal(before, after)
 
 
+def test_a_step_is_that_of_its_real_rows_alone(tiny, tuned):
+    """The mean is over real rows: two padded rows of four leave the step of a batch of two."""
+    real = tiny.batch(tiny.tasks[0], size=2)
+    padded = {name: np.concatenate([value] * 2) for name, value in real.items()}
+    padded["mask"] = np.array([True, True, False, False])
+    alone, metrics = qkd_jax.train_task(tiny.copy(tuned[0].begun), real)
+    state, again = qkd_jax.train_task(tiny.copy(tuned[0].begun), padded)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=BUDGET),
+        (alone.trainable, metrics),
+        (state.trainable, again),
+    )
+
+
 def test_finetune_learns_a_separable_task(tiny, tuned):
     state, losses = tiny.copy(tuned[0].begun).replace(num_steps=jnp.int32(0)), []
     batch = tiny.batch(tiny.tasks[0])

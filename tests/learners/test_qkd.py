@@ -4,6 +4,7 @@ Error budgets, eps = 1.2e-7: two evaluations of one loss differ by the order of 
 100 eps of a loss below 20 (BUDGET); logits are 5 cosines wide.
 """
 
+import dataclasses
 import inspect
 
 import jax
@@ -15,7 +16,7 @@ import qkd_jax
 from qkd_jax import gate
 from qkd_jax.learners import base, qkd
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.state import local_labels
+from qkd_jax.state import local_labels, split
 
 BUDGET = 2e-4
 METHOD = (
@@ -286,8 +287,6 @@ def test_padded_rows_change_nothing_whatever_they_hold(tiny, history):
         results.append((state.trainable, metrics))
     for other in results[1:]:
         jax.tree.map(assert_same_bytes, results[0], other)
-    alone, metrics = qkd_jax.train_task(tiny.copy(begun), real)
-    assert_close((alone.trainable, dict(metrics)), results[0])
 
 
 def test_padded_rows_do_not_reach_the_statistics(tiny, history):
@@ -384,24 +383,25 @@ def test_gradient_against_finite_differences(tiny, history):
     assert checked >= 8  # of those, most are far above the noise
 
 
-def test_tokens_path_equals_the_image_path(tiny):
+def test_tokens_path_equals_the_image_path(tiny, history):
     """With no adapter in block 0, its output can be kept and training can start from there."""
-    config = tiny.config(*METHOD, "adapter.first_block=1")
-    state = qkd_jax.init_state(jax.random.key(7), tiny.backbone, config)
-    state = qkd_jax.begin_task(state, tiny.tasks[0])
-    batch = tiny.batch(tiny.tasks[0])
+    state, batch = history[2].begun, tiny.batch(tiny.tasks[2])
+    spec = dataclasses.replace(state.config.adapter, first_block=1)
+    memory = jax.tree.map(lambda a: a[:, 1:], state.memory["adapters"])
+    adapter = jax.tree.map(lambda a: a[1:], history[2].trained.trainable["adapter"])
+    trainable = {**state.trainable, "adapter": adapter}
+    state = state.replace(
+        config=dataclasses.replace(state.config, adapter=spec),
+        memory={**state.memory, "adapters": memory},
+        trainable=trainable,
+        opt_state=base.optimiser(state.config.train).init(trainable),
+    )
     tokens = base.frozen_prefix(state, jnp.asarray(batch["image"]))
     assert tokens.shape == (4, 5, 12)
+    step, (held, moving) = jax.jit(base.device_step), split(state)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    keys = jax.random.split(jax.random.key(3), 4)
-
-    @jax.jit
-    def slope(trainable, images):
-        return jax.value_and_grad(
-            lambda t: qkd.loss(t, state, images, arrays, keys)["loss"].mean()
-        )(trainable)
-
-    images = base.prepare_images(state, arrays["image"])
-    assert_close(slope(state.trainable, images), slope(state.trainable, tokens))
-    kept, _ = qkd_jax.train_task(tiny.copy(state), {**batch, "tokens": tokens})
-    assert distance(kept.trainable["adapter"], state.trainable["adapter"]) > 1e-6
+    images, metrics = step(held, moving, arrays)
+    kept, again = step(held, moving, {**arrays, "tokens": tokens})
+    assert_close(metrics, again)
+    assert_close(images.trainable, kept.trainable, atol=0.05 * BUDGET)
+    assert distance(kept.trainable["adapter"], adapter) > 1e-6 and metrics["loss_kd"] > 0
