@@ -68,6 +68,8 @@ def relevance_of(config, query, anchors, owner, open_tasks, params=None):
     return run(params, config, query, anchors, jnp.asarray(owner), jnp.asarray(open_tasks))
 
 
+similarity = jax.jit(gate.similarity, static_argnums=1)
+feature_states = jax.jit(jax.vmap(quantum.feature_state, in_axes=(None, 0, None)), static_argnums=0)
 QUERY, ANCHORS, OWNER = draw(5, WIDTH), draw(6, WIDTH, seed=1), [0, 1, 1, 2, -1, 0]
 OPEN = [True, True, False, False]
 
@@ -137,7 +139,7 @@ def test_the_papers_score_cannot_route(num_tasks):
 def test_class_anchors_add_up_by_logsumexp(kind):
     config = settings(kind=kind, temperature=0.3)
     params = params_of(config)
-    raw, p = jax.jit(gate.similarity, static_argnums=1)(params, config, QUERY, ANCHORS)
+    raw, p = similarity(params, config, QUERY, ANCHORS)
     evidence = np.full((5, TASKS), -np.inf)
     for task in (0, 1):
         mine = [a for a, t in enumerate(OWNER) if t == task]
@@ -161,7 +163,7 @@ def test_fidelities_equal_pennylane(changes):
     """The whole chain: features -> angles in float64 NumPy -> states by PennyLane -> |<.|.>|^2."""
     config = settings(**changes)
     params, query, anchors = params_of(config), draw(2, WIDTH), draw(2, WIDTH, seed=1)
-    _, p = gate.similarity(params, config, query, anchors)
+    _, p = similarity(params, config, query, anchors)
     circuit = quantum.feature_circuit(gate.feature_map(config))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -181,18 +183,17 @@ def test_fidelities_equal_pennylane(changes):
 def test_theta_on_the_query_side_only():
     config = settings(theta_side="query")
     params = params_of(config)
-    _, p = gate.similarity(params, config, QUERY, ANCHORS)
+    _, p = similarity(params, config, QUERY, ANCHORS)
     a, b = numpy_angles(params, QUERY), numpy_angles(params, ANCHORS)
-    state = jax.vmap(quantum.feature_state, in_axes=(None, 0, None))
-    psi = state(gate.feature_map(config), jnp.asarray(a, jnp.float32), params["theta"])
-    phi = state(gate.feature_map(config), jnp.asarray(b, jnp.float32), 0 * params["theta"])
+    psi = feature_states(gate.feature_map(config), jnp.asarray(a, jnp.float32), params["theta"])
+    phi = feature_states(gate.feature_map(config), jnp.asarray(b, jnp.float32), 0 * params["theta"])
     expected = np.abs(np.float64(psi) @ np.float64(phi).T) ** 2
     np.testing.assert_allclose(p, expected, atol=BUDGET)
 
 
 def test_log_fidelity_is_the_log_of_the_fidelity():
     params = params_of(settings())
-    raw, p = gate.similarity(params, settings(score="log_fidelity"), QUERY, ANCHORS)
+    raw, p = similarity(params, settings(score="log_fidelity"), QUERY, ANCHORS)
     np.testing.assert_allclose(raw, np.log(np.float64(p) + 1e-6), atol=EXACT)
 
 
@@ -208,7 +209,7 @@ def test_angles_lie_in_their_range_and_spread():
     np.testing.assert_allclose(
         found, gate.angles(params, config, 1000.0 * vectors, "query"), atol=EXACT
     )
-    fidelities = np.asarray(gate.similarity(params, config, vectors, vectors)[1])
+    fidelities = np.asarray(similarity(params, config, vectors, vectors)[1])
     assert fidelities[~np.eye(64, dtype=bool)].mean() < 0.9
 
 
@@ -240,16 +241,16 @@ def numpy_cosine(a, b):
 
 def test_amplitude_fidelity_is_the_squared_cosine():
     config = settings(encoding="amplitude", num_qubits=4)
-    _, p = gate.similarity({}, config, QUERY, ANCHORS)
+    _, p = similarity({}, config, QUERY, ANCHORS)
     np.testing.assert_allclose(p, numpy_cosine(QUERY, ANCHORS) ** 2, atol=EXACT)
 
 
 def test_cosine_gate():
-    raw, p = gate.similarity({}, settings(kind="cosine", encoding="amplitude"), QUERY, ANCHORS)
+    raw, p = similarity({}, settings(kind="cosine", encoding="amplitude"), QUERY, ANCHORS)
     np.testing.assert_allclose(raw, numpy_cosine(QUERY, ANCHORS), atol=EXACT)
     np.testing.assert_allclose(p, (1 + numpy_cosine(QUERY, ANCHORS)) / 2, atol=EXACT)
     params = params_of(settings(kind="cosine"))
-    raw, _ = gate.similarity(params, settings(kind="cosine"), QUERY, ANCHORS)
+    raw, _ = similarity(params, settings(kind="cosine"), QUERY, ANCHORS)
     expected = numpy_cosine(numpy_angles(params, QUERY), numpy_angles(params, ANCHORS))
     np.testing.assert_allclose(raw, expected, atol=BUDGET)
 
@@ -258,10 +259,10 @@ def test_projected_kernel_gate_against_reduced_density_matrices():
     """exp(-gamma sum_j |rho_j(a) - rho_j(b)|_F^2) with rho_j the 2 x 2 state of qubit j."""
     config = settings(kind="pqk", kernel_width=0.7)
     params = params_of(config)
-    _, p = gate.similarity(params, config, QUERY, ANCHORS)
+    _, p = similarity(params, config, QUERY, ANCHORS)
 
     def reduced(vectors):
-        states = jax.vmap(quantum.feature_state, in_axes=(None, 0, None))(
+        states = feature_states(
             gate.feature_map(config),
             jnp.asarray(numpy_angles(params, vectors), jnp.float32),
             params["theta"],
@@ -287,13 +288,13 @@ def test_mlp_and_attention_against_numpy():
     ]
     params = params_of(settings(kind="mlp"))
     a, b = (np.tanh(v @ np.float64(params["map"])) for v in scaled)
-    raw, p = gate.similarity(params, settings(kind="mlp"), QUERY, ANCHORS)
+    raw, p = similarity(params, settings(kind="mlp"), QUERY, ANCHORS)
     np.testing.assert_allclose(raw, (a * np.float64(params["out"])) @ b.T, atol=BUDGET)
     np.testing.assert_allclose(p, 1 / (1 + np.exp(-np.float64(raw))), atol=EXACT)
     config = settings(kind="attention", num_qubits=8)
     params = params_of(config)
     a, b = scaled[0] @ np.float64(params["map"]), scaled[1] @ np.float64(params["anchor_map"])
-    raw, _ = gate.similarity(params, config, QUERY, ANCHORS)
+    raw, _ = similarity(params, config, QUERY, ANCHORS)
     assert params["map"].shape == (WIDTH, 4)
     np.testing.assert_allclose(raw, a @ b.T / 2, atol=BUDGET)
 
