@@ -57,12 +57,13 @@ class HeadConfig:
 
     `prototypes`: what becomes of the rows of a task's classes when the task ends. `none` keeps the
     trained rows; `own` puts the class means under the task's own adapter in their place; `all` keeps
-    one row for each (adapter, class): the class mean under every adapter known when the class is learned.
+    one row for each (adapter, class): the class mean under every adapter known when the class is learned,
+    and its own adapter's for later ones; `drift` moves the latter by how much similar classes moved.
     """
 
     kind: Literal["cosine", "linear"] = "cosine"
     scale: float = 20.0  # start of the learnable scale of the cosine head
-    prototypes: Literal["none", "own", "all"] = "all"
+    prototypes: Literal["none", "own", "all", "drift"] = "drift"
     whiten: bool = True  # at test, compare in the metric of the stored within-class covariance
 
 

@@ -62,8 +62,8 @@ def load_run(folder: str | Path, *, weights: str | Path | None = None) -> Loaded
     then, now = environment.get("backbone_fingerprint"), fingerprint(backbone)
     if then != now:
         raise CheckpointError(
-            f"{folder} was trained on another backbone (fingerprint {then}, loaded {now}); give the "
-            "run's own weight file as `weights`"
+            f"{folder} was trained on another backbone (fingerprint {then}, loaded {now}); "
+            "give the run's own weight file as `weights`"
         )
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder / 'checkpoints'} is missing; nothing was saved yet")

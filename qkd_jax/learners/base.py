@@ -44,6 +44,7 @@ class Learner(NamedTuple):
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
       slots: task -> (first, end) of the slots that `score` and `finish` read when `task` is the last.
       teachers: task -> (first, end) of the slots whose features of the current images `loss` reads.
+      second_moments: config -> for how many slots `finish` needs second moments of the features.
       reads_images: config -> whether the score needs the images themselves, not only slot features.
       predict: (state, images or kept tokens) -> (scores, relevance), for such settings.
     """
@@ -58,6 +59,7 @@ class Learner(NamedTuple):
     score: Callable
     slots: Callable
     teachers: Callable = lambda task: (0, 0)
+    second_moments: Callable = lambda config: 0
     reads_images: Callable = lambda config: False
     predict: Callable | None = None
 
@@ -414,7 +416,10 @@ def finish(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
     """Second half of `end_task`: statistics of the task's images, given with their slot features."""
     config = state.config
     statistics = heads.empty_statistics(
-        num_slots(config), config.max_task_classes, state.backbone.spec.width
+        num_slots(config),
+        config.max_task_classes,
+        state.backbone.spec.width,
+        learner_of(config).second_moments(config),
     )
     for batch in batches:
         label = jnp.asarray(batch["label"])

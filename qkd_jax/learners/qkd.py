@@ -14,6 +14,7 @@ from qkd_jax import gate
 from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import (
     adapter_of,
+    complemented,
     empty_adapters,
     encode_with,
     mask_unseen,
@@ -34,6 +35,19 @@ from qkd_jax.nn.losses import (
 )
 from qkd_jax.state import local_labels, old_classes, valid_task_classes
 
+# Weights of the drift of similar classes: exp(20 cos), nearly the mean over all that a slot has seen.
+DRIFT_SHARPNESS = 20.0
+
+
+def num_row_slots(config):
+    """For how many slots classes have rows: for each, or one set for all."""
+    return config.max_tasks if config.head.prototypes in ("all", "drift") else 1
+
+
+def num_metrics(config):
+    """How many slots have a metric: those with rows for a whitened head; the gate needs slot 0's."""
+    return num_row_slots(config) if config.head.whiten else 1
+
 
 def init(key, backbone, config):
     width = backbone.spec.width
@@ -43,17 +57,20 @@ def init(key, backbone, config):
         "head": new_head(jax.random.fold_in(key, 1), backbone, config),
         "gate": gate.init_gate(jax.random.fold_in(key, 2), config.gate, width, config.max_tasks),
     }
-    row_slots = config.max_tasks if config.head.prototypes == "all" else 1
+    slots, metric_slots = num_row_slots(config), num_metrics(config)
+    identity = gate.identity_metric(width)
     memory = {
         "adapters": empty_adapters(backbone, config),
         "start": adapter,
-        "rows": jnp.zeros((row_slots, config.num_classes, width)),
+        "rows": jnp.zeros((slots, config.num_classes, width)),
         "task_states": jnp.zeros((config.max_tasks, width)),
         "class_means": jnp.zeros((config.num_classes, width)),
-        "scatter": jnp.zeros((width, width)),
-        "count": jnp.float32(0),
-        "metric": gate.identity_metric(width),
+        "scatter": jnp.zeros((metric_slots, width, width)),
+        "count": jnp.zeros(metric_slots),
+        "metrics": jax.tree.map(lambda a: jnp.stack([a] * metric_slots), identity),
     }
+    if config.head.whiten:
+        memory["whitened_rows"] = jnp.zeros_like(memory["rows"])
     return trainable, memory
 
 
@@ -76,7 +93,14 @@ def begin(state, key):
 
 def gate_inputs(state, vectors):
     """Features of slot 0 as the gate sees them."""
-    return gate.whiten(state.memory["metric"], vectors) if state.config.gate.whiten else vectors
+    return gate.whiten(metric_of(state, 0), vectors) if state.config.gate.whiten else vectors
+
+
+def metric_of(state, slot):
+    """The metric that features of a slot are compared in (slot 0's where there is only one)."""
+    metrics = state.memory["metrics"]
+    last = metrics.centre.shape[0] - 1
+    return jax.tree.map(lambda a: a[jnp.minimum(slot, last)], metrics)
 
 
 def anchors(state):
@@ -185,7 +209,7 @@ def freeze(state):
 
 
 def finish(state, statistics, key):
-    """Rows, task state (Eq. 3-4) and statistics of the finished task; then the gate learns to route."""
+    """Rows, task state (Eq. 3-4), statistics and metrics of the finished task; then the gate learns to route."""
     config, memory = state.config, state.memory
     means, columns = class_means(statistics), class_columns(state)
     rows = memory["rows"]
@@ -195,37 +219,64 @@ def finish(state, statistics, key):
         rows = store_rows(rows, columns, means[state.task])
     else:
         rows = store_rows(rows, columns, means_in_slots(means, state.task))
+    if config.head.prototypes == "drift":
+        rows = complemented(rows, state, sharpness=DRIFT_SHARPNESS, drift=True)
     vector = gate.task_embedding(state.trainable["adapter"], memory["start"], config.gate)
+    # Slots after the task's own hold no features of it.
+    known = (jnp.arange(len(memory["count"])) <= state.task).astype(jnp.float32)
     memory = {
         **memory,
         "rows": rows,
         "task_states": memory["task_states"].at[state.task].set(vector),
         "class_means": memory["class_means"].at[columns].set(means[0], mode="drop"),
-        "scatter": memory["scatter"] + within_class_scatter(statistics),
-        "count": memory["count"] + statistics.count.sum(),
+        "scatter": memory["scatter"] + within_class_scatter(statistics) * known[:, None, None],
+        "count": memory["count"] + statistics.count.sum() * known,
     }
-    memory["metric"] = gate.learned_metric(
-        memory["scatter"],
-        memory["count"],
-        memory["class_means"],
-        state.task_of_class,
-        config.gate.shrinkage,
-    )
-    state = state.replace(memory=memory)
-    vectors, owner = anchors(state)
-    metric = memory["metric"]
-    taught = gate.calibrate(
+    state = state.replace(memory={**memory, "metrics": _learned_metrics(state, memory)})
+    if config.head.whiten:
+        whitened = jax.vmap(gate.whiten)(_row_metrics(state), rows)
+        state = state.replace(memory={**state.memory, "whitened_rows": whitened})
+    return state.replace(trainable={**state.trainable, "gate": _taught_gate(state, key)})
+
+
+def _learned_metrics(state, memory):
+    """The metric of each slot, from the classes that the slot has seen."""
+    owner, shrinkage = state.task_of_class, state.config.gate.shrinkage
+
+    def one(slot):
+        members = (owner >= slot) & (owner >= 0)
+        means = jnp.where(
+            slot == 0, memory["class_means"], memory["rows"][slot * (len(memory["rows"]) > 1)]
+        )
+        return gate.learned_metric(
+            memory["scatter"][slot], memory["count"][slot], means, members, shrinkage
+        )
+
+    return lax.map(one, jnp.arange(len(memory["count"])))
+
+
+def _row_metrics(state):
+    """Metrics with as many slots as there are rows."""
+    return jax.vmap(lambda slot: metric_of(state, slot))(jnp.arange(len(state.memory["rows"])))
+
+
+def _taught_gate(state, key):
+    """The gate's parameters after routing steps on pseudo-features of all classes seen."""
+    config, memory = state.config, state.memory
+    factor = jnp.eye(state.backbone.spec.width)  # whitened noise has unit covariance
+    if not config.gate.whiten:
+        factor = gate.shrunk_factor(memory["scatter"][0], memory["count"][0], config.gate.shrinkage)
+    means = gate_inputs(state, memory["class_means"])
+    return gate.calibrate(
         key,
         state.trainable["gate"],
         config.gate,
-        gate_inputs(state, memory["class_means"]),
+        means,
         state.task_of_class,
-        jnp.eye(len(metric.factor)) if config.gate.whiten else metric.factor,
-        vectors,
-        owner,
+        factor,
+        *anchors(state),
         config.max_tasks,
     )
-    return state.replace(trainable={**state.trainable, "gate": taught})
 
 
 def extract(state, images, slot):
@@ -238,8 +289,9 @@ def score(state, features):
     found = route(state, state.trainable["gate"], features[:, 0], tasks <= state.task)
     rows = state.memory["rows"]
     if state.config.head.whiten:
-        metric = state.memory["metric"]
-        features, rows = gate.whiten(metric, features), gate.whiten(metric, rows)
+        rows = state.memory["whitened_rows"]
+        metrics = jax.vmap(lambda slot: metric_of(state, slot))(tasks)
+        features = jax.vmap(gate.whiten, in_axes=(0, 1), out_axes=1)(metrics, features)
     logits = slot_logits(state, features, rows, state.trainable["head"]["scale"])
     fused = jnp.einsum("bt,btc->bc", found.weights, logits)
     return mask_unseen(state, fused), found.weights
@@ -257,7 +309,7 @@ def predict_mixed(state, images):
     own = jnp.minimum(jnp.maximum(state.task_of_class, 0), len(rows) - 1)
     rows = rows[own, jnp.arange(rows.shape[1])]
     if state.config.head.whiten:
-        metric = state.memory["metric"]
+        metric = metric_of(state, 0)
         feature, rows = gate.whiten(metric, feature), gate.whiten(metric, rows)
     scale = state.trainable["head"]["scale"]
     logits = head_logits(feature, rows, scale, state.config.head.kind)
@@ -276,6 +328,7 @@ LEARNER = register(
         score=score,
         slots=lambda task: (0, task + 1),
         teachers=lambda task: (0, task),
+        second_moments=num_metrics,
         reads_images=lambda config: config.fusion.kind == "block_mix",
         predict=predict_mixed,
     )

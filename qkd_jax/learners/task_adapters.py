@@ -90,29 +90,47 @@ def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
     return jnp.where(known[:, None, None], means, means[task][None])
 
 
-def complemented(rows: jax.Array, state: LearnerState) -> jax.Array:
-    """EASE's semantic-guided complement: rows of classes in the slots of later tasks, which never saw them.
+def complemented(
+    rows: jax.Array, state: LearnerState, *, sharpness: float = 1.0, drift: bool = False
+) -> jax.Array:
+    """Rows of classes in the slots of later tasks, which never saw them, guessed from the classes they saw.
 
-    For class c of task i, a later slot d, and all classes k of tasks d and later (arXiv 2403.12030, Eq. 8-9,
-    in the form of the authors' published settings, which recompute every slot after each task):
-    rows[d, c] = sum_k softmax_k( cos(rows[i, c], rows[i, k]) ) rows[d, k].
+    For class c of task i, a later slot d, and all classes k of tasks d and later, with weights
+    w_k = softmax_k( sharpness cos(rows[i, c], rows[i, k]) ):
+
+    - EASE's semantic-guided complement (arXiv 2403.12030, Eq. 8-9, in the form of the authors' published
+      settings, which recompute every slot after each task): rows[d, c] = sum_k w_k rows[d, k].
+    - with `drift`, semantic drift compensation (Yu et al., CVPR 2020, arXiv 2004.00440, between slots instead of
+      training steps): rows[d, c] = rows[i, c] + sum_k w_k (rows[d, k] - rows[i, k]).
 
     Args:
       rows: [T, C, D], the class means of the finished task already stored.
     """
     owner, slots = state.task_of_class, jnp.arange(rows.shape[0])
 
-    def own_cosine(total, slot):
-        directions = unit(rows[slot])
-        cosine = jnp.matmul(directions, directions.T, precision="highest")
-        return jnp.where((owner == slot)[:, None], cosine, total), None
+    def of_own_slot(function):
+        """[C, ...]: function(slot) [C, ...] of each class's own slot."""
 
-    cosine, _ = lax.scan(own_cosine, jnp.zeros((rows.shape[1],) * 2), slots)  # [C, C]
+        def choose(total, slot):
+            mine = (owner == slot).reshape(-1, *[1] * (total.ndim - 1))
+            return jnp.where(mine, function(slot), total), None
+
+        shape = jax.eval_shape(function, slots[0])
+        return lax.scan(choose, jnp.zeros(shape.shape, shape.dtype), slots)[0]
+
+    def cosine_in(slot):
+        directions = unit(rows[slot])
+        return jnp.matmul(directions, directions.T, precision="highest")
+
+    cosine, own = of_own_slot(cosine_in), of_own_slot(lambda slot: rows[slot])
 
     def guess(slot):
         later = owner >= slot
-        weights = jax.nn.softmax(jnp.where(later[None, :], cosine, MASKED), axis=1)
+        weights = jax.nn.softmax(jnp.where(later[None, :], sharpness * cosine, MASKED), axis=1)
         guessed = jnp.matmul(weights, rows[slot], precision="highest")
+        if drift:
+            before = of_own_slot(lambda i: jnp.matmul(weights, rows[i], precision="highest"))
+            guessed = own + guessed - before
         missing = (owner >= 0) & (owner < slot) & (slot <= state.task)
         return jnp.where(missing[:, None], guessed, rows[slot])
 

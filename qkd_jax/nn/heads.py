@@ -35,7 +35,7 @@ class ClassStatistics:
     Attributes:
       total: [S, M, D], sum of features for each slot (adapter) and class of the task.
       count: [M], images seen.
-      outer: [D, D], sum of h h^T over all images, h = the feature of slot 0.
+      outer: [K, D, D], sum of h h^T over all images for the first K slots.
     """
 
     total: jax.Array
@@ -43,12 +43,14 @@ class ClassStatistics:
     outer: jax.Array
 
 
-def empty_statistics(num_slots: int, num_classes: int, width: int) -> ClassStatistics:
-    """Statistics of no image at all."""
+def empty_statistics(
+    num_slots: int, num_classes: int, width: int, num_outer: int = 1
+) -> ClassStatistics:
+    """Statistics of no image at all; second moments are kept for the first `num_outer` slots."""
     return ClassStatistics(
         jnp.zeros((num_slots, num_classes, width)),
         jnp.zeros((num_classes,)),
-        jnp.zeros((width, width)),
+        jnp.zeros((num_outer, width, width)),
     )
 
 
@@ -58,11 +60,11 @@ def add_to_statistics(
     """Adds a batch: features [B, S, D], positions int [B] among the task's classes, mask bool [B]."""
     num_classes = statistics.count.shape[0]
     one_hot = jax.nn.one_hot(positions, num_classes) * mask[:, None].astype(jnp.float32)
-    query = features[:, 0] * mask[:, None].astype(jnp.float32)
+    kept = jnp.where(mask[:, None, None], features[:, : len(statistics.outer)], 0.0)
     return ClassStatistics(
         statistics.total + jnp.einsum("bm,bsd->smd", one_hot, features, precision="highest"),
         statistics.count + one_hot.sum(0),
-        statistics.outer + jnp.matmul(query.T, query, precision="highest"),
+        statistics.outer + jnp.einsum("bkd,bke->kde", kept, kept, precision="highest"),
     )
 
 
@@ -72,7 +74,7 @@ def class_means(statistics: ClassStatistics) -> jax.Array:
 
 
 def within_class_scatter(statistics: ClassStatistics) -> jax.Array:
-    """[D, D]: sum over images of (h - class mean)(h - class mean)^T."""
-    means = class_means(statistics)[0]
-    weighted = means * statistics.count[:, None]
-    return statistics.outer - jnp.matmul(weighted.T, means, precision="highest")
+    """[K, D, D]: sum over images of (h - class mean)(h - class mean)^T in the first K slots."""
+    means = class_means(statistics)[: len(statistics.outer)]
+    weighted = means * statistics.count[None, :, None]
+    return statistics.outer - jnp.einsum("kmd,kme->kde", weighted, means, precision="highest")

@@ -126,7 +126,9 @@ class Inserts:
 
     adapter: Any = None
     adapter_spec: AdapterSpec = struct.field(pytree_node=False, default=AdapterSpec())
-    hidden_factors: Any = None  # [B, R]: a factor on each hidden unit of the adapter, for each image
+    hidden_factors: Any = (
+        None  # [B, R]: a factor on each hidden unit of the adapter, for each image
+    )
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32) -> jax.Array:
@@ -433,9 +435,7 @@ def encode_from(
         raise ConfigError(f"start_block is {start_block}; it must be in [0, {spec.depth}).")
     last = spec.depth - 1
     mask_of = partial(_mask, inserts, dropout_key, compute_dtype)
-    x = _run(
-        params, spec, tokens, start_block, last, early, adapter_spec, mask_of, compute_dtype
-    )
+    x = _run(params, spec, tokens, start_block, last, early, adapter_spec, mask_of, compute_dtype)
     x = block(
         block_at(params, last),
         spec,
