@@ -1,6 +1,5 @@
 """README.md and docs/ say what is true: their code runs, and what they name exists."""
 
-import ast
 import importlib
 import os
 import re
@@ -57,6 +56,7 @@ def run_code(page, folder, ending=""):
     # As a user runs it: without the strict settings of the tests.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster, same meaning
     return subprocess.run(
         [sys.executable, "-c", "\n".join(program)],
         cwd=folder,
@@ -171,18 +171,3 @@ def test_named_settings_exist_and_take_the_value(page):
         assert f"{room}.{name}" in SETTINGS, f"{page.name}: {span}"
         if "=" in span and not span.partition("=")[2].isupper():
             configuration.override(configuration.Config(), span)
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if p != README], ids=lambda page: page.name)
-def test_pages_are_short(page):
-    assert len(page.read_text().splitlines()) <= 125
-
-
-def test_example_method_is_as_short_as_promised():
-    """`docs/api.md` shows a whole method; its code must stay about thirty lines."""
-    blocks = fences((ROOT / "docs" / "api.md").read_text(), "python")
-    method = next(block for _, block in blocks if "register(" in block)
-    assert {"init", "finish", "score"} <= {
-        node.name for node in ast.walk(ast.parse(method)) if isinstance(node, ast.FunctionDef)
-    }
-    assert sum(bool(line.strip()) for line in method.splitlines()) <= 32
