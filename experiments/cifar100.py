@@ -2,7 +2,8 @@
 
     make run EXP=cifar100                         (METHOD=ease, simplecil, finetune)
 
-Published: QKD average 94.08; EASE 92.11 average, 87.72 last; SimpleCIL 81.26 last. Not run here: the data
+Published: QKD average 94.08; EASE 92.11 average, 87.72 last; SimpleCIL 81.26 last. Not run here:
+  the data
 cannot be reached from our machines.
 """
 

@@ -2,9 +2,11 @@
 
     make run EXP=cub200                           (METHOD=ease, simplecil, finetune)
 
-Data: tensorflow-datasets `caltech_birds2011` with its own split (5,994 / 5,794); the peers' toolboxes use an
+Data: tensorflow-datasets `caltech_birds2011` with its own split (5,994 / 5,794); the peers'
+  toolboxes use an
 80/20 list, which `--set data.split_file=FILE` takes.
-Published at Inc10: EASE average 92.23, last 86.81; SimpleCIL last 86.73. Not run here: the data cannot be
+Published at Inc10: EASE average 92.23, last 86.81; SimpleCIL last 86.73. Not run here: the data
+  cannot be
 reached from our machines.
 """
 

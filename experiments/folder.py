@@ -2,8 +2,9 @@
 
     make run EXP=folder ARGS="--data /path/to/images"
 
-Settings as in `renditions`, at 96 px and without augmentation, so that it runs on a laptop. On an accelerator:
---set backbone.image_size=224 --set data.augment=true --set adapter.first_block=0 --set train.epochs=20
+Settings as in `renditions`, at 96 px and without augmentation, so that it runs on a laptop. On an
+accelerator: --set backbone.image_size=224 --set data.augment=true --set adapter.first_block=0 --set
+train.epochs=20
 """
 
 from qkd_jax.config import Config, override

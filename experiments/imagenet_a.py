@@ -2,9 +2,12 @@
 
     make run EXP=imagenet_a                       (METHOD=ease, simplecil, finetune)
 
-Data: tensorflow-datasets `imagenet_a` (7,500 images of 200 classes, only a test split), split 80/20 within each
-class by the committed rule of `qkd_jax/data/splits.py`; another list by `--set data.split_file=FILE`.
-Published at Inc20: EASE average 65.34, last 55.04; SimpleCIL last 48.91. Not run here: the data cannot be
+Data: tensorflow-datasets `imagenet_a` (7,500 images of 200 classes, only a test split), split 80/20
+  within each
+class by the committed rule of `qkd_jax/data/splits.py`; another list by `--set
+data.split_file=FILE`.
+Published at Inc20: EASE average 65.34, last 55.04; SimpleCIL last 48.91. Not run here: the data
+  cannot be
 reached from our machines.
 """
 

@@ -2,10 +2,12 @@
 
     make run EXP=imagenet_r                       (METHOD=ease, simplecil, finetune)
 
-Data: tensorflow-datasets `imagenet_r` (30,000 images of 200 classes, only a test split), split 80/20 within each
-class by the committed rule of `qkd_jax/data/splits.py`; another list by `--set data.split_file=FILE`.
-Published (other splits, so a few points apart): QKD last 77.67, gate ablation 81.79 (quantum), 80.32 (cosine);
-EASE average 81.74, last 76.17; SimpleCIL 54.55 last. Not run here: the data cannot be reached from our machines.
+Data: tensorflow-datasets `imagenet_r` (30,000 images of 200 classes, only a test split), split
+  80/20 within each
+class by the committed rule of `qkd_jax/data/splits.py`; another list by `--set
+data.split_file=FILE`. Published (other splits, so a few points apart): QKD last 77.67, gate
+ablation 81.79 (quantum), 80.32 (cosine); EASE average 81.74, last 76.17; SimpleCIL 54.55 last. Not
+run here: the data cannot be reached from our machines.
 """
 
 from qkd_jax.config import Config, override

@@ -1,8 +1,10 @@
-"""Renditions: 100 emoji classes drawn by many artists; test on styles never trained on. The embedded default.
+"""Renditions: 100 emoji classes drawn by many artists; test on styles never trained on. The
+embedded default.
 
     make run                      (python -m qkd_jax run renditions)
 
-Data: packaged, 600 training images (six styles) and 300 test images (three styles of other artists), B0-Inc10.
+Data: packaged, 600 training images (six styles) and 300 test images (three styles of other
+  artists), B0-Inc10.
 Backbone: packaged CLIP ViT-B/16 at 96 px, frozen.
 """
 

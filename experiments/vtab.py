@@ -1,10 +1,14 @@
-"""VTAB-50 as class-incremental learning uses it, B0-Inc10: five source sets of ten classes; ViT-B/16-IN21K.
+"""VTAB-50 as class-incremental learning uses it, B0-Inc10: five source sets of ten classes;
+ViT-B/16-IN21K.
 
     make run EXP=vtab ARGS="--data /path/to/vtab"      (METHOD=ease, simplecil, finetune)
 
-Data: the folder that the peers' toolboxes distribute, train/<class>/* and test/<class>/*; no registry has it.
-Classes are shuffled with seed 1993, as MoTE does; EASE and MOS do not: --set protocol.shuffle=false.
-Published without shuffling: EASE average 93.61, last 93.55; MoTE shuffled 93.56, 85.94. Not run here.
+Data: the folder that the peers' toolboxes distribute, train/<class>/* and test/<class>/*; no
+  registry has it.
+Classes are shuffled with seed 1993, as MoTE does; EASE and MOS do not: --set
+protocol.shuffle=false.
+Published without shuffling: EASE average 93.61, last 93.55; MoTE shuffled 93.56, 85.94. Not run
+  here.
 """
 
 from qkd_jax.config import Config, override

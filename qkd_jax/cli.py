@@ -14,7 +14,9 @@ from qkd_jax.errors import ConfigError, QkdError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; the exit code: 0 done, 1 a clear error, 130 interrupted (the run can be continued)."""
+    """Runs one command; the exit code: 0 done, 1 a clear error, 130 interrupted (the run can be
+    continued).
+    """
     options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("action", choices=["prepare", "check"])
     data.add_argument("name", help="a data set name, or a folder with train/ and test/")
+    data.add_argument("--path", default="", help="where prepared data sets live")
     return parser
 
 
@@ -93,7 +96,8 @@ def _run(options: argparse.Namespace) -> int:
 
     devices = jax.local_devices()
     print(
-        f"{options.experiment}, {options.method}: {backbone.name} at {configs[0].backbone.image_size} px on "
+        f"{options.experiment}, {options.method}: {backbone.name} at "
+        f"{configs[0].backbone.image_size} px on "
         f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
     )
     for config in configs:
@@ -214,7 +218,8 @@ def _doctor(options: argparse.Namespace) -> None:
     print(f"{'devices':18} {len(devices)} x {devices[0].platform} ({devices[0].device_kind})")
     if devices[0].platform == "cpu":
         print(
-            "\nNo accelerator is in use. On a GPU or TPU machine this means that the jax wheel does not match it:\n"
+            "\nNo accelerator is in use. On a GPU or TPU machine this means that the jax wheel does "
+            "not match it:\n"
             '  pip install -U "jax[tpu]"   or   pip install -U "jax[cuda13]"'
         )
 
@@ -227,9 +232,9 @@ def _weights(options: argparse.Namespace) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     if options.action == "prepare":
-        from qkd_jax.data.tfds import prepare
+        from qkd_jax.data.sources import prepare
 
-        print(prepare(options.name))
+        print(prepare(options.name, options.path or None))
         return
     from qkd_jax.data.sources import load_split, verify
 

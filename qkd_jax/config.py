@@ -1,9 +1,9 @@
 """Every setting of a run, its default and its check; the only home of defaults.
 
-A `Config` is a tree of frozen dataclasses: hashable, so it is a static argument of jitted functions, and
-printable as JSON, so a run folder is enough to run it again. `override(config, "train.epochs=5")`
-is what the command line does with `--set`. The presets are `qkd` (the default: what we judge to work)
-and `paper` (every literal choice of the QKD paper, arXiv 2604.11112).
+A `Config` is a tree of frozen dataclasses: hashable, so it is a static argument of jitted
+functions, and printable as JSON, so a run folder is enough to run it again. `override(config,
+"train.epochs=5")` is what the command line does with `--set`. The presets are `qkd` (the default:
+what we judge to work) and `paper` (every literal choice of the QKD paper, arXiv 2604.11112).
 """
 
 import dataclasses
@@ -56,9 +56,10 @@ class HeadConfig:
     """The classifier over a feature.
 
     `prototypes`: what becomes of the rows of a task's classes when the task ends. `none` keeps the
-    trained rows; `own` puts the class means under the task's own adapter in their place; `all` keeps
-    one row for each (adapter, class): the class mean under every adapter known when the class is learned,
-    and its own adapter's for later ones; `drift` moves the latter by how much similar classes moved.
+    trained rows; `own` puts the class means under the task's own adapter in their place; `all`
+    keeps one row for each (adapter, class): the class mean under every adapter known when the class
+    is learned, and its own adapter's for later ones; `drift` moves the latter by how much similar
+    classes moved.
     """
 
     kind: Literal["cosine", "linear"] = "cosine"
@@ -111,7 +112,9 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """L1 sparsity of the relevance (Eq. 11). `l1_softmax` is literal and constant: a softmax sums to 1."""
+    """L1 sparsity of the relevance (Eq. 11). `l1_softmax` is literal and constant: a softmax
+    sums to 1.
+    """
 
     kind: Literal["l1_softmax", "l1_scores", "entropy"] = "entropy"
     weight: float = 0.05
@@ -178,7 +181,8 @@ class Config:
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "qkd": (),
-    # Literal choices: qkd.md section 2. Fidelity scores at temperature 1, never-taught gate, constant L1.
+    # Literal choices: qkd.md section 2. Fidelity scores at temperature 1, never-taught gate,
+    # constant L1.
     "paper": (
         "gate.encoding=angle",
         "gate.num_qubits=9",
@@ -212,8 +216,8 @@ def override(config: Config, *assignments: str) -> Config:
     """`config` with `"section.key=value"` applied, in order, then checked as a whole.
 
     Raises:
-      ConfigError: an unknown key (the nearest known ones are named), an ill-typed value, or a combination
-        that does not fit.
+      ConfigError: an unknown key (the nearest known ones are named), an ill-typed value, or a
+        combination that does not fit.
     """
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -309,7 +313,8 @@ def validate(config: Config) -> None:
         need(c.max_tasks >= 1, f"max_tasks: expected at least 1, found {c.max_tasks}")
         need(
             1 <= c.max_task_classes <= c.num_classes,
-            f"max_task_classes: expected 1..num_classes ({c.num_classes}), found {c.max_task_classes}",
+            f"max_task_classes: expected 1..num_classes ({c.num_classes}), "
+            f"found {c.max_task_classes}",
         )
         need(c.seed >= 0, f"seed: expected 0 or more, found {c.seed}")
         need(
@@ -366,7 +371,8 @@ def validate(config: Config) -> None:
         )
         need(
             c.train.devices == 0 or c.train.batch_size % c.train.devices == 0,
-            f"train.batch_size: {c.train.batch_size} does not divide over train.devices={c.train.devices}",
+            f"train.batch_size: {c.train.batch_size} does not divide over "
+            f"train.devices={c.train.devices}",
         )
     if problems:
         raise ConfigError("bad settings:\n  " + "\n  ".join(problems))

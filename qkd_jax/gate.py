@@ -1,9 +1,9 @@
 """Which learned tasks matter to an image: task states, the quantum gate and its classical twins.
 
-Every gate answers one question in one form, `relevance(...) -> weights [B, T]`: it compares the image's
-feature h with *anchors* (one vector a task, or one a class), adds up the evidence of each task's
-anchors, and takes a softmax over the tasks that are open. The answer for one image never depends on the
-rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
+Every gate answers one question in one form, `relevance(...) -> weights [B, T]`: it compares the
+image's feature h with *anchors* (one vector a task, or one a class), adds up the evidence of each
+task's anchors, and takes a softmax over the tasks that are open. The answer for one image never
+depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,9 @@ FIDELITY_FLOOR = 1e-6
 
 
 class Relevance(NamedTuple):
-    """weights alpha [B, T] (a softmax over open tasks; zeros if none is open), log of it, raw scores p [B, T] in [0, 1]."""
+    """weights alpha [B, T] (a softmax over open tasks; zeros if none is open), log of it, raw
+    scores p [B, T] in [0, 1].
+    """
 
     weights: jax.Array
     log_weights: jax.Array
@@ -105,8 +107,8 @@ def num_parameters(params: dict) -> int:
 def angles(params: dict, config: GateConfig, vectors: jax.Array, side: str) -> jax.Array:
     """Eq. 5: vectors [..., D] -> q angles in (-range, range), radians.
 
-    The input is sqrt(D) * unit vector: with unit length the angles would all be near 0 and every fidelity
-    near 1. `side` is "query" or "anchor"; only `angle_map="separate"` tells them apart.
+    The input is sqrt(D) * unit vector: with unit length the angles would all be near 0 and every
+    fidelity near 1. `side` is "query" or "anchor"; only `angle_map="separate"` tells them apart.
     """
     width = vectors.shape[-1]
     whitened = unit(vectors) * jnp.float32(width) ** 0.5
@@ -127,8 +129,8 @@ def similarity(
 ) -> tuple[jax.Array, jax.Array]:
     """(evidence, p), both [B, A], of query [B, D] with anchors [A, D].
 
-    p in [0, 1] is the fidelity |<psi(h)|phi(s)>|^2 (Eq. 10) or the classical gate's closest counterpart;
-    the evidence is what the softmax gets, before the temperature.
+    p in [0, 1] is the fidelity |<psi(h)|phi(s)>|^2 (Eq. 10) or the classical gate's closest
+    counterpart; the evidence is what the softmax gets, before the temperature.
     """
     if config.kind == "cosine" or config.kind in ("quantum", "pqk"):
         p = _overlap(params, config, query, anchors)
@@ -192,8 +194,9 @@ def relevance(
 ) -> Relevance:
     """Eq. 12: alpha = softmax over open tasks of the evidence of their anchors.
 
-    With one anchor a task this is softmax(p / tau); with several (class states) the task's evidence is the
-    log-sum-exp over its anchors, so that a task without a centre is found by any one of its classes.
+    With one anchor a task this is softmax(p / tau); with several (class states) the task's evidence
+    is the log-sum-exp over its anchors, so that a task without a centre is found by any one of its
+    classes.
 
     Args:
       query: [B, D], the feature h of each image.
@@ -223,7 +226,8 @@ def task_embedding(adapter: dict, start: dict, config: GateConfig) -> jax.Array:
     """Eq. 3-4: the state s~ [D] of a task from its adapter's weights, by truncated SVD.
 
     S = [down_1, ..., down_L, up_1^T, ..., up_L^T] in R^{D x 2LR}; S^(12) = its best rank-12
-    approximation; s = S^(12) 1; s~ = s / |s|. The signs of singular vectors cancel, so s~ has none to choose.
+    approximation; s = S^(12) 1; s~ = s / |s|. The signs of singular vectors cancel, so s~ has none
+    to choose.
 
     Args:
       adapter: {"down": {"kernel": [L, D, R]}, "up": {"kernel": [L, R, D]}}.
@@ -248,11 +252,13 @@ def task_embedding(adapter: dict, start: dict, config: GateConfig) -> jax.Array:
 
 
 class Metric(NamedTuple):
-    """The affine map v = whitener (h - centre) after which images of one class vary equally in all directions.
+    """The affine map v = whitener (h - centre) after which images of one class vary equally in all
+    directions.
 
-    centre [D]: mean of the class means. whitener [D, D] = F^-1, lower triangular, F F^T = the pooled
-    within-class covariance, shrunk. Angles between whitened vectors do not depend on which square root of the
-    covariance is taken.
+    centre [D]: mean of the class means. whitener [D, D] = F^-1, lower triangular, F F^T = the
+      pooled
+    within-class covariance, shrunk. Angles between whitened vectors do not depend on which square
+    root of the covariance is taken.
     """
 
     centre: jax.Array
@@ -265,10 +271,12 @@ def identity_metric(width: int) -> Metric:
 
 
 def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax.Array:
-    """[D, D] lower triangular F, F F^T = (1 - s) Sigma + s tr(Sigma) / D I, Sigma = scatter / count.
+    """[D, D] lower triangular F, F F^T = (1 - s) Sigma + s tr(Sigma) / D I, Sigma = scatter /
+    count.
 
     Args:
-      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T. count: [], how many images.
+      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T. count: [], how many
+        images.
       shrinkage: s in [0, 1].
     """
     width = scatter.shape[0]
@@ -318,8 +326,9 @@ def calibrate(
 ) -> dict:
     """Teaches the gate to route, without images: cross-entropy of the task on pseudo-features.
 
-    A pseudo-feature is a stored class mean of h plus noise of the stored shrunk covariance; classes are drawn
-    evenly over all seen ones. Remedies the gate's missing signal (it never sees its own task in training).
+    A pseudo-feature is a stored class mean of h plus noise of the stored shrunk covariance; classes
+    are drawn evenly over all seen ones. Remedies the gate's missing signal (it never sees its own
+    task in training).
 
     Args:
       class_means: [C, D] of h as the gate sees it. task_of_class: int [C], -1 = not seen.
@@ -367,7 +376,9 @@ def fixed_temperature(params: dict) -> dict:
 def anchor_states(
     params: dict, anchors: jax.Array, owner: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The anchors a gate compares with: its learned states where it has them, else the given ones."""
+    """The anchors a gate compares with: its learned states where it has them, else the given
+    ones.
+    """
     if "states" in params:
         return params["states"], jnp.arange(params["states"].shape[0])
     return anchors, owner

@@ -1,8 +1,8 @@
 """The only file that knows devices.
 
-One device runs the per-device functions under `jax.jit`; several run the same functions under `jax.pmap` with
-`axis_name="data"`. What every device reads is passed as one logical copy (`in_axes=None`) and placed on all
-of them once a task, not once a step.
+One device runs the per-device functions under `jax.jit`; several run the same functions under
+`jax.pmap` with `axis_name="data"`. What every device reads is passed as one logical copy
+(`in_axes=None`) and placed on all of them once a task, not once a step.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +56,8 @@ class Runner:
             lower = batch_size // self.num_devices * self.num_devices
             fitting = f"{lower} or {lower + self.num_devices}" if lower else f"{self.num_devices}"
             raise ConfigError(
-                f"{name}: {batch_size} does not divide over {self.num_devices} devices; use {fitting}"
+                f"{name}: {batch_size} does not divide over {self.num_devices} devices; "
+                f"use {fitting}"
             )
 
     def place(self, tree: Any) -> Any:
@@ -73,7 +74,9 @@ class Runner:
         return self._step(held, moving, self._shard(batch))
 
     def extract(self, state: LearnerState, images: np.ndarray, slot: int) -> np.ndarray:
-        """Features [B, D] of one filled slot, on the host; images [B, H, W, 3] or kept tokens [B, N, D]."""
+        """Features [B, D] of one filled slot, on the host; images [B, H, W, 3] or kept tokens
+        [B, N, D].
+        """
         features = self._extract(state, self._shard(images), jnp.int32(slot))
         return np.asarray(features).reshape(len(images), -1)
 
@@ -83,7 +86,9 @@ class Runner:
         return tokens.reshape(len(images), *tokens.shape[-2:])
 
     def predict(self, state: LearnerState, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(scores [B, C], relevance [B, T]) for settings that read images; pixels or kept tokens."""
+        """(scores [B, C], relevance [B, T]) for settings that read images; pixels or kept
+        tokens.
+        """
         found = self._predict(state, self._shard(images))
         return tuple(np.asarray(part).reshape(len(images), -1) for part in found)
 

@@ -1,7 +1,7 @@
 """The loop over tasks; the only file with clock, disk, logs and signals.
 
-A run lives in one folder (README, "What a run leaves behind") and can be killed at any moment: the same command
-continues it and ends with the same numbers as a run that was never interrupted.
+A run lives in one folder (README, "What a run leaves behind") and can be killed at any moment: the
+same command continues it and ends with the same numbers as a run that was never interrupted.
 """
 
 import dataclasses
@@ -110,7 +110,8 @@ def run(
       show_progress: a bar on a terminal or notebook, plain lines elsewhere.
 
     Raises:
-      QkdError: bad data, settings, or a run folder of other settings. Interrupted: a signal arrived; all saved.
+      QkdError: bad data, settings, or a run folder of other settings. Interrupted: a signal
+        arrived; all saved.
     """
     planned = plan(config)
     folder = run_folder(out, planned.config, variant)
@@ -228,7 +229,9 @@ def environment(backbone: Backbone) -> dict[str, Any]:
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """A short hash of the backbone's parameters, so that a run is continued with the same weights."""
+    """A short hash of the backbone's parameters, so that a run is continued with the same
+    weights.
+    """
     import hashlib
 
     digest = hashlib.sha256(repr(backbone.spec).encode())
@@ -302,7 +305,9 @@ class _Loop:
         return summary
 
     def _restore(self, checkpoints) -> tuple[int, int]:
-        """Continues from the newest checkpoint: the task to go on with, and the steps done in it."""
+        """Continues from the newest checkpoint: the task to go on with, and the steps done in
+        it.
+        """
         log = self.folder / "metrics.jsonl"
         found = checkpoints.restore(self.state)
         if found is None:
@@ -561,7 +566,9 @@ class _Features:
         self._tokens, self._has_tokens = self._token_store(), np.zeros(len(images), bool)
 
     def _token_store(self) -> np.ndarray | None:
-        """Room for the frozen blocks before the first adapter, if there are any and it fits in memory."""
+        """Room for the frozen blocks before the first adapter, if there are any and it fits in
+        memory.
+        """
         config, spec = self.loop.config, self.loop.state.backbone.spec
         tokens = 1 + (spec.image_size // spec.patch_size) ** 2
         needed = len(self.set) * tokens * spec.width * 4
@@ -571,7 +578,9 @@ class _Features:
         return np.zeros((len(self.set), tokens, spec.width), np.float32)
 
     def inputs(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
-        """What the learner reads for `rows`: kept tokens [n, N, D] where they are stored, else pixels."""
+        """What the learner reads for `rows`: kept tokens [n, N, D] where they are stored, else
+        pixels.
+        """
         if self._tokens is None:
             return self.images(rows)
         missing = np.unique(rows[~self._has_tokens[rows]])
@@ -594,7 +603,9 @@ class _Features:
         return self._decoded[rows]
 
     def fill(self, state: LearnerState, slots, classes) -> np.ndarray:
-        """Computes what is missing for images of `classes` under `slots`; returns the rows of those classes."""
+        """Computes what is missing for images of `classes` under `slots`; returns the rows of
+        those classes.
+        """
         rows = np.flatnonzero(np.isin(self.set.labels, list(classes)))
         loop, batch_size = self.loop, self.loop.config.train.eval_batch_size
         for slot in slots:

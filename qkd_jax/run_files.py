@@ -99,7 +99,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 break
             raise DataError(f"{path}, line {number + 1} is not valid JSON ({error})") from error
         if "images_seen" in record:
-            records[record.get("step", ("line", number))] = record
+            step = (record.get("task"), record["step"]) if "step" in record else ("line", number)
+            records[step] = record
     return sorted(records.values(), key=lambda record: record["images_seen"])
 
 

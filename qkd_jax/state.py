@@ -17,8 +17,8 @@ class LearnerState:
     Attributes:
       backbone: the frozen transformer; never written.
       config: static settings.
-      key: typed PRNG key of the run; never advanced. Keys are derived from (key, task, step), so a resumed
-        run draws the same numbers.
+      key: typed PRNG key of the run; never advanced. Keys are derived from (key, task, step), so a
+        resumed run draws the same numbers.
       task: int32 [], index of the current task; -1 before the first.
       step: int32 [], optimisation steps done in the current task.
       num_steps: int32 [], length of the learning-rate schedule; 0 = constant rate.

@@ -37,9 +37,9 @@ def at_step(state, step):
 
 
 def learned(state):
-    return (state.task, state.step, state.num_steps, state.task_classes, state.task_of_class) + (
-        *jax.tree.leaves((state.trainable, state.opt_state, state.memory)),
-    )
+    scalars = (state.task, state.step, state.num_steps)
+    rest = (state.task_classes, state.task_of_class, state.trainable, state.opt_state, state.memory)
+    return (*scalars, *jax.tree.leaves(rest))
 
 
 def damage(folder):

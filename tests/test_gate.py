@@ -372,14 +372,10 @@ def test_the_learned_metric_is_the_shrunk_covariance():
     expected = 0.4 * covariance + 0.6 * np.trace(covariance) / WIDTH * np.eye(WIDTH)
     stored = np.zeros((5, WIDTH), np.float32)
     stored[:3] = means
-    metric = gate.learned_metric(
-        jnp.asarray(scatter, jnp.float32),
-        jnp.float32(40),
-        jnp.asarray(stored),
-        jnp.array([0, 0, 1, -1, -1]),
-        0.6,
-    )
-    factor = np.float64(metric.factor)
+    moments = jnp.asarray(scatter, jnp.float32), jnp.float32(40)
+    members = jnp.array([True, True, True, False, False])
+    metric = gate.learned_metric(*moments, jnp.asarray(stored), members, 0.6)
+    factor = np.float64(gate.shrunk_factor(*moments, 0.6))
     np.testing.assert_allclose(factor @ factor.T, expected, atol=EXACT)
     np.testing.assert_allclose(np.triu(factor, 1), 0)
     np.testing.assert_allclose(np.float64(metric.whitener) @ factor, np.eye(WIDTH), atol=EXACT)
@@ -392,7 +388,7 @@ def test_the_learned_metric_is_the_shrunk_covariance():
 
 def test_the_metric_of_nothing_is_regular():
     metric = gate.learned_metric(
-        jnp.zeros((WIDTH, WIDTH)), jnp.float32(0), jnp.zeros((2, WIDTH)), jnp.array([-1, -1]), 0.0
+        jnp.zeros((WIDTH, WIDTH)), jnp.float32(0), jnp.zeros((2, WIDTH)), jnp.zeros(2, bool), 0.0
     )
     assert all(np.isfinite(part).all() for part in metric)
     same = gate.whiten(gate.identity_metric(WIDTH), QUERY)

@@ -1,8 +1,9 @@
 """One shape for every method, and the five verbs that users call.
 
-A `Learner` supplies the parts in which methods differ; the verbs `init_state`, `begin_task`, `train_task`,
-`end_task` and `predict` are the same for all. All of it is pure functions over one `LearnerState`. The
-task index is a traced integer and everything per task is padded to `max_tasks`: a run compiles its step once.
+A `Learner` supplies the parts in which methods differ; the verbs `init_state`, `begin_task`,
+`train_task`, `end_task` and `predict` are the same for all. All of it is pure functions over one
+`LearnerState`. The task index is a traced integer and everything per task is padded to `max_tasks`:
+a run compiles its step once.
 """
 
 import dataclasses
@@ -30,19 +31,21 @@ Batch = Mapping[str, Any]
 class Learner(NamedTuple):
     """The parts of a method.
 
-    A *slot* is one frozen way to turn images into features, such as one task's adapter. A feature of a
-    filled slot never changes again, so a run computes each (image, slot) pair once.
+    A *slot* is one frozen way to turn images into features, such as one task's adapter. A feature
+    of a filled slot never changes again, so a run computes each (image, slot) pair once.
 
     Attributes:
       init: (key, backbone, config) -> (trainable, memory), arrays in their final shapes.
       begin: (state, key) -> (trainable, memory) for the task that starts.
-      loss: (trainable, state, images [B, H, W, 3], batch, keys [B]) -> dict of [B] arrays with key "loss";
-        None where nothing is trained.
+      loss: (trainable, state, images [B, H, W, 3], batch, keys [B]) -> dict of [B] arrays with key
+        "loss"; None where nothing is trained.
       freeze: state -> state with what was trained moved to memory as a filled slot.
-      finish: (state, ClassStatistics, key) -> state with the prototypes and states of the finished task.
+      finish: (state, ClassStatistics, key) -> state with the prototypes and states of the finished
+        task.
       extract: (state, images [B, H, W, 3], slot) -> [B, D] features of a filled slot.
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
-      slots: task -> (first, end) of the slots that `score` and `finish` read when `task` is the last.
+      slots: task -> (first, end) of the slots that `score` and `finish` read when `task` is the
+        last.
       teachers: task -> (first, end) of the slots whose features of the current images `loss` reads.
       second_moments: config -> for how many slots `finish` needs second moments of the features.
       reads_images: config -> whether the score needs the images themselves, not only slot features.
@@ -124,7 +127,8 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
     Args:
       key: typed PRNG key (`jax.random.key(seed)`).
       backbone: from `load_backbone`.
-      config: its `method` chooses the learner; `num_classes`, `max_tasks`, `max_task_classes` fix the shapes.
+      config: its `method` chooses the learner; `num_classes`, `max_tasks`, `max_task_classes` fix
+        the shapes.
 
     Raises:
       ConfigError: unknown method, or settings that do not fit the backbone.
@@ -160,7 +164,8 @@ def begin_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerSt
       num_steps: length of the cosine schedule; 0 keeps the rate constant.
 
     Raises:
-      ProtocolError: task out of turn, classes seen before, out of range, or more than the config has room for.
+      ProtocolError: task out of turn, classes seen before, out of range, or more than the config
+        has room for.
     """
     config = state.config
     classes = np.asarray(task.classes, np.int32)
@@ -181,7 +186,8 @@ def begin_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerSt
         raise ProtocolError(f"task {task.index} repeats classes: {classes.tolist()}")
     if classes.min() < 0 or classes.max() >= config.num_classes:
         raise ProtocolError(
-            f"task {task.index}: classes must lie in 0..{config.num_classes - 1}, found {classes.tolist()}"
+            f"task {task.index}: classes must lie in 0..{config.num_classes - 1}, "
+            f"found {classes.tolist()}"
         )
     padded = np.full(config.max_task_classes, -1, np.int32)
     padded[: len(classes)] = classes
@@ -205,22 +211,30 @@ def _begin(state, classes, index, num_steps):
 
 
 def _drop_padding(classes, state):
-    """Index of each row of the task's head among all classes; padding points outside and is dropped."""
+    """Index of each row of the task's head among all classes; padding points outside and is
+    dropped.
+    """
     return jnp.where(classes >= 0, classes, state.config.num_classes)
 
 
 def class_columns(state: LearnerState) -> jax.Array:
-    """int [M]: the class of each row of the current task's head, out of range for padding (use mode="drop")."""
+    """int [M]: the class of each row of the current task's head, out of range for padding (use
+    mode="drop").
+    """
     return _drop_padding(state.task_classes, state)
 
 
 def prepare_images(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Pixels as stored (uint8 [0, 255] or float [0, 1]) -> what the backbone was trained on: [B, H, W, 3]."""
+    """Pixels as stored (uint8 [0, 255] or float [0, 1]) -> what the backbone was trained on:
+    [B, H, W, 3].
+    """
     return normalize(images, state.backbone.preprocessing)
 
 
 def frozen_prefix(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Residual stream [B, N, D] of images before the first adapter's block: never changes, so it can be kept."""
+    """Residual stream [B, N, D] of images before the first adapter's block: never changes, so
+    it can be kept.
+    """
     backbone = state.backbone
     return encode_prefix(
         backbone.params,
@@ -236,9 +250,11 @@ def device_step(
 ) -> tuple[Moving, dict[str, jax.Array]]:
     """One optimisation step as one device runs it; pure.
 
-    Under `jax.pmap` or `jax.jit` alike: every device takes its share of the batch, losses are divided by the
-    number of real rows of the whole batch, gradients are averaged once, with `pmean`. All randomness belongs
-    to the row of the global batch, so results do not depend on the number of devices.
+    Under `jax.pmap` or `jax.jit` alike: every device takes its share of the batch, losses are
+      divided by the
+    number of real rows of the whole batch, gradients are averaged once, with `pmean`. All
+    randomness belongs to the row of the global batch, so results do not depend on the number of
+    devices.
     """
     state = join(held, moving)
     config, learner = state.config, learner_of(state.config)
@@ -300,15 +316,15 @@ def _train_many(held, moving, batches):
 def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[str, jax.Array]]:
     """One optimisation step of the current task.
 
-    Pure and jitted; what the step changes is donated, so use the returned state and not the old one. The
-    backbone and `state.memory` are never copied or changed.
+    Pure and jitted; what the step changes is donated, so use the returned state and not the old
+    one. The backbone and `state.memory` are never copied or changed.
 
     Args:
       state: after `begin_task`.
-      batch: {"image": [B, H, W, 3] uint8 or float in [0, 1], "label": [B] int}, optionally "mask" [B] bool
-        (False = padding), "aspect" [B] (width / height of the original, for random crops) and "features"
-        [B, S, D] (cached features of the filled slots). With a leading axis of steps, [S, B, ...], the steps
-        are scanned in one call.
+      batch: {"image": [B, H, W, 3] uint8 or float in [0, 1], "label": [B] int}, optionally "mask"
+        [B] bool (False = padding), "aspect" [B] (width / height of the original, for random crops)
+        and "features" [B, S, D] (cached features of the filled slots). With a leading axis of
+        steps, [S, B, ...], the steps are scanned in one call.
 
     Returns:
       The new state and a dict of scalars (of [S] arrays for a leading axis of steps).
@@ -413,7 +429,9 @@ def freeze(state: LearnerState) -> LearnerState:
 
 
 def finish(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
-    """Second half of `end_task`: statistics of the task's images, given with their slot features."""
+    """Second half of `end_task`: statistics of the task's images, given with their slot
+    features.
+    """
     config = state.config
     statistics = heads.empty_statistics(
         num_slots(config),
@@ -470,7 +488,9 @@ def slot_features(state: LearnerState, images: jax.Array) -> jax.Array:
 
 @jax.jit
 def score(state: LearnerState, features: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """(scores [B, C], relevance [B, T] or None) from slot features [B, S, D]; the cheap end of `predict`."""
+    """(scores [B, C], relevance [B, T] or None) from slot features [B, S, D]; the cheap end of
+    `predict`.
+    """
     return learner_of(state.config).score(state, features)
 
 
@@ -493,11 +513,13 @@ def predict_with_relevance(
 
 
 def predict(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Scores [B, num_classes] of images; classes not learned yet are -inf. There is no task argument.
+    """Scores [B, num_classes] of images; classes not learned yet are -inf. There is no task
+    argument.
 
     Args:
       state: after `end_task`.
-      images: [B, H, W, 3] uint8, or float in [0, 1]. A row's scores do not depend on the other rows.
+      images: [B, H, W, 3] uint8, or float in [0, 1]. A row's scores do not depend on the other
+        rows.
 
     Raises:
       DataError: images of another shape.

@@ -1,9 +1,11 @@
-"""EASE: an adapter per task, class means in every adapter's subspace, old classes guessed in new ones.
+"""EASE: an adapter per task, class means in every adapter's subspace, old classes guessed in new
+ones.
 
-Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning", CVPR 2024,
-arXiv 2403.12030. Each adapter is trained by cross-entropy on its own task. A class c of task i scores
-cos(f_i, row[i, c]) + alpha / t * sum over the other subspaces j of cos(f_j, row[j, c]), t = index of the last
-task. Rows of old classes in new subspaces come from their similarity to the new classes (`complemented`).
+Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning",
+CVPR 2024, arXiv 2403.12030. Each adapter is trained by cross-entropy on its own task. A class c of
+task i scores cos(f_i, row[i, c]) + alpha / t * sum over the other subspaces j of cos(f_j, row[j,
+c]), t = index of the last task. Rows of old classes in new subspaces come from their similarity to
+the new classes (`complemented`).
 """
 
 import jax

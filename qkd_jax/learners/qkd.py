@@ -1,9 +1,9 @@
 """QKD: one adapter a task, a quantum gate for relevance, fidelity-weighted distillation and fusion.
 
 Li et al., "Quantum-Gated Task-interaction Knowledge Distillation for Pre-trained Model-based
-Class-Incremental Learning", CVPR 2026, arXiv 2604.11112. In training, relevance alpha weights the old
-adapters as teachers of the new one; at test it mixes the logits of all adapters. No task id is given.
-What the paper leaves open is a setting; the preset `paper` holds the literal choices.
+Class-Incremental Learning", CVPR 2026, arXiv 2604.11112. In training, relevance alpha weights the
+old adapters as teachers of the new one; at test it mixes the logits of all adapters. No task id is
+given. What the paper leaves open is a setting; the preset `paper` holds the literal choices.
 """
 
 import jax
@@ -35,7 +35,8 @@ from qkd_jax.nn.losses import (
 )
 from qkd_jax.state import local_labels, old_classes, valid_task_classes
 
-# Weights of the drift of similar classes: exp(20 cos), nearly the mean over all that a slot has seen.
+# Weights of the drift of similar classes: exp(20 cos), nearly the mean over all that a slot has
+# seen.
 DRIFT_SHARPNESS = 20.0
 
 
@@ -45,7 +46,9 @@ def num_row_slots(config):
 
 
 def num_metrics(config):
-    """How many slots have a metric: those with rows for a whitened head; the gate needs slot 0's."""
+    """How many slots have a metric: those with rows for a whitened head; the gate needs slot
+    0's.
+    """
     return num_row_slots(config) if config.head.whiten else 1
 
 
@@ -118,14 +121,18 @@ def route(state, gate_params, query, open_tasks):
 
 
 def slot_logits(state, features, rows, scale):
-    """z^(i) of features [B, S, D] on rows [S, C, D] (or [1, C, D], the same for all slots): [B, S, C]."""
+    """z^(i) of features [B, S, D] on rows [S, C, D] (or [1, C, D], the same for all slots): [B,
+    S, C].
+    """
     kind = state.config.head.kind
     logits = jax.vmap(lambda f, rows: head_logits(f, rows, scale, kind), in_axes=(1, 0), out_axes=1)
     return logits(features, jnp.broadcast_to(rows, (features.shape[1], *rows.shape[1:])))
 
 
 def teacher_features(state, images, batch):
-    """[B, T, D] features of the old adapters: from the cache if the batch brings them, else computed."""
+    """[B, T, D] features of the old adapters: from the cache if the batch brings them, else
+    computed.
+    """
     if "features" in batch:
         return lax.stop_gradient(batch["features"])
     shape = (images.shape[0], state.config.max_tasks, state.backbone.spec.width)
@@ -209,7 +216,9 @@ def freeze(state):
 
 
 def finish(state, statistics, key):
-    """Rows, task state (Eq. 3-4), statistics and metrics of the finished task; then the gate learns to route."""
+    """Rows, task state (Eq. 3-4), statistics and metrics of the finished task; then the gate
+    learns to route.
+    """
     config, memory = state.config, state.memory
     means, columns = class_means(statistics), class_columns(state)
     rows = memory["rows"]
@@ -245,9 +254,8 @@ def _learned_metrics(state, memory):
 
     def one(slot):
         members = (owner >= slot) & (owner >= 0)
-        means = jnp.where(
-            slot == 0, memory["class_means"], memory["rows"][slot * (len(memory["rows"]) > 1)]
-        )
+        rows = memory["rows"][jnp.minimum(slot, len(memory["rows"]) - 1)]
+        means = jnp.where(slot == 0, memory["class_means"], rows)
         return gate.learned_metric(
             memory["scatter"][slot], memory["count"][slot], means, members, shrinkage
         )
@@ -266,10 +274,10 @@ def _taught_gate(state, key):
     factor = jnp.eye(state.backbone.spec.width)  # whitened noise has unit covariance
     if not config.gate.whiten:
         factor = gate.shrunk_factor(memory["scatter"][0], memory["count"][0], config.gate.shrinkage)
-    means = gate_inputs(state, memory["class_means"])
-    return gate.calibrate(
+    means, before = gate_inputs(state, memory["class_means"]), state.trainable["gate"]
+    taught = gate.calibrate(
         key,
-        state.trainable["gate"],
+        before,
         config.gate,
         means,
         state.task_of_class,
@@ -277,6 +285,10 @@ def _taught_gate(state, key):
         *anchors(state),
         config.max_tasks,
     )
+    if config.gate.freeze_after < 0:
+        return taught
+    frozen = state.task > config.gate.freeze_after
+    return jax.tree.map(lambda a, b: jnp.where(frozen, a, b), before, taught)
 
 
 def extract(state, images, slot):
@@ -284,7 +296,9 @@ def extract(state, images, slot):
 
 
 def score(state, features):
-    """Inference: z = sum_i alpha_i z^(i) over the learned tasks, alpha from the feature of slot 0."""
+    """Inference: z = sum_i alpha_i z^(i) over the learned tasks, alpha from the feature of slot
+    0.
+    """
     tasks = jnp.arange(state.config.max_tasks)
     found = route(state, state.trainable["gate"], features[:, 0], tasks <= state.task)
     rows = state.memory["rows"]
@@ -298,7 +312,9 @@ def score(state, features):
 
 
 def predict_mixed(state, images):
-    """Inference with adapters mixed by relevance in every block: one pass for h, one for the mixture."""
+    """Inference with adapters mixed by relevance in every block: one pass for h, one for the
+    mixture.
+    """
     tasks = jnp.arange(state.config.max_tasks)
     query = encode_with(state, adapter_of(state, 0), images)
     found = route(state, state.trainable["gate"], query, tasks <= state.task)

@@ -1,7 +1,7 @@
 """SimpleCIL: class means of the frozen model's feature and the cosine to them; nothing is trained.
 
-Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", arXiv 2303.07338. Its last
-accuracy needs no class order, so it checks weights, preprocessing and split at once.
+Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", arXiv 2303.07338. Its
+last accuracy needs no class order, so it checks weights, preprocessing and split at once.
 """
 
 import jax.numpy as jnp

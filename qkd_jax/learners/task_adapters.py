@@ -1,7 +1,9 @@
-"""What methods with one adapter a task share: slots of frozen adapters, and rows of class means in them.
+"""What methods with one adapter a task share: slots of frozen adapters, and rows of class means in
+them.
 
-`memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds task i's
-adapter. `memory["rows"]` is [S, C, D]: the row of every class for features of slot i (S = 1: one for all).
+`memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds task
+i's adapter. `memory["rows"]` is [S, C, D]: the row of every class for features of slot i (S = 1:
+one for all).
 """
 
 import jax
@@ -42,8 +44,8 @@ def encode_with(
 ) -> jax.Array:
     """[B, D] feature under one adapter (None: the frozen model).
 
-    `images` is [B, H, W, 3], or the residual stream [B, N, D] before the first adapter's block, kept from
-    an earlier pass (`base.frozen_prefix`).
+    `images` is [B, H, W, 3], or the residual stream [B, N, D] before the first adapter's block,
+    kept from an earlier pass (`base.frozen_prefix`).
     """
     config, backbone = state.config, state.backbone
     inserts = None if adapter is None else Inserts(adapter, config.adapter, hidden_factors)
@@ -74,7 +76,9 @@ def store_adapter(state: LearnerState) -> dict:
 
 
 def store_rows(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
-    """rows [S, C, D] with values [S, M, D] (or [M, D] for every slot) at class columns [M]; padding is dropped."""
+    """rows [S, C, D] with values [S, M, D] (or [M, D] for every slot) at class columns [M];
+    padding is dropped.
+    """
     if values.ndim == 2:
         values = jnp.broadcast_to(values, (rows.shape[0], *values.shape))
     return rows.at[:, columns].set(values, mode="drop")
@@ -83,7 +87,8 @@ def store_rows(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Ar
 def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
     """Rows [S, M, D] of a finished task's classes in every slot.
 
-    Slots up to the task's own hold the class mean under that adapter. Later adapters never see these
+    Slots up to the task's own hold the class mean under that adapter. Later adapters never see
+    these
     classes: until something better is known they get the row of the task's own slot.
     """
     known = jnp.arange(means.shape[0]) <= task
@@ -93,14 +98,17 @@ def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
 def complemented(
     rows: jax.Array, state: LearnerState, *, sharpness: float = 1.0, drift: bool = False
 ) -> jax.Array:
-    """Rows of classes in the slots of later tasks, which never saw them, guessed from the classes they saw.
+    """Rows of classes in the slots of later tasks, which never saw them, guessed from the classes
+    they saw.
 
     For class c of task i, a later slot d, and all classes k of tasks d and later, with weights
     w_k = softmax_k( sharpness cos(rows[i, c], rows[i, k]) ):
 
-    - EASE's semantic-guided complement (arXiv 2403.12030, Eq. 8-9, in the form of the authors' published
+    - EASE's semantic-guided complement (arXiv 2403.12030, Eq. 8-9, in the form of the authors'
+    published
       settings, which recompute every slot after each task): rows[d, c] = sum_k w_k rows[d, k].
-    - with `drift`, semantic drift compensation (Yu et al., CVPR 2020, arXiv 2004.00440, between slots instead of
+    - with `drift`, semantic drift compensation (Yu et al., CVPR 2020, arXiv 2004.00440, between
+    slots instead of
       training steps): rows[d, c] = rows[i, c] + sum_k w_k (rows[d, k] - rows[i, k]).
 
     Args:

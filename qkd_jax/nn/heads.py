@@ -1,4 +1,6 @@
-"""Classifiers over a feature: the cosine and the linear head, and the class means that can stand in their rows."""
+"""Classifiers over a feature: the cosine and the linear head, and the class means that can
+stand in their rows.
+"""
 
 import flax.struct
 import jax
@@ -15,8 +17,8 @@ def unit(vectors: jax.Array) -> jax.Array:
 def head_logits(features: jax.Array, rows: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
     """Logits of `features` [..., D] on `rows` [C, D]: [..., C].
 
-    `cosine`: scale * cos(feature, row). `linear`: feature . row, without a bias, for a bias learned on one
-    task's classes only says which task came last.
+    `cosine`: scale * cos(feature, row). `linear`: feature . row, without a bias, for a bias learned
+    on one task's classes only says which task came last.
     """
     if kind == "cosine":
         return scale * (unit(features) @ unit(rows).T)
@@ -30,7 +32,8 @@ def init_rows(key: jax.Array, num_rows: int, width: int) -> jax.Array:
 
 @flax.struct.dataclass
 class ClassStatistics:
-    """Sums over one task's images, enough for class means and a shared covariance; no image is kept.
+    """Sums over one task's images, enough for class means and a shared covariance; no image is
+    kept.
 
     Attributes:
       total: [S, M, D], sum of features for each slot (adapter) and class of the task.
@@ -57,7 +60,9 @@ def empty_statistics(
 def add_to_statistics(
     statistics: ClassStatistics, features: jax.Array, positions: jax.Array, mask: jax.Array
 ) -> ClassStatistics:
-    """Adds a batch: features [B, S, D], positions int [B] among the task's classes, mask bool [B]."""
+    """Adds a batch: features [B, S, D], positions int [B] among the task's classes, mask bool
+    [B].
+    """
     num_classes = statistics.count.shape[0]
     one_hot = jax.nn.one_hot(positions, num_classes) * mask[:, None].astype(jnp.float32)
     kept = jnp.where(mask[:, None, None], features[:, : len(statistics.outer)], 0.0)

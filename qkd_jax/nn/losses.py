@@ -8,7 +8,9 @@ MASKED = -1e9
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
-    """[B]: -log softmax(logits)[label] over the columns where `valid` [M] holds; logits [B, M], labels int [B]."""
+    """[B]: -log softmax(logits)[label] over the columns where `valid` [M] holds; logits [B, M],
+    labels int [B].
+    """
     log_probabilities = jax.nn.log_softmax(jnp.where(valid, logits, MASKED))
     return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
 
@@ -16,8 +18,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax
 def masked_kl(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax.Array:
     """KL( softmax(teacher) || softmax(student) ) over the columns that hold: [...].
 
-    teacher, student [..., C]; columns bool, broadcast to them. No gradient reaches the teacher (Eq. 13).
-    A row without columns gives 0.
+    teacher, student [..., C]; columns bool, broadcast to them. No gradient reaches the teacher (Eq.
+    13). A row without columns gives 0.
     """
     teacher = jax.lax.stop_gradient(teacher)
     log_teacher = jax.nn.log_softmax(jnp.where(columns, teacher, MASKED))
@@ -49,7 +51,9 @@ def distillation(
 def feature_distillation(
     teachers: jax.Array, student: jax.Array, relevance: jax.Array
 ) -> jax.Array:
-    """sum_i alpha_i |unit(f_i) - unit(f_t)|^2: teachers [B, T, D] and student [B, D], both of length 1; gives [B]."""
+    """sum_i alpha_i |unit(f_i) - unit(f_t)|^2: teachers [B, T, D] and student [B, D], both of
+    length 1; gives [B].
+    """
     gap = jax.lax.stop_gradient(teachers) - student[:, None]
     return jnp.sum(relevance * jnp.sum(gap * gap, axis=-1), axis=-1)
 

@@ -22,7 +22,6 @@ from qkd_jax.weights.key_maps import KEY_MAPS, UNUSED_PREFIXES
 from qkd_jax.weights.readers import READERS, Arrays
 from qkd_jax.weights.registry import Entry, lookup
 
-
 TINY_RANDOM = "tiny_random"
 
 

@@ -1,8 +1,8 @@
 """Killed at any moment and started again, a run ends with the same bytes as one never stopped.
 
 The interrupted runs are real processes and real signals. Nothing inside them knows of the test: it
-only waits until a file of the run appears. After each kill the folder is copied and also finished in
-this process, so that every kill is judged alone.
+only waits until a file of the run appears. After each kill the folder is copied and also finished
+in this process, so that every kill is judged alone.
 """
 
 import contextlib

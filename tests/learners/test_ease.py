@@ -56,6 +56,25 @@ def test_complement_against_nested_loops(history):
         np.testing.assert_array_equal(np.asarray(found)[list(kept), c], rows[list(kept), c])
 
 
+def test_drift_against_nested_loops(history):
+    """rows[i, c] + sum_k w_k (rows[d, k] - rows[i, k]), w = softmax(20 cos) over classes slot d
+    saw.
+    """
+    state = history[2].ended
+    rows = np.random.default_rng(1).normal(size=(4, 7, 12)).astype(np.float32)
+    found = jax.jit(lambda r: complemented(r, state, sharpness=20.0, drift=True))(rows)
+    wide = np.float64(rows)
+    expected = wide.copy()
+    for c, i in enumerate(OWNER):
+        for d in range(i + 1, 3) if i >= 0 else ():
+            later = [k for k, j in enumerate(OWNER) if j >= d]
+            weights = np.array([np.exp(20 * cosine(wide[i, c], wide[i, k])) for k in later])
+            moved = [wide[d, k] - wide[i, k] for k in later]
+            expected[d, c] = wide[i, c] + weights @ moved / weights.sum()
+    # The softmax of 20 cos carries 20 roundings of a cosine.
+    np.testing.assert_allclose(found, expected, atol=20 * BUDGET)
+
+
 def test_rows_of_a_run(tiny, history):
     """Class means of the task's images in every filled slot, then the complement of old classes."""
     previous = history[1].ended

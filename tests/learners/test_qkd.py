@@ -160,19 +160,19 @@ def test_uint8_images_are_the_same_as_their_fractions(tiny, history):
 def test_scores_against_float64(history):
     """z = sum_i alpha_i z^(i): cosines of slot features with their own rows, written out.
 
-    Both are whitened by F^-1 (x - centre) first; F is well conditioned by its shrinkage (< 100),
+    Both are whitened by F^-1 (x - centre) of their slot first; F is well conditioned by its
     which multiplies the rounding of a cosine.
     """
     state = history[-1].ended
     features = np.random.default_rng(3).normal(size=(5, 4, 12)).astype(np.float32)
     scores, alpha = base.score(state, jnp.asarray(features))
     rows, scale = np.float64(state.memory["rows"]), float(state.trainable["head"]["scale"])
-    metric = state.memory["metric"]
-    factor, centre = np.float64(metric.factor), np.float64(metric.centre)
-    assert np.linalg.cond(factor) < 100
-    expected = np.zeros((5, 7))
-    for b in range(5):
-        for i in range(3):
+    memory, expected = state.memory, np.zeros((5, 7))
+    for i in range(3):
+        factor = gate.shrunk_factor(memory["scatter"][i], memory["count"][i], 0.6)
+        factor, centre = np.float64(factor), np.float64(memory["metrics"].centre[i])
+        assert np.linalg.cond(factor) < 100
+        for b in range(5):
             for c in (4, 1, 0, 5, 2):
                 f = np.linalg.solve(factor, np.float64(features[b, i]) - centre)
                 r = np.linalg.solve(factor, rows[i, c] - centre)
@@ -193,10 +193,14 @@ def test_what_a_finished_task_leaves(tiny, history):
     np.testing.assert_allclose(memory["rows"][:2, c], means[:2], atol=BUDGET)
     # Later slots borrow the row of the task's own slot.
     np.testing.assert_allclose(memory["rows"][2:, c], np.stack([means[1]] * 2), atol=BUDGET)
-    centred = features[:, 0] - means[0]
+    centred = features - means
     added = np.asarray(memory["scatter"] - history[0].ended.memory["scatter"])
-    np.testing.assert_allclose(added, centred.T @ centred, atol=BUDGET)
-    assert float(memory["count"]) == 16.0
+    for slot in range(2):
+        expected = centred[:, slot].T @ centred[:, slot]
+        np.testing.assert_allclose(added[slot], expected, atol=BUDGET)
+    # Slot 0 has seen both tasks, slot 1 its own, later ones nothing.
+    np.testing.assert_array_equal(memory["count"], [16.0, 8.0, 0.0, 0.0])
+    assert not np.asarray(memory["scatter"])[2:].any()
     embedding = gate.task_embedding(
         stage.trained.trainable["adapter"],
         stage.begun.trainable["adapter"],

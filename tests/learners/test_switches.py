@@ -32,9 +32,9 @@ quantum amplitude linear class product fidelity both y true true 5 cosine all fa
 pqk angle pool weights product log_fidelity both x true false -1 linear own false all features l1_scores adam parallel residual
 pqk amplitude linear class weights fidelity both y true true -1 cosine none true seen logits entropy sgd parallel residual
 cosine angle linear learned weights fidelity both y true false -1 linear all true own logits l1_scores sgd parallel residual
-mlp angle linear class weights fidelity both y true true -1 cosine none false all features entropy sgd parallel residual
+mlp angle linear class weights fidelity both y true true -1 cosine drift true all features entropy sgd parallel residual
 attention angle linear weights weights fidelity both y true false -1 linear own true own features entropy sgd parallel residual
-uniform angle linear class weights fidelity both y true true -1 cosine all true all logits l1_scores sgd parallel residual
+uniform angle linear class weights fidelity both y true true -1 cosine drift false all logits l1_scores sgd parallel residual
 """  # noqa: E501
 ROWS = [dict(zip(COLUMNS, line.split(), strict=True)) for line in TABLE.split("\n") if line]
 
@@ -76,9 +76,9 @@ def third_task(backbone, config):
     memory = {name: jax.tree.map(fill, part) for name, part in state.memory.items()}
     spread = np.asarray(memory["scatter"])
     memory |= {
-        "scatter": jnp.asarray(spread @ spread.T + np.eye(8, dtype=np.float32)),
-        "count": jnp.float32(8),
-        "metric": state.memory["metric"],
+        "scatter": jnp.asarray(spread @ spread.swapaxes(1, 2) + np.eye(8, dtype=np.float32)),
+        "count": jnp.full(len(spread), 8.0),
+        "metrics": state.memory["metrics"],
     }
     adapter = jax.tree.map(fill, state.trainable["adapter"])
     return state.replace(
@@ -103,7 +103,8 @@ def test_step_end_and_prediction_are_finite(tiny, small, row):
         moving, metrics = base.device_step(held, moving, batch)
         state = base.join(held, moving)
         features_by_slot = jnp.swapaxes(features, 0, 1)[:, :2]
-        statistics = ClassStatistics(features_by_slot, jnp.ones(2), jnp.eye(8) * 9.0)
+        outer = jnp.stack([jnp.eye(8) * 9.0] * learner.second_moments(config))
+        statistics = ClassStatistics(features_by_slot, jnp.ones(2), outer)
         state = learner.finish(learner.freeze(state), statistics, jax.random.key(1))
         scores, weights = learner.score(state, features)
         return moving, metrics, state.memory, scores, weights

@@ -80,7 +80,7 @@ def test_rows_start_at_length_one(key):
     assert abs(float((rows**2).sum(1).mean()) - 1) < 0.0625
 
 
-SLOTS, CLASSES, WIDTH, IMAGES = 2, 4, 12, 23
+SLOTS, OUTER, CLASSES, WIDTH, IMAGES = 3, 2, 4, 12, 23
 SUM_BUDGET = IMAGES * 16 * EPS
 
 
@@ -93,7 +93,7 @@ def images():
 
 def collect(features, positions, sizes, pad=0):
     """Statistics in batches of the given sizes, each with `pad` padded rows that hold numbers."""
-    statistics, first = empty_statistics(SLOTS, CLASSES, WIDTH), 0
+    statistics, first = empty_statistics(SLOTS, CLASSES, WIDTH, OUTER), 0
     for size in sizes:
         f, p = features[first : first + size], positions[first : first + size]
         f = np.concatenate([f, np.full((pad, SLOTS, WIDTH), 7.0, np.float32)])
@@ -108,15 +108,15 @@ def test_means_and_pooled_scatter_equal_the_direct_ones(images):
     features, positions = images
     statistics = collect(features, positions, [IMAGES])
     wide = np.float64(features)
-    scatter = np.zeros((WIDTH, WIDTH))
+    scatter = np.zeros((OUTER, WIDTH, WIDTH))
     for c in range(CLASSES):
         mine = wide[positions == c]
         assert float(statistics.count[c]) == len(mine)
         expected = mine.mean(0) if len(mine) else np.zeros((SLOTS, WIDTH))
         np.testing.assert_allclose(class_means(statistics)[:, c], expected, atol=SUM_BUDGET)
         if len(mine):
-            centred = mine[:, 0] - mine[:, 0].mean(0)
-            scatter += centred.T @ centred
+            centred = mine[:, :OUTER] - mine[:, :OUTER].mean(0)
+            scatter += np.einsum("nkd,nke->kde", centred, centred)
     # The subtraction of sums of squares cancels at most |sum h h^T| ~ 40, in units of eps.
     np.testing.assert_allclose(within_class_scatter(statistics), scatter, atol=4 * SUM_BUDGET)
 
