@@ -218,8 +218,8 @@ def _doctor(options: argparse.Namespace) -> None:
     print(f"{'devices':18} {len(devices)} x {devices[0].platform} ({devices[0].device_kind})")
     if devices[0].platform == "cpu":
         print(
-            "\nNo accelerator is in use. On a GPU or TPU machine this means that the jax wheel does "
-            "not match it:\n"
+            "\nNo accelerator is in use. On a GPU or TPU machine this means that the jax wheel "
+            "does not match it:\n"
             '  pip install -U "jax[tpu]"   or   pip install -U "jax[cuda13]"'
         )
 
@@ -232,9 +232,15 @@ def _weights(options: argparse.Namespace) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     if options.action == "prepare":
-        from qkd_jax.data.sources import prepare
+        from qkd_jax.data.sources import BENCHMARKS, prepare
 
-        print(prepare(options.name, options.path or None))
+        name = BENCHMARKS.get(options.name, options.name)
+        if name is None:
+            raise ConfigError(
+                f"{options.name} is not in tensorflow-datasets; give its image folder to the run: "
+                "--data PATH with train/<class>/* and test/<class>/*"
+            )
+        print(prepare(name, options.path or None))
         return
     from qkd_jax.data.sources import load_split, verify
 

@@ -42,6 +42,20 @@ def feature_map(config: GateConfig) -> quantum.FeatureMap:
     )
 
 
+def drawing(config: GateConfig) -> str:
+    """The gate's circuit as text; empty for classical gates.
+
+    Amplitude states have no gates of their own: the drawing shows how their fidelity is measured,
+    as the probability of all zeros after preparing one state and undoing the other.
+    """
+    if config.kind not in ("quantum", "pqk"):
+        return ""
+    if config.encoding == "angle":
+        return quantum.draw(quantum.feature_circuit(feature_map(config)))
+    end = "─" if config.kind == "pqk" else "─|φ(s)⟩†─⟨0|─"
+    return "".join(f"{wire}: ─|ψ(h)⟩{end}\n" for wire in range(config.num_qubits))
+
+
 def init_gate(key: jax.Array, config: GateConfig, width: int, max_tasks: int) -> dict:
     """Parameters of a gate over features of `width`, as a dict of arrays.
 

@@ -22,14 +22,14 @@ import jax
 import numpy as np
 
 from qkd_jax import config as configuration
-from qkd_jax import metrics, protocol, quantum
+from qkd_jax import metrics, protocol
 from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
-from qkd_jax.gate import feature_map, num_parameters
+from qkd_jax.gate import drawing, num_parameters
 from qkd_jax.learners import base
 from qkd_jax.nn.vit import Backbone
 from qkd_jax.parallel import Runner
@@ -198,10 +198,9 @@ def _begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:
         },
     )
     _write_json(folder / "environment.json", environment(backbone) | _identity(planned, backbone))
-    if config.method == "qkd" and config.gate.kind in ("quantum", "pqk"):
-        circuit = quantum.feature_circuit(feature_map(config.gate))
-        if config.gate.encoding == "angle":
-            _write_atomically(folder / "circuit.txt", quantum.draw(circuit).encode())
+    circuit = drawing(config.gate) if config.method == "qkd" else ""
+    if circuit:
+        _write_atomically(folder / "circuit.txt", circuit.encode())
     _write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
 
 
