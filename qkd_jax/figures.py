@@ -66,12 +66,12 @@ def accuracy_curve(curves: dict[str, list[float]], title: str) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure(6.8, 4.0)
-    for (name, values), color in zip(curves.items(), COLORS, strict=False):
+    for (name, values), color in zip(curves.items(), cycle(COLORS), strict=False):
         stages = np.arange(1, len(values) + 1)
         axes.plot(stages, values, color=color, lw=2.2, marker="o", ms=5, label=name, zorder=3)
     ends = sorted(
         (values[-1], len(values), color)
-        for values, color in zip(curves.values(), COLORS, strict=False)
+        for values, color in zip(curves.values(), cycle(COLORS), strict=False)
     )
     low = min(min(values) for values in curves.values())
     bottom = max(0.0, 10 * np.floor((low - 2) / 10))

@@ -31,7 +31,9 @@ OWN_SETTINGS = ("seed", "out", "run_folder")
 
 
 def write_results(experiment_folder: str | Path) -> Path:
-    """Writes results.json and results.md of runs/<experiment>; returns the path of the table.
+    """Writes results.json, results.md and accuracy_curves.png of runs/<experiment>.
+
+    Returns the path of the table.
 
     One row a directory (a method, or a variant such as `qkd-gate-cosine`): mean and standard
     deviation over its seeds (n - 1 in the denominator; none for one seed). Runs without
@@ -64,7 +66,23 @@ def write_results(experiment_folder: str | Path) -> Path:
     results = {"experiment": folder.name, "methods": methods, "unfinished": unfinished}
     write_text(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     write_text(folder / "results.md", _markdown(results))
+    _draw_curves(folder, methods)
     return folder / "results.md"
+
+
+def _draw_curves(folder: Path, methods: dict[str, dict[str, Any]]) -> None:
+    """accuracy_curves.png: each method's curve, its mean over seeds; variants (`qkd-...`) left out."""
+    from qkd_jax import figures
+
+    curves = {
+        name: list(np.mean(row["accuracy_curves"], axis=0))
+        for name, row in methods.items()
+        if "-" not in name and len({len(curve) for curve in row["accuracy_curves"]}) == 1
+    }
+    if curves:
+        best_first = sorted(curves.items(), key=lambda item: -np.mean(item[1]))
+        figure = figures.accuracy_curve(dict(best_first), f"{folder.name}: accuracy on all classes")
+        figure.savefig(folder / "accuracy_curves.png")
 
 
 def _seed_folders(method: Path) -> list[tuple[Path, int]]:
@@ -79,6 +97,7 @@ def _seed_folders(method: Path) -> list[tuple[Path, int]]:
 def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Mean, sd and single values of each column over the seeds that have it."""
     row: dict[str, Any] = {"n": len(summaries), "seeds": list(summaries)}
+    row["accuracy_curves"] = [summary.get("accuracy_curve", []) for summary in summaries.values()]
     for key in COLUMNS:
         values = [summary.get(key) for summary in summaries.values()]
         if all(isinstance(value, int | float) and math.isfinite(value) for value in values):
