@@ -71,7 +71,7 @@ def write_results(experiment_folder: str | Path) -> Path:
 
 
 def _draw_curves(folder: Path, methods: dict[str, dict[str, Any]]) -> None:
-    """accuracy_curves.png: each method's curve, its mean over seeds; variants (`qkd-...`) left out."""
+    """accuracy_curves.png: each method's mean curve over seeds; variants (`qkd-...`) left out."""
     from qkd_jax import figures
 
     curves = {
@@ -186,14 +186,22 @@ def console_table(
     from rich.text import Text
 
     matrix, curve = metrics.accuracy_matrix(correct, total), metrics.accuracy_curve(correct, total)
-    table = Table(box=box.SIMPLE_HEAD, title="accuracy (%)", title_justify="left", pad_edge=False)
+    # Ten tasks fit into 80 columns: one decimal for a task's few images, two for all classes.
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="accuracy (%) on all classes seen and on each task",
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
     single = len(total) <= 10
-    headers = [f"task {j + 1}" for j in range(len(matrix))] if single else ["new", "old, mean"]
-    for header in ["after task", "all seen", *headers]:
-        table.add_column(header, justify="right", style="bold" if header == "all seen" else None)
+    headers = [f"t{j + 1}" for j in range(len(matrix))] if single else ["new", "old, mean"]
+    for header in ["after", "all", *headers]:
+        table.add_column(header, justify="right", style="bold" if header == "all" else None)
     for i, row in enumerate(matrix):
         cells = row[: i + 1] if single else [row[i], *([row[:i].mean()] if i else [])]
-        table.add_row(str(i + 1), *(f"{value:.2f}" for value in (curve[i], *cells)))
+        shown = [f"{value:.1f}" for value in cells]
+        table.add_row(f"t{i + 1}", f"{curve[i]:.2f}", *shown)
     parts = [
         f"{name} {format_number(key, summary[key])}"
         for key, name in (

@@ -52,7 +52,7 @@ def test_run_leaves_reports_and_tables(finished):
 def test_run_again_shows_the_table_and_computes_nothing(finished, capsys):
     code, out, _ = call(capsys, "run", "smoke", *QUICK, "--seed", "1,2", "--out", finished)
     assert code == 0
-    assert out.count("after task") == 2 and "results.md" in out
+    assert out.count("on each task") == 2 and "results.md" in out
     assert "epoch" not in out and "continuing" not in out
 
 

@@ -299,13 +299,14 @@ def test_console_table_prints_every_stage_and_the_summary(tmp_path, num_tasks):
 
     correct, total = write_run(tmp_path / "run", num_tasks=num_tasks)
     summary = metrics.summarise(correct, total) | {"routing_accuracy": 61.234}
-    console = Console(width=120, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(report.console_table(summary, correct, total))
     text = console.export_text()
-    rows = [line.split() for line in text.splitlines() if re.match(r"\s+\d+\s+\d", line)]
-    assert [int(row[0]) for row in rows] == list(range(1, num_tasks + 1))
-    assert all(cell == "87.50" for row in rows for cell in row[1:])
-    assert ("task 2" in text) == (num_tasks <= 10)
+    rows = [line.split() for line in text.splitlines() if re.match(r"\s*t\d+\s+\d", line)]
+    assert [row[0] for row in rows] == [f"t{i}" for i in range(1, num_tasks + 1)]
+    assert all(row[1] == "87.50" for row in rows)
+    assert all(cell == "87.5" for row in rows for cell in row[2:])
+    assert ("new" not in text) == (num_tasks <= 10) and "…" not in text
     assert "average 87.50   last 87.50   forgetting 0.00   routing 61.23" in text
 
 
