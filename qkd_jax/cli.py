@@ -210,7 +210,7 @@ def _list(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     import jax
 
-    from qkd_jax.run import versions
+    from qkd_jax.run_folder import versions
 
     for name, version in versions().items():
         print(f"{name:18} {version}")

@@ -43,7 +43,7 @@ def load_run(folder: str | Path, *, weights: str | Path | None = None) -> Loaded
     """
     # Orbax and the trainer stay out of `import qkd_jax`.
     from qkd_jax.checkpoint import Checkpoints
-    from qkd_jax.run import fingerprint
+    from qkd_jax.run_folder import fingerprint
 
     folder = Path(folder)
     settings, order, environment = (

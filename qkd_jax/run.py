@@ -4,92 +4,48 @@ A run lives in one folder (README, "What a run leaves behind") and can be killed
 same command continues it and ends with the same numbers as a run that was never interrupted.
 """
 
-import dataclasses
 import json
-import os
-import platform
 import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from qkd_jax import config as configuration
 from qkd_jax import metrics, protocol
 from qkd_jax.config import Config
-from qkd_jax.data.image_set import ImageSet, Split
-from qkd_jax.data.sources import fingerprint as data_fingerprint
-from qkd_jax.data.sources import load_split
+from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
-from qkd_jax.errors import CheckpointError, ConfigError, QkdError
-from qkd_jax.gate import drawing, num_parameters
+from qkd_jax.errors import QkdError
+from qkd_jax.gate import num_parameters
 from qkd_jax.learners import base
 from qkd_jax.nn.vit import Backbone
 from qkd_jax.parallel import Runner
+from qkd_jax.plan import Plan, plan
 from qkd_jax.progress import NullProgress, Progress
-from qkd_jax.state import LearnerState, join, split
+from qkd_jax.run_folder import (
+    begin_folder,
+    exclusive,
+    is_begun,
+    run_folder,
+    save_arrays,
+    stored_summary,
+    trim_log,
+    write_json,
+)
+from qkd_jax.slot_features import SlotFeatures
+from qkd_jax.state import join, split
 
-# A decoded set up to this size stays in memory; larger ones are decoded again in every pass.
-KEEP_DECODED_BYTES = 2 * 1024**3
 # Checkpoint numbers: task * this + step, so that they rise over the whole run.
 STEPS_PER_TASK = 10_000_000
 
 
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived; the state was saved."""
-
-
-class Plan(NamedTuple):
-    """A run before its first step: the final config (shapes filled in), data and tasks."""
-
-    config: Config
-    data: Split
-    tasks: tuple[protocol.Task, ...]
-    order: np.ndarray
-
-
-def plan(config: Config) -> Plan:
-    """Opens the data, orders the classes, cuts them into tasks, and fixes the shapes in the config.
-
-    Raises:
-      DataError, ProtocolError, ConfigError: see the rooms that raise them.
-    """
-    data = load_split(
-        config.data.source,
-        path=config.data.path or None,
-        split_file=config.data.split_file or None,
-    )
-    if config.data.num_classes:
-        available = len(data.train.class_names)
-        if not 0 < config.data.num_classes <= available:
-            raise ConfigError(
-                f"data.num_classes={config.data.num_classes}: expected 1..{available}, the "
-                f"classes of {config.data.source}, or 0 for all"
-            )
-        data = Split(*(_first_classes(part, config.data.num_classes) for part in data))
-    num_classes = len(data.train.class_names)
-    seed = config.protocol.order_seed if config.protocol.shuffle else None
-    order = protocol.class_order(num_classes, seed)
-    tasks = protocol.split_tasks(order, config.protocol.base, config.protocol.increment)
-    config = dataclasses.replace(
-        config,
-        num_classes=num_classes,
-        max_tasks=len(tasks),
-        max_task_classes=protocol.max_classes_per_task(tasks),
-    )
-    return Plan(config, data, tasks, order)
-
-
-def _first_classes(images: ImageSet, count: int) -> ImageSet:
-    kept = images.take(np.flatnonzero(images.labels < count))
-    return dataclasses.replace(kept, class_names=images.class_names[:count])
 
 
 def run(
@@ -115,129 +71,19 @@ def run(
     """
     planned = plan(config)
     folder = run_folder(out, planned.config, variant)
-    summary = _stored_summary(folder, planned, backbone)
+    summary = stored_summary(folder, planned, backbone)
     if summary is not None:
         return summary
     # Before the folder is made: settings that do not fit leave nothing behind.
     loop = _Loop(planned, backbone, folder, variant, show_progress)
-    with _exclusive(folder):
+    with exclusive(folder):
         # Again under the lock: another process may have ended in between.
-        summary = _stored_summary(folder, planned, backbone)
+        summary = stored_summary(folder, planned, backbone)
         if summary is not None:
             return summary
-        if not _is_begun(folder):
-            _begin_folder(folder, planned, backbone)
+        if not is_begun(folder):
+            begin_folder(folder, planned, backbone)
         return loop.run()
-
-
-def run_folder(out: Path, config: Config, variant: str = "") -> Path:
-    """Where a run lives."""
-    name = f"{config.method}-{variant}" if variant else config.method
-    return Path(out) / config.experiment / name / f"seed{config.seed}"
-
-
-def _is_begun(folder: Path) -> bool:
-    """True where there is something to continue; before the first checkpoint nothing is lost."""
-    kept = (folder / "checkpoints").glob("[0-9]*")
-    return (folder / "config.json").exists() and ((folder / "summary.json").exists() or any(kept))
-
-
-def _stored_summary(folder: Path, planned: Plan, backbone: Backbone) -> dict | None:
-    """The summary of a finished run; None if there is work to do.
-
-    Raises:
-      CheckpointError: the folder holds a run with other settings, data or weights, or is damaged.
-    """
-    if not _is_begun(folder):
-        return None
-    settings = folder / "config.json"
-    try:
-        stored = configuration.from_dict(_read_json(settings))
-    except ConfigError as error:
-        raise CheckpointError(f"{settings} cannot be used: {error}") from None
-    changed = configuration.difference(stored, planned.config)
-    if changed:
-        raise CheckpointError(
-            f"{folder} holds a run with other settings:\n  "
-            + "\n  ".join(changed)
-            + "\nuse the same settings to continue it, or another --out or --variant for a new run"
-        )
-    environment_then = _read_json(folder / "environment.json")
-    for name, now in _identity(planned, backbone).items():
-        then = environment_then.get(name, now)
-        if then != now:
-            raise CheckpointError(
-                f"{folder} was begun with other {name.split('_')[0]} ({name}: {then} -> {now}); "
-                "use another --out or --variant for a new run"
-            )
-    if not (folder / "summary.json").exists():
-        return None
-    summary = _read_json(folder / "summary.json")
-    return summary if summary.get("finished") else None
-
-
-def _identity(planned: Plan, backbone: Backbone) -> dict[str, str]:
-    """What must not change while a run is continued, beside its settings."""
-    return {
-        "backbone_fingerprint": fingerprint(backbone),
-        "data_fingerprint": data_fingerprint(planned.data),
-    }
-
-
-def _begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:
-    """Writes what is needed to run again."""
-    config = planned.config
-    _write_json(
-        folder / "class_order.json",
-        {
-            "order": planned.order.tolist(),
-            "order_seed": config.protocol.order_seed if config.protocol.shuffle else None,
-            "split": protocol.split_name(config.protocol.base, config.protocol.increment),
-            "tasks": [list(task.classes) for task in planned.tasks],
-            "class_names": list(planned.data.train.class_names),
-        },
-    )
-    _write_json(folder / "environment.json", environment(backbone) | _identity(planned, backbone))
-    circuit = drawing(config.gate) if config.method == "qkd" else ""
-    if circuit:
-        _write_atomically(folder / "circuit.txt", circuit.encode())
-    _write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    names = ("qkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
-
-
-def environment(backbone: Backbone) -> dict[str, Any]:
-    """Versions, devices and weights that a run was made with."""
-    return {
-        "platform": platform.platform(),
-        "versions": versions(),
-        "devices": [str(device) for device in jax.local_devices()],
-        "command": sys.argv,
-        "backbone": backbone.name,
-    }
-
-
-def fingerprint(backbone: Backbone) -> str:
-    """A short hash of the backbone's parameters, so that a run is continued with the same
-    weights.
-    """
-    import hashlib
-
-    digest = hashlib.sha256(repr(backbone.spec).encode())
-    for leaf in jax.tree.leaves(backbone.params):
-        array = np.asarray(leaf, np.float32).ravel()
-        digest.update(np.ascontiguousarray(array[:: max(1, array.size // 4096)]).tobytes())
-    return digest.hexdigest()[:16]
 
 
 class _Loop:
@@ -261,7 +107,7 @@ class _Loop:
         self.spent = {"wall": 0.0, "train": 0.0, "eval": 0.0}
         self.counts = {"trained": 0, "extracted": 0}
         self.began = self.lap_began = time.monotonic()
-        self.test = _Features(self, self.data.test, "test")
+        self.test = self._features_of(self.data.test)
         self.stop = False
 
     @property
@@ -300,7 +146,7 @@ class _Loop:
                 for task in self.tasks[first:]:
                     self._learn(task, checkpoints)
         summary = self._summary(finished=True)
-        _write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         return summary
 
     def _restore(self, checkpoints) -> tuple[int, int]:
@@ -310,7 +156,7 @@ class _Loop:
         log = self.folder / "metrics.jsonl"
         found = checkpoints.restore(self.state)
         if found is None:
-            _trim_log(log, -1, 0)
+            trim_log(log, -1, 0)
             return 0, 0
         state, meta = found
         self.state = self.runner.place(state)
@@ -319,13 +165,11 @@ class _Loop:
         self.confusion = None if meta["confusion"] is None else np.asarray(meta["confusion"])
         self.spent, self.counts = meta["spent"], meta["counts"]
         first = meta["finished_tasks"]
-        _trim_log(log, int(self.state.task), int(self.state.step))
+        trim_log(log, int(self.state.task), int(self.state.step))
         learned = np.flatnonzero((self.task_of_class >= 0) & (self.task_of_class < first))
         if 0 < first < len(self.tasks):
             # Counted when they were first computed; a resumed run reports the same number.
-            counted = self.counts["extracted"]
-            self.test.fill(self.state, range(*self.learner.slots(first - 1)), learned)
-            self.counts["extracted"] = counted
+            self._fill(self.test, self.learner.slots(first - 1), learned, count=False)
         return first, int(self.state.step) if int(self.state.task) == first else 0
 
     def _learn(self, task: protocol.Task, checkpoints) -> None:
@@ -336,21 +180,30 @@ class _Loop:
         if int(self.state.task) < task.index:
             self.state = base.begin_task(self.state, task, num_steps)
         self.state = self.runner.place(self.state)
-        features = _Features(self, train, "train")
+        features = self._features_of(train)
         self.lap_began = time.monotonic()
         if num_steps:
             if not self.config.data.augment:
-                counted = self.counts["extracted"]
-                features.fill(self.state, range(*self.learner.teachers(task.index)), task.classes)
-                if int(self.state.step):  # resumed within the task: the checkpoint counted them
-                    self.counts["extracted"] = counted
+                # Resumed within the task: the checkpoint has counted them.
+                fresh = int(self.state.step) == 0
+                self._fill(features, self.learner.teachers(task.index), task.classes, count=fresh)
             self._train(task, train, features, num_steps, checkpoints)
         self.state = base.freeze(self.state)
-        features.fill(self.state, range(*self.learner.slots(task.index)), task.classes)
+        self._fill(features, self.learner.slots(task.index), task.classes)
         self.state = base.finish(self.state, features.batches())
         self._lap("train")
         self._evaluate(task)
         self._save(checkpoints, task.index + 1)
+
+    def _features_of(self, images: ImageSet) -> SlotFeatures:
+        return SlotFeatures(images, self.config, self.state.backbone.spec, self.runner)
+
+    def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
+        """Computes missing features of `classes` under slots first..end-1; the rows of those."""
+        before = features.computed
+        rows = features.fill(self.state, range(*slots), classes)
+        self.counts["extracted"] += (features.computed - before) * count
+        return rows
 
     def _train(self, task, train, features, num_steps, checkpoints) -> None:
         config, batch_size = self.config, self.config.train.batch_size
@@ -429,8 +282,9 @@ class _Loop:
         """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
         seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
         from_images = self.learner.reads_images(self.config)
-        slots = () if from_images else range(*self.learner.slots(task.index))
-        rows = self.test.fill(self.state, slots, seen)
+        rows = self._fill(
+            self.test, (0, 0) if from_images else self.learner.slots(task.index), seen
+        )
         labels = self.data.test.labels[rows]
         scores, relevance = [], []
         for indices, mask in eval_batches(len(rows), self.config.train.eval_batch_size):
@@ -467,8 +321,8 @@ class _Loop:
             line += f"  routing {100.0 * np.trace(self.confusion) / len(rows):.2f}"
         predictions = self.folder / "predictions"
         predictions.mkdir(exist_ok=True)
-        _save_arrays(predictions / f"after_task_{task.index}.npz", saved)
-        _write_json(
+        save_arrays(predictions / f"after_task_{task.index}.npz", saved)
+        write_json(
             self.folder / "matrix.json",
             {
                 "orientation": "row = after task, column = evaluated task; counts of images",
@@ -494,7 +348,7 @@ class _Loop:
         }
         checkpoints.save(finished_tasks * STEPS_PER_TASK + step, self.state, meta)
         if finished_tasks == int(self.state.task) + 1:
-            _write_json(self.folder / "summary.json", self._summary(finished=False))
+            write_json(self.folder / "summary.json", self._summary(finished=False))
         if self.stop:
             raise Interrupted
 
@@ -549,82 +403,6 @@ class _Loop:
                 signal.signal(number, handler)
 
 
-class _Features:
-    """Features [N, S, D] of a set's images under filled slots, each computed once."""
-
-    def __init__(self, loop: _Loop, images: ImageSet, name: str):
-        self.loop, self.set, self.name = loop, images, name
-        config, width = loop.config, loop.state.backbone.spec.width
-        slots = base.num_slots(config)
-        self.values = np.zeros((len(images), slots, width), np.float32)
-        self.known = np.zeros((len(images), slots), bool)
-        size = config.backbone.image_size
-        small = len(images) * size * size * 3 <= KEEP_DECODED_BYTES
-        self._decoded = np.zeros((len(images), size, size, 3), np.uint8) if small else None
-        self._is_decoded = np.zeros(len(images), bool)
-        self._tokens, self._has_tokens = self._token_store(), np.zeros(len(images), bool)
-
-    def _token_store(self) -> np.ndarray | None:
-        """Room for the frozen blocks before the first adapter, if there are any and it fits in
-        memory.
-        """
-        config, spec = self.loop.config, self.loop.state.backbone.spec
-        tokens = 1 + (spec.image_size // spec.patch_size) ** 2
-        needed = len(self.set) * tokens * spec.width * 4
-        fits = self._decoded is not None and needed <= KEEP_DECODED_BYTES
-        if self.loop.learner.loss is None or config.adapter.first_block == 0 or not fits:
-            return None
-        return np.zeros((len(self.set), tokens, spec.width), np.float32)
-
-    def inputs(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
-        """What the learner reads for `rows`: kept tokens [n, N, D] where they are stored, else
-        pixels.
-        """
-        if self._tokens is None:
-            return self.images(rows)
-        missing = np.unique(rows[~self._has_tokens[rows]])
-        size = self.loop.config.train.eval_batch_size
-        for indices, mask in eval_batches(len(missing), size):
-            tokens = self.loop.runner.prefix(state, self.images(missing[indices]))
-            self._tokens[missing[indices[mask]]] = tokens[mask]
-        self._has_tokens[missing] = True
-        return self._tokens[rows]
-
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """Pixels uint8 [n, S, S, 3] as a test sees them; decoded once if they fit in memory."""
-        size = self.loop.config.backbone.image_size
-        if self._decoded is None:
-            return self.set.load(rows, size, "test")["image"]
-        missing = np.unique(rows[~self._is_decoded[rows]])
-        if missing.size:
-            self._decoded[missing] = self.set.load(missing, size, "test")["image"]
-            self._is_decoded[missing] = True
-        return self._decoded[rows]
-
-    def fill(self, state: LearnerState, slots, classes) -> np.ndarray:
-        """Computes what is missing for images of `classes` under `slots`; returns the rows of
-        those classes.
-        """
-        rows = np.flatnonzero(np.isin(self.set.labels, list(classes)))
-        loop, batch_size = self.loop, self.loop.config.train.eval_batch_size
-        for slot in slots:
-            missing = rows[~self.known[rows, slot]]
-            batches = list(eval_batches(len(missing), batch_size))
-            loaded = prefetch((missing[i], m, self.inputs(state, missing[i])) for i, m in batches)
-            for batch_rows, mask, inputs in loaded:
-                found = loop.runner.extract(state, inputs, slot)
-                self.values[batch_rows[mask], slot] = found[mask]
-                self.known[batch_rows[mask], slot] = True
-                loop.counts["extracted"] += int(mask.sum())
-        return rows
-
-    def batches(self) -> Iterator[dict]:
-        """Features and labels of the whole set, in order, in batches of one size."""
-        for indices, mask in eval_batches(len(self.set), self.loop.config.train.eval_batch_size):
-            labels = self.set.labels[indices].astype(np.int32)
-            yield {"features": self.values[indices], "label": labels, "mask": mask}
-
-
 def _not_finite(record: dict, task: int, step: int, folder: Path) -> str:
     bad = [name for name, value in record.items() if not np.isfinite(value)]
     return (
@@ -632,73 +410,6 @@ def _not_finite(record: dict, task: int, step: int, folder: Path) -> str:
         f"is in {folder / 'checkpoints'}. Lower train.learning_rate (with another --variant or "
         "--out), or look at the images of this task."
     )
-
-
-def _trim_log(path: Path, task: int, step: int) -> None:
-    """Drops log lines that the restored state has not seen yet; they will be written again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            seen = (record["task"], record["step"]) <= (task, step)
-        except (ValueError, KeyError, TypeError):
-            break  # the line that a kill cut in two
-        if seen:
-            kept.append(line)
-    _write_atomically(path, "".join(line + "\n" for line in kept).encode())
-
-
-@contextmanager
-def _exclusive(folder: Path):
-    """Refuses two processes in one run folder."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointError(f"another process is running in {folder}") from None
-        yield
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the run folder is damaged") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}); delete the run folder or restore it"
-        ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} is damaged (no JSON object); delete the run folder or restore it"
-        )
-    return value
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 __all__ = ["Interrupted", "Plan", "plan", "run", "run_folder"]

@@ -19,7 +19,9 @@ from qkd_jax.data.image_set import Split
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.learners import base
 from qkd_jax.results import write_results
-from qkd_jax.run import _exclusive, _Features, _trim_log, plan, run, run_folder
+from qkd_jax.run import plan, run, run_folder
+from qkd_jax.run_folder import exclusive, trim_log
+from qkd_jax.slot_features import SlotFeatures
 from qkd_jax.weights.load import load_backbone
 
 TASKS, CLASSES_PER_TASK, TRAIN, TEST, EPOCHS, BATCH = 3, 2, 20, 5, 2, 8
@@ -247,7 +249,7 @@ def test_a_finished_run_is_only_read(finished, backbone, monkeypatch):
         raise AssertionError("a finished run computed something")
 
     monkeypatch.setattr(base, "init_state", never)
-    monkeypatch.setattr(_Features, "fill", never)
+    monkeypatch.setattr(SlotFeatures, "fill", never)
     began = time.perf_counter()
     assert run(smoke(), backbone, out) == summary
     assert time.perf_counter() - began < 5.0
@@ -278,9 +280,9 @@ def test_other_weights_and_other_data_are_refused(finished, backbone, monkeypatc
 
 def test_a_folder_in_use_is_refused(backbone, tmp_path):
     folder = run_folder(tmp_path, smoke())
-    with _exclusive(folder), pytest.raises(CheckpointError, match="another process is running in"):
+    with exclusive(folder), pytest.raises(CheckpointError, match="another process is running in"):
         run(smoke(), backbone, tmp_path)
-    with _exclusive(folder):
+    with exclusive(folder):
         pass  # free again
 
 
@@ -335,11 +337,11 @@ def test_trimming_the_log_drops_what_will_be_written_again(tmp_path):
     log = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"task": t, "step": s}) for t in (0, 1) for s in (1, 2, 3)]
     log.write_text("\n".join([*lines, '{"task": 1, "st']))  # the last line is torn
-    _trim_log(log, 1, 2)
+    trim_log(log, 1, 2)
     assert log.read_text().splitlines() == lines[:5]
     log.write_text("\n".join([*lines[:2], "\0\0\0"]))
-    _trim_log(log, 1, 2)
+    trim_log(log, 1, 2)
     assert log.read_text().splitlines() == lines[:2]
-    _trim_log(log, -1, 0)
+    trim_log(log, -1, 0)
     assert log.read_text() == ""
-    _trim_log(Path(tmp_path / "none.jsonl"), 1, 2)
+    trim_log(Path(tmp_path / "none.jsonl"), 1, 2)

@@ -1,0 +1,60 @@
+"""What a run will do, before its first step: data opened, classes ordered, tasks cut, shapes
+fixed.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from qkd_jax import protocol
+from qkd_jax.config import Config
+from qkd_jax.data.image_set import ImageSet, Split
+from qkd_jax.data.sources import load_split
+from qkd_jax.errors import ConfigError
+
+
+class Plan(NamedTuple):
+    """A run before its first step: the final config (shapes filled in), data and tasks."""
+
+    config: Config
+    data: Split
+    tasks: tuple[protocol.Task, ...]
+    order: np.ndarray
+
+
+def plan(config: Config) -> Plan:
+    """Opens the data, orders the classes, cuts them into tasks, and fixes the shapes in the config.
+
+    Raises:
+      DataError, ProtocolError, ConfigError: see the rooms that raise them.
+    """
+    data = load_split(
+        config.data.source,
+        path=config.data.path or None,
+        split_file=config.data.split_file or None,
+    )
+    if config.data.num_classes:
+        available = len(data.train.class_names)
+        if not 0 < config.data.num_classes <= available:
+            raise ConfigError(
+                f"data.num_classes={config.data.num_classes}: expected 1..{available}, the "
+                f"classes of {config.data.source}, or 0 for all"
+            )
+        data = Split(*(_first_classes(part, config.data.num_classes) for part in data))
+    num_classes = len(data.train.class_names)
+    seed = config.protocol.order_seed if config.protocol.shuffle else None
+    order = protocol.class_order(num_classes, seed)
+    tasks = protocol.split_tasks(order, config.protocol.base, config.protocol.increment)
+    config = dataclasses.replace(
+        config,
+        num_classes=num_classes,
+        max_tasks=len(tasks),
+        max_task_classes=protocol.max_classes_per_task(tasks),
+    )
+    return Plan(config, data, tasks, order)
+
+
+def _first_classes(images: ImageSet, count: int) -> ImageSet:
+    kept = images.take(np.flatnonzero(images.labels < count))
+    return dataclasses.replace(kept, class_names=images.class_names[:count])
