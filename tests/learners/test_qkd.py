@@ -303,7 +303,11 @@ def test_padded_rows_do_not_reach_the_statistics(tiny, history):
         "mask": np.arange(6) < 4,
     }
     again = base.finish(trained, [padded])
-    assert_close(plain.memory, again.memory, atol=1e-5)
+    # Sums over 4 and over 6 rows round differently; inverting the factor multiplies that by its
+    # condition number (below 100).
+    inverted = ("metrics", "whitened_rows")
+    for name, value in plain.memory.items():
+        assert_close(value, again.memory[name], atol=1e-3 if name in inverted else 1e-5)
 
 
 def loss_of(state, batch):
