@@ -5,7 +5,7 @@
 Data: packaged, 600 training images (six styles) and 300 test images (three styles of other
 artists), B0-Inc10, order seed 1993. Backbone: packaged CLIP ViT-B/16 at 96 px, frozen; adapters of
 QKD in its last six blocks, so that the first six are computed once an image; finetune has the same.
-EASE keeps its published rate 0.05 and adapters in all blocks, which serve it better here (measured).
+EASE keeps its published rate 0.05 and adapters in all blocks, better for it here (measured).
 Expected: docs/results.md. About 4 minutes on two cores.
 """
 

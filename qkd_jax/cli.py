@@ -14,9 +14,7 @@ from qkd_jax.errors import ConfigError, QkdError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; the exit code: 0 done, 1 a clear error, 130 interrupted (the run can be
-    continued).
-    """
+    """Runs one command; the exit code is 0 done, 1 a clear error, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0

@@ -390,9 +390,7 @@ def fixed_temperature(params: dict) -> dict:
 def anchor_states(
     params: dict, anchors: jax.Array, owner: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The anchors a gate compares with: its learned states where it has them, else the given
-    ones.
-    """
+    """The anchors a gate compares with: its learned states if it has them, else the given."""
     if "states" in params:
         return params["states"], jnp.arange(params["states"].shape[0])
     return anchors, owner

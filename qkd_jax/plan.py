@@ -1,6 +1,4 @@
-"""What a run will do, before its first step: data opened, classes ordered, tasks cut, shapes
-fixed.
-"""
+"""What a run will do, before its first step: data, class order, tasks, array shapes."""
 
 import dataclasses
 from typing import NamedTuple

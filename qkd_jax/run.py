@@ -150,9 +150,7 @@ class _Loop:
         return summary
 
     def _restore(self, checkpoints) -> tuple[int, int]:
-        """Continues from the newest checkpoint: the task to go on with, and the steps done in
-        it.
-        """
+        """Continues from the newest checkpoint: the task to go on with, the steps done in it."""
         log = self.folder / "metrics.jsonl"
         found = checkpoints.restore(self.state)
         if found is None:

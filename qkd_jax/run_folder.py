@@ -1,6 +1,4 @@
-"""The folder of a run: begun once, continued only by the same run, written so that a kill
-leaves it whole.
-"""
+"""The folder of a run: begun once, continued only by the same run, whole after any kill."""
 
 import json
 import os
@@ -122,9 +120,7 @@ def environment(backbone: Backbone) -> dict[str, Any]:
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """A short hash of the backbone's parameters, so that a run is continued with the same
-    weights.
-    """
+    """A short hash of the backbone: a run is continued with the same weights only."""
     import hashlib
 
     digest = hashlib.sha256(repr(backbone.spec).encode())

@@ -36,9 +36,7 @@ class SlotFeatures:
         self._tokens, self._has_tokens = self._token_store(), np.zeros(len(images), bool)
 
     def _token_store(self) -> np.ndarray | None:
-        """Room for the frozen blocks before the first adapter, if there are any and it fits in
-        memory.
-        """
+        """Room for what the blocks before the first adapter give, if there are any and it fits."""
         config, spec = self.config, self.spec
         tokens = 1 + (spec.image_size // spec.patch_size) ** 2
         needed = len(self.set) * tokens * spec.width * 4

@@ -211,23 +211,17 @@ def _begin(state, classes, index, num_steps):
 
 
 def _drop_padding(classes, state):
-    """Index of each row of the task's head among all classes; padding points outside and is
-    dropped.
-    """
+    """Class of each row of the task's head; padding points outside and is dropped."""
     return jnp.where(classes >= 0, classes, state.config.num_classes)
 
 
 def class_columns(state: LearnerState) -> jax.Array:
-    """int [M]: the class of each row of the current task's head, out of range for padding (use
-    mode="drop").
-    """
+    """int [M]: class of each row of the task's head; out of range for padding (mode="drop")."""
     return _drop_padding(state.task_classes, state)
 
 
 def prepare_images(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Pixels as stored (uint8 [0, 255] or float [0, 1]) -> what the backbone was trained on:
-    [B, H, W, 3].
-    """
+    """Pixels (uint8 [0, 255] or float [0, 1]) as the backbone was trained on, [B, H, W, 3]."""
     return normalize(images, state.backbone.preprocessing)
 
 
@@ -429,9 +423,7 @@ def freeze(state: LearnerState) -> LearnerState:
 
 
 def finish(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
-    """Second half of `end_task`: statistics of the task's images, given with their slot
-    features.
-    """
+    """Second half of `end_task`: statistics of images given with their slot features."""
     config = state.config
     statistics = heads.empty_statistics(
         num_slots(config),

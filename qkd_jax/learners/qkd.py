@@ -46,9 +46,7 @@ def num_row_slots(config):
 
 
 def num_metrics(config):
-    """How many slots have a metric: those with rows for a whitened head; the gate needs slot
-    0's.
-    """
+    """How many slots have a metric: those with rows for a whitened head, or slot 0 (the gate)."""
     return num_row_slots(config) if config.head.whiten else 1
 
 
@@ -121,18 +119,14 @@ def route(state, gate_params, query, open_tasks):
 
 
 def slot_logits(state, features, rows, scale):
-    """z^(i) of features [B, S, D] on rows [S, C, D] (or [1, C, D], the same for all slots): [B,
-    S, C].
-    """
+    """z^(i) [B, S, C] of features [B, S, D] on rows [S, C, D], or [1, C, D] for all slots."""
     kind = state.config.head.kind
     logits = jax.vmap(lambda f, rows: head_logits(f, rows, scale, kind), in_axes=(1, 0), out_axes=1)
     return logits(features, jnp.broadcast_to(rows, (features.shape[1], *rows.shape[1:])))
 
 
 def teacher_features(state, images, batch):
-    """[B, T, D] features of the old adapters: from the cache if the batch brings them, else
-    computed.
-    """
+    """[B, T, D] features of the old adapters: brought by the batch, or computed."""
     if "features" in batch:
         return lax.stop_gradient(batch["features"])
     shape = (images.shape[0], state.config.max_tasks, state.backbone.spec.width)
@@ -216,9 +210,7 @@ def freeze(state):
 
 
 def finish(state, statistics, key):
-    """Rows, task state (Eq. 3-4), statistics and metrics of the finished task; then the gate
-    learns to route.
-    """
+    """Rows, task state (Eq. 3-4), statistics and metrics; then the gate learns to route."""
     config, memory = state.config, state.memory
     means, columns = class_means(statistics), class_columns(state)
     rows = memory["rows"]
@@ -296,9 +288,7 @@ def extract(state, images, slot):
 
 
 def score(state, features):
-    """Inference: z = sum_i alpha_i z^(i) over the learned tasks, alpha from the feature of slot
-    0.
-    """
+    """Inference: z = sum_i alpha_i z^(i) over the learned tasks, alpha from slot 0's feature."""
     tasks = jnp.arange(state.config.max_tasks)
     found = route(state, state.trainable["gate"], features[:, 0], tasks <= state.task)
     rows = state.memory["rows"]
@@ -312,9 +302,7 @@ def score(state, features):
 
 
 def predict_mixed(state, images):
-    """Inference with adapters mixed by relevance in every block: one pass for h, one for the
-    mixture.
-    """
+    """Inference with adapters mixed by relevance in every block: a pass for h, and one mixed."""
     tasks = jnp.arange(state.config.max_tasks)
     query = encode_with(state, adapter_of(state, 0), images)
     found = route(state, state.trainable["gate"], query, tasks <= state.task)

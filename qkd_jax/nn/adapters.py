@@ -173,8 +173,7 @@ def apply_adapter(
 
 
 def mixed_adapter(adapters: dict, weights: jax.Array) -> tuple[dict, jax.Array]:
-    """T adapters as one wide adapter whose output for image b is sum_i weights[b, i] adapter_i(x),
-    exactly.
+    """T adapters as one: its output for image b is sum_i weights[b, i] adapter_i(x), exactly.
 
     Each up-bias becomes the row of one more hidden unit that is always 1, so that it is weighted
     too.

@@ -32,8 +32,7 @@ def init_rows(key: jax.Array, num_rows: int, width: int) -> jax.Array:
 
 @flax.struct.dataclass
 class ClassStatistics:
-    """Sums over one task's images, enough for class means and a shared covariance; no image is
-    kept.
+    """Sums over one task's images: enough for class means and covariances, without the images.
 
     Attributes:
       total: [S, M, D], sum of features for each slot (adapter) and class of the task.
