@@ -21,14 +21,6 @@ WIDTH, TASKS, QUBITS = 12, 4, 3
 KINDS = ("quantum", "pqk", "cosine", "mlp", "attention", "uniform")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These tests compile much and compute little: leave out XLA's slow passes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def settings(**changes):
     """Nothing that a test asserts is left to a default."""
     fixed = dict(

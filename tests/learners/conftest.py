@@ -69,14 +69,6 @@ def run(backbone, config, tasks=TASKS, steps=2):
     return history
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These tests compile much and compute little: leave out XLA's slow passes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def tiny():
     """The small backbone and what the learners' tests share."""
