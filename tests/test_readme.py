@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -105,11 +106,11 @@ def test_make_commands_exist(page):
     tfds = re.search(r"^TFDS_EXPERIMENTS := (.*)$", makefile, re.MULTILINE)[1].split()
     targets |= {f"prepare-{name}" for name in tfds}
     for command in commands(page.read_text()):
-        words = command.split()[1:]
+        words = shlex.split(command)[1:]
         for word in words:
             name, equals, value = word.partition("=")
             if not equals:
-                if re.fullmatch(r"[a-z][\w-]*", word) and '"' not in command:
+                if re.fullmatch(r"[a-z][\w-]*", word):
                     assert word in targets, f"{command!r}: no target {word!r}"
                 continue
             assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), f"{command!r}: no {name}"
