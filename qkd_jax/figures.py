@@ -95,7 +95,7 @@ def accuracy_curve(curves: dict[str, list[float]], title: str) -> Figure:
         axes.set_xlim(0.5, 1.5)
     axes.grid(axis="y", color=GRID)
     if len(curves) > 1:
-        axes.legend(loc="lower left")
+        axes.legend(loc="best")
     return figure
 
 
