@@ -2,31 +2,12 @@
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 TRIES = 10
-
-
-def normalise(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """(x - mean) / std per channel.
-
-    Args:
-      images: [..., 3], uint8 in [0, 255] or float in [0, 1].
-      mean, std: three numbers on the scale [0, 1]; zeros and ones leave [0, 1] as published
-        class-incremental numbers use it.
-
-    Returns:
-      float [..., 3]; float32 for uint8 input.
-    """
-    images = to_unit(images)
-    shape = (1,) * (images.ndim - 1) + (3,)
-    mean = jnp.asarray(mean, images.dtype).reshape(shape)
-    std = jnp.asarray(std, images.dtype).reshape(shape)
-    return (images - mean) / std
 
 
 def to_unit(images: Array) -> Array:

@@ -19,24 +19,6 @@ crop_and_resize = jax.jit(transforms.crop_and_resize, static_argnames=("size", "
 augment = jax.jit(transforms.augment, static_argnames="size")
 
 
-def test_normalise_by_hand():
-    images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
-    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    expected = (images.astype(np.float64) / 255 - np.array(mean)) / np.array(std)
-    # Three float32 roundings of numbers below 1, divided by at least 0.25.
-    np.testing.assert_allclose(transforms.normalise(images, mean, std), expected, atol=1e-6)
-    unit = jnp.asarray(images / np.float32(255), jnp.float32)
-    np.testing.assert_allclose(transforms.normalise(unit, mean, std), expected, atol=1e-6)
-    assert transforms.normalise(jnp.asarray(images), mean, std).dtype == jnp.float32
-
-
-def test_zero_mean_and_unit_std_leave_the_unit_interval():
-    images = jnp.arange(256, dtype=jnp.uint8)[:255].reshape(1, 5, 17, 3)
-    out = transforms.normalise(images, (0.0,) * 3, (1.0,) * 3)
-    # XLA multiplies by 1 / 255: one unit in the last place.
-    np.testing.assert_array_max_ulp(out, np.asarray(images, np.float32) / np.float32(255), 1)
-
-
 @given(SEEDS, ASPECTS)
 def test_box_stays_inside_the_image(seed, aspect):
     top, left, height, width = np.asarray(
