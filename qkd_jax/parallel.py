@@ -5,7 +5,7 @@ One device runs the per-device functions under `jax.jit`; several run the same f
 (`in_axes=None`) and placed on all of them once a task, not once a step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,8 @@ class Runner:
         self.devices = available[: num_devices or len(available)]
         self.compilations = 0
         self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
-        self._extract = self._build(_extract, (None, 0, None), 0)
+        self._extract = self._build(_extract, (None, 0, None, 0), 0)
+        self._survey = self._build(_survey, (None, 0, 0), 0)
         self._prefix = self._build(frozen_prefix, (None, 0), 0)
         self._predict = self._build(_predict, (None, 0), 0)
 
@@ -73,12 +74,25 @@ class Runner:
         """One optimisation step on a global batch; `moving` is donated."""
         return self._step(held, moving, self._shard(batch))
 
-    def extract(self, state: LearnerState, images: np.ndarray, slot: int) -> np.ndarray:
+    def extract(
+        self, state: LearnerState, images: np.ndarray, slot: int, features: np.ndarray
+    ) -> np.ndarray:
         """Features [B, D] of one filled slot, on the host; images [B, H, W, 3] or kept tokens
-        [B, N, D].
+        [B, N, D], features [B, S, D] of the slots extracted before.
         """
-        features = self._extract(state, self._shard(images), jnp.int32(slot))
-        return np.asarray(features).reshape(len(images), -1)
+        found = self._extract(state, self._shard(images), jnp.int32(slot), self._shard(features))
+        return np.asarray(found).reshape(len(images), -1)
+
+    def survey(self, state: LearnerState, batches: Iterable[Mapping[str, np.ndarray]]) -> Any:
+        """The learner's survey of images in batches {"image", "mask"}, summed."""
+        total = None
+        for batch in batches:
+            images, mask = self._shard(batch["image"]), self._shard(batch["mask"])
+            sums = self._survey(state, images, mask)
+            if self.num_devices > 1:
+                sums = jax.tree.map(lambda a: np.asarray(a).sum(0), sums)
+            total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+        return total
 
     def prefix(self, state: LearnerState, images: np.ndarray) -> np.ndarray:
         """The residual stream [B, N, D] before the first adapter, on the host."""
@@ -120,10 +134,16 @@ def _split_rows(parts: int, array: np.ndarray) -> np.ndarray:
     return array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
 
 
-def _extract(state: LearnerState, images: jax.Array, slot: jax.Array) -> jax.Array:
+def _extract(
+    state: LearnerState, images: jax.Array, slot: jax.Array, features: jax.Array
+) -> jax.Array:
     if images.ndim == 4:
         images = prepare_images(state, images)
-    return learner_of(state.config).extract(state, images, slot)
+    return learner_of(state.config).extract(state, images, slot, features)
+
+
+def _survey(state: LearnerState, images: jax.Array, mask: jax.Array) -> Any:
+    return learner_of(state.config).survey(state, prepare_images(state, images), mask)
 
 
 def _predict(state: LearnerState, images: jax.Array) -> tuple[jax.Array, jax.Array]:

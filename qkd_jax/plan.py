@@ -10,6 +10,7 @@ from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import load_split
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners.base import learner_of
 
 
 class Plan(NamedTuple):
@@ -44,11 +45,15 @@ def plan(config: Config) -> Plan:
     seed = config.protocol.order_seed if config.protocol.shuffle else None
     order = protocol.class_order(num_classes, seed)
     tasks = protocol.split_tasks(order, config.protocol.base, config.protocol.increment)
+    if learner_of(config).all_at_once:
+        tasks = (protocol.Task(0, tuple(int(c) for c in order)),)
+    counts = np.bincount(data.train.labels, minlength=num_classes)
     config = dataclasses.replace(
         config,
         num_classes=num_classes,
         max_tasks=len(tasks),
         max_task_classes=protocol.max_classes_per_task(tasks),
+        max_task_images=max(int(counts[list(task.classes)].sum()) for task in tasks),
     )
     return Plan(config, data, tasks, order)
 

@@ -110,21 +110,19 @@ class _Loop:
         self.test = self._features_of(self.data.test)
         self.stop = False
 
-    @property
-    def epochs(self) -> int:
-        return self.config.train.epochs if self.learner.loss is not None else 0
+    def epochs_of(self, task: protocol.Task) -> int:
+        """Epochs of a task; 0 where the method trains nothing in it."""
+        trains = self.learner.loss is not None and self.learner.trains(task.index)
+        return self.config.train.epochs if trains else 0
 
     def images_of(self, task: protocol.Task) -> int:
         """Images trained on in a task, every epoch counted."""
-        return self.epochs * int(np.isin(self.data.train.labels, task.classes).sum())
+        return self.epochs_of(task) * int(np.isin(self.data.train.labels, task.classes).sum())
 
     def steps_of(self, task: protocol.Task) -> int:
         """Optimisation steps of a task; the last batch of an epoch may be padded."""
-        if not self.epochs:
-            return 0
-        return self.epochs * -(
-            -self.images_of(task) // (self.epochs * self.config.train.batch_size)
-        )
+        images = int(np.isin(self.data.train.labels, task.classes).sum())
+        return self.epochs_of(task) * -(-images // self.config.train.batch_size)
 
     def run(self) -> dict[str, Any]:
         from qkd_jax.checkpoint import Checkpoints
@@ -175,11 +173,13 @@ class _Loop:
         train = self.data.train.take(np.flatnonzero(np.isin(self.data.train.labels, task.classes)))
         num_steps = self.steps_of(task)
         self.progress.start_task(task.index, len(self.tasks))
-        if int(self.state.task) < task.index:
-            self.state = base.begin_task(self.state, task, num_steps)
-        self.state = self.runner.place(self.state)
         features = self._features_of(train)
         self.lap_began = time.monotonic()
+        if int(self.state.task) < task.index:
+            self.state = base.open_task(self.state, task, num_steps)
+            if self.learner.survey is not None:
+                self.state = base.prepare(self.state, self._survey(features))
+        self.state = self.runner.place(self.state)
         if num_steps:
             if not self.config.data.augment:
                 # Resumed within the task: the checkpoint has counted them.
@@ -187,11 +187,17 @@ class _Loop:
                 self._fill(features, self.learner.teachers(task.index), task.classes, count=fresh)
             self._train(task, train, features, num_steps, checkpoints)
         self.state = base.freeze(self.state)
-        self._fill(features, self.learner.slots(task.index), task.classes)
+        if self.learner.survey is not None:
+            self.state = base.absorb(self.state, self._survey(features))
+        self._fill(features, self.learner.slots_at_end(task.index), task.classes)
         self.state = base.finish(self.state, features.batches())
         self._lap("train")
         self._evaluate(task)
         self._save(checkpoints, task.index + 1)
+
+    def _survey(self, features: SlotFeatures) -> Any:
+        self.state = self.runner.place(self.state)
+        return self.runner.survey(self.state, features.images_in_batches())
 
     def _features_of(self, images: ImageSet) -> SlotFeatures:
         return SlotFeatures(images, self.config, self.state.backbone.spec, self.runner)
@@ -199,18 +205,20 @@ class _Loop:
     def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
         """Computes missing features of `classes` under slots first..end-1; the rows of those."""
         before = features.computed
-        rows = features.fill(self.state, range(*slots), classes)
+        rows = features.fill(self.state, slots, classes)
         self.counts["extracted"] += (features.computed - before) * count
         return rows
 
     def _train(self, task, train, features, num_steps, checkpoints) -> None:
         config, batch_size = self.config, self.config.train.batch_size
-        per_epoch = num_steps // self.epochs
+        epochs = self.epochs_of(task)
+        per_epoch = num_steps // epochs
         held, moving = split(self.state)
         done = int(self.state.step)
-        cached = not config.data.augment and self.learner.teachers(task.index)[1] is not None
+        # The same in every task, so that the step is compiled once.
+        cached = not config.data.augment and bool(self.learner.teachers(len(self.tasks)))
         with open(self.folder / "metrics.jsonl", "a") as log:
-            for epoch in range(done // per_epoch, self.epochs):
+            for epoch in range(done // per_epoch, epochs):
                 skipped = done - epoch * per_epoch
                 batches = epoch_batches(
                     len(train),
@@ -230,7 +238,7 @@ class _Loop:
                     if not np.isfinite(record["loss"]):
                         raise QkdError(_not_finite(record, task.index, done, self.folder))
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
-                    self.progress.update(1, real, record, epoch, self.epochs)
+                    self.progress.update(1, real, record, epoch, epochs)
                     if self.stop or (
                         done % config.train.checkpoint_every == 0 and done < num_steps
                     ):
@@ -280,9 +288,7 @@ class _Loop:
         """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
         seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
         from_images = self.learner.reads_images(self.config)
-        rows = self._fill(
-            self.test, (0, 0) if from_images else self.learner.slots(task.index), seen
-        )
+        rows = self._fill(self.test, () if from_images else self.learner.slots(task.index), seen)
         labels = self.data.test.labels[rows]
         scores, relevance = [], []
         for indices, mask in eval_batches(len(rows), self.config.train.eval_batch_size):

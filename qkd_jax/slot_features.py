@@ -41,7 +41,8 @@ class SlotFeatures:
         tokens = 1 + (spec.image_size // spec.patch_size) ** 2
         needed = len(self.set) * tokens * spec.width * 4
         fits = self._decoded is not None and needed <= KEEP_DECODED_BYTES
-        if base.learner_of(config).loss is None or config.adapter.first_block == 0 or not fits:
+        learner = base.learner_of(config)
+        if learner.loss is None or learner.first_block(config) == 0 or not fits:
             return None
         return np.zeros((len(self.set), tokens, spec.width), np.float32)
 
@@ -81,11 +82,16 @@ class SlotFeatures:
             batches = list(eval_batches(len(missing), batch_size))
             loaded = prefetch((missing[i], m, self.inputs(state, missing[i])) for i, m in batches)
             for batch_rows, mask, inputs in loaded:
-                found = self.runner.extract(state, inputs, slot)
+                found = self.runner.extract(state, inputs, slot, self.values[batch_rows])
                 self.values[batch_rows[mask], slot] = found[mask]
                 self.known[batch_rows[mask], slot] = True
                 self.computed += int(mask.sum())
         return rows
+
+    def images_in_batches(self) -> Iterator[dict]:
+        """Pixels and mask of the whole set, in batches of one size."""
+        for indices, mask in eval_batches(len(self.set), self.config.train.eval_batch_size):
+            yield {"image": self.images(indices), "mask": mask}
 
     def batches(self) -> Iterator[dict]:
         """Features and labels of the whole set, in order, in batches of one size."""

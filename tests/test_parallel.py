@@ -231,12 +231,18 @@ def test_step_is_compiled_once_whatever_the_number_of_tasks(backbone, devices, n
             for step in range(2):
                 moving, _ = runner.step(held, moving, batch_of(t, step, UNEVEN if step else None))
             state = base.freeze(join(held, moving))
-            runner.extract(state, batch_of(t, 0, side=16)["image"], t)
+            runner.extract(state, batch_of(t, 0, side=16)["image"], t, nothing(state))
     compiled = [r.getMessage() for r in caplog.records if "XLA compilation" in r.getMessage()]
     assert runner.compilations == 1
     # Under pmap both programs are called `_fun`.
     ours = [m for m in compiled if any(n in m for n in ("(_counted_step)", "(_extract)", "(_fun)"))]
     assert len(ours) == 2
+
+
+def nothing(state):
+    """Features [B, S, D] of no slot."""
+    shape = (BATCH, base.num_slots(state.config), state.backbone.spec.width)
+    return np.zeros(shape, np.float32)
 
 
 def test_extract_and_prefix_are_equal_on_eight_devices(backbone):
@@ -245,16 +251,17 @@ def test_extract_and_prefix_are_equal_on_eight_devices(backbone):
     images = batch_of(0, 0, side=16)["image"]
     one, eight = Runner(1), Runner(8)
     for slot in (0, 1):
-        a, b = (r.extract(r.place(state), images, slot) for r in (one, eight))
+        a, b = (r.extract(r.place(state), images, slot, nothing(state)) for r in (one, eight))
         assert a.shape == (BATCH, backbone.spec.width)
         # Features of order 1: the same float32 sums in smaller matrices.
         np.testing.assert_allclose(b, a, atol=1e-5)
         kept = [r.prefix(r.place(state), images) for r in (one, eight)]
         assert kept[0].shape == (BATCH, 5, backbone.spec.width)
         np.testing.assert_allclose(kept[1], kept[0], atol=1e-5)
-        from_kept = eight.extract(eight.place(state), kept[1], slot)
+        from_kept = eight.extract(eight.place(state), kept[1], slot, nothing(state))
         np.testing.assert_allclose(from_kept, a, atol=1e-5)
-    assert np.abs(one.extract(state, images, 0) - one.extract(state, images, 1)).max() > 1e-3
+    first, second = (one.extract(state, images, slot, nothing(state)) for slot in (0, 1))
+    assert np.abs(first - second).max() > 1e-3
 
 
 def test_batches_that_do_not_divide_name_sizes_that_do():

@@ -28,26 +28,60 @@ from qkd_jax.state import LearnerState, Moving, join, local_labels, split
 Batch = Mapping[str, Any]
 
 
+class Rows(NamedTuple):
+    """What belongs to the rows of a batch beside images and labels.
+
+    Attributes:
+      keys: [B] typed keys, each row's own.
+      mask: bool [B], False where a row is padding.
+      gather: [B, ...] -> [all rows of all devices, ...], for losses that couple images.
+    """
+
+    keys: jax.Array
+    mask: jax.Array
+    gather: Callable
+
+
+def class_statistics(config: Config, num_slots: int, width: int) -> heads.ClassStatistics:
+    """The usual accumulator: sums and counts of each class, no second moments."""
+    return heads.empty_statistics(num_slots, config.max_task_classes, width, 0)
+
+
+def add_classes(state, statistics, features, labels, mask):
+    """The usual accumulation: features [B, S, D] of labels [B] into `ClassStatistics`."""
+    return heads.add_to_statistics(statistics, features, local_labels(state, labels), mask)
+
+
 class Learner(NamedTuple):
     """The parts of a method.
 
     A *slot* is one frozen way to turn images into features, such as one task's adapter. A feature
-    of a filled slot never changes again, so a run computes each (image, slot) pair once.
+    of a filled slot never changes again, so a run computes each (image, slot) pair once. A method
+    whose one model changes with every task has a slot a task.
 
     Attributes:
       init: (key, backbone, config) -> (trainable, memory), arrays in their final shapes.
       begin: (state, key) -> (trainable, memory) for the task that starts.
-      loss: (trainable, state, images [B, H, W, 3], batch, keys [B]) -> dict of [B] arrays with key
+      loss: (trainable, state, images [B, H, W, 3], batch, Rows) -> dict of [B] arrays with key
         "loss"; None where nothing is trained.
       freeze: state -> state with what was trained moved to memory as a filled slot.
-      finish: (state, ClassStatistics, key) -> state with the prototypes and states of the finished
-        task.
-      extract: (state, images [B, H, W, 3], slot) -> [B, D] features of a filled slot.
+      finish: (state, statistics, key) -> state with the prototypes and states of the finished task.
+      extract: (state, images [B, H, W, 3], slot, features [B, S, D] of the slots extracted before)
+        -> [B, D] features of a filled slot.
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
-      slots: task -> (first, end) of the slots that `score` and `finish` read when `task` is the
-        last.
-      teachers: task -> (first, end) of the slots whose features of the current images `loss` reads.
-      second_moments: config -> for how many slots `finish` needs second moments of the features.
+      slots: task -> the slots that `score` reads when `task` is the last, in order of extraction.
+      finish_slots: the same for `finish`; None = `slots`.
+      teachers: task -> the slots whose features of the current images `loss` reads.
+      statistics: (config, S, D) -> what `finish` reads, of no image.
+      accumulate: (state, statistics, features [B, S, D], labels [B], mask [B]) -> statistics.
+      first_block: config -> the first block that differs from the frozen model's.
+      trains: task -> whether the task has optimisation steps.
+      project: (trainable, state) -> trainable, after every optimisation step.
+      survey: (state, images, mask [B]) -> sums over the images, for what one must know about the
+        task's images before training and after it. None = nothing.
+      prepare: (state, sums, key) -> state, after `begin`, before the first step.
+      absorb: (state, sums) -> state, after `freeze`.
+      all_at_once: a run gives all classes in one task (joint training, the upper reference).
       reads_images: config -> whether the score needs the images themselves, not only slot features.
       predict: (state, images or kept tokens) -> (scores, relevance), for such settings.
     """
@@ -61,10 +95,23 @@ class Learner(NamedTuple):
     extract: Callable
     score: Callable
     slots: Callable
-    teachers: Callable = lambda task: (0, 0)
-    second_moments: Callable = lambda config: 0
+    finish_slots: Callable | None = None
+    teachers: Callable = lambda task: ()
+    statistics: Callable = class_statistics
+    accumulate: Callable = add_classes
+    first_block: Callable = lambda config: config.adapter.first_block
+    trains: Callable = lambda task: True
+    project: Callable = lambda trainable, state: trainable
+    survey: Callable | None = None
+    prepare: Callable | None = None
+    absorb: Callable | None = None
+    all_at_once: bool = False
     reads_images: Callable = lambda config: False
     predict: Callable | None = None
+
+    def slots_at_end(self, task: int) -> tuple[int, ...]:
+        """The slots that are extracted from the images of a task that ends."""
+        return tuple((self.finish_slots or self.slots)(task))
 
 
 _REGISTRY: dict[str, Learner] = {}
@@ -97,9 +144,10 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=partial(_decayed, config.decay_leaves)
     )
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.optimizer == "adam":
-        return optax.chain(optax.scale_by_adam(), decay)
-    return optax.chain(decay, optax.trace(decay=config.momentum))
+        return optax.chain(*clip, optax.scale_by_adam(), decay)
+    return optax.chain(*clip, decay, optax.trace(decay=config.momentum))
 
 
 def learning_rate(config: TrainConfig, step: jax.Array, num_steps: jax.Array) -> jax.Array:
@@ -156,17 +204,34 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
     )
 
 
-def begin_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerState:
+def begin_task(
+    state: LearnerState, task: Task, num_steps: int = 0, batches: Iterable[Batch] | None = None
+) -> LearnerState:
     """Opens the next task: a new slot, head rows and optimiser state.
 
     Args:
       task: `Task(index, classes)`; index must follow the last one, classes must be new.
       num_steps: length of the cosine schedule; 0 keeps the rate constant.
+      batches: the task's training images, for methods that look at them before training (inflora).
 
     Raises:
       ProtocolError: task out of turn, classes seen before, out of range, or more than the config
         has room for.
+      ConfigError: the method needs `batches`.
     """
+    state = open_task(state, task, num_steps)
+    if learner_of(state.config).survey is None:
+        return state
+    if batches is None:
+        raise ConfigError(
+            f"{state.config.method} looks at a task's images before training: "
+            "begin_task(state, task, num_steps, batches)"
+        )
+    return prepare(state, sum_survey(state, batches))
+
+
+def open_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerState:
+    """`begin_task` without the look at the images."""
     config = state.config
     classes = np.asarray(task.classes, np.int32)
     seen = np.flatnonzero(np.asarray(state.task_of_class) >= 0)
@@ -192,6 +257,43 @@ def begin_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerSt
     padded = np.full(config.max_task_classes, -1, np.int32)
     padded[: len(classes)] = classes
     return _begin(state, jnp.asarray(padded), jnp.int32(task.index), jnp.int32(num_steps))
+
+
+@jax.jit
+def _survey(state, images, mask):
+    return learner_of(state.config).survey(state, prepare_images(state, images), mask)
+
+
+@jax.jit
+def _prepare(state, sums):
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.task)
+    return learner_of(state.config).prepare(state, sums, key)
+
+
+@jax.jit
+def _absorb(state, sums):
+    return learner_of(state.config).absorb(state, sums)
+
+
+def sum_survey(state: LearnerState, batches: Iterable[Batch]) -> Any:
+    """The learner's survey of a task's images, summed over batches."""
+    total = None
+    for batch in batches:
+        images = jnp.asarray(batch["image"])
+        mask = jnp.asarray(batch.get("mask", np.ones(images.shape[0], bool)))
+        sums = _survey(state, images, mask)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    return total
+
+
+def prepare(state: LearnerState, sums: Any) -> LearnerState:
+    """Second half of `begin_task`: what the survey of the images changes before training."""
+    return _prepare(state, sums)
+
+
+def absorb(state: LearnerState, sums: Any) -> LearnerState:
+    """After `freeze`: what the survey of the images leaves in memory."""
+    return _absorb(state, sums)
 
 
 @jax.jit
@@ -234,7 +336,7 @@ def frozen_prefix(state: LearnerState, images: jax.Array) -> jax.Array:
         backbone.params,
         backbone.spec,
         prepare_images(state, images),
-        state.config.adapter.first_block,
+        learner_of(state.config).first_block(state.config),
         compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
     )
 
@@ -252,15 +354,15 @@ def device_step(
     """
     state = join(held, moving)
     config, learner = state.config, learner_of(state.config)
-    rows = batch["label"].shape[0]
-    first = lax.axis_index(axis_name) * rows if axis_name else 0
+    num_rows = batch["label"].shape[0]
+    first = lax.axis_index(axis_name) * num_rows if axis_name else 0
     key = jax.random.fold_in(state.key, 2)
     key = jax.random.fold_in(jax.random.fold_in(key, state.task), state.step)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
-    real = batch.get("mask", jnp.ones(rows, bool))
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(num_rows))
+    real = batch.get("mask", jnp.ones(num_rows, bool))
     images = batch.get("tokens", batch.get("image"))
     if config.data.augment:
-        aspect = batch.get("aspect", jnp.ones(rows, jnp.float32))
+        aspect = batch.get("aspect", jnp.ones(num_rows, jnp.float32))
         crop_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
         images = augment(crop_keys, images, aspect, config.backbone.image_size)
     if "tokens" not in batch:
@@ -273,10 +375,11 @@ def device_step(
     if axis_name:
         count, num_devices = lax.psum(count, axis_name), lax.psum(1, axis_name)
     weight = mask * (num_devices / jnp.maximum(count, 1.0))
-    dropout_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+    gather = partial(lax.all_gather, axis_name=axis_name, tiled=True) if axis_name else lambda x: x
+    rows = Rows(jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), real, gather)
 
     def objective(trainable):
-        terms = learner.loss(trainable, state, images, batch, dropout_keys)
+        terms = learner.loss(trainable, state, images, batch, rows)
         means = {n: jnp.sum(v * weight) for n, v in terms.items()}
         return means["loss"], means
 
@@ -287,9 +390,18 @@ def device_step(
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimiser(config.train).update(grads, state.opt_state, state.trainable)
     rate = learning_rate(config.train, state.step, state.num_steps)
+    updates = _scale_head(config.train.head_rate, updates)
     trainable = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.trainable, updates)
+    trainable = learner.project(trainable, state)
     metrics["learning_rate"] = rate
     return Moving(trainable, opt_state, state.step + 1), metrics
+
+
+def _scale_head(factor: float, updates: Any) -> Any:
+    """The head may learn at another rate than the rest."""
+    if factor == 1.0 or "head" not in updates:
+        return updates
+    return {**updates, "head": jax.tree.map(lambda u: factor * u, updates["head"])}
 
 
 def _select_rows(real: jax.Array, rows: jax.Array) -> jax.Array:
@@ -327,9 +439,11 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
       DataError: wrong shapes or types, labels that are not of this task, NaN images.
       ConfigError: the method trains nothing.
     """
-    if learner_of(state.config).loss is None:
+    learner = learner_of(state.config)
+    if learner.loss is None or not learner.trains(int(state.task)):
+        when = "" if learner.loss is None else f" in task {int(state.task)}"
         raise ConfigError(
-            f"{state.config.method} trains nothing: call end_task right after begin_task"
+            f"{state.config.method} trains nothing{when}: call end_task right after begin_task"
         )
     check_batch(state, batch)
     held, moving = split(state)
@@ -394,21 +508,23 @@ def _freeze(state):
 
 
 @jax.jit
-def _extract_slots(state, images, features, first, end):
-    """Fills features [B, S, D] for slots first..end-1."""
+def _extract_slots(state, images, features, slots, count):
+    """Fills features [B, S, D] for the first `count` of `slots` [S]."""
     images = prepare_images(state, images)
     learner = learner_of(state.config)
 
-    def fill(slot, features):
-        return features.at[:, slot].set(learner.extract(state, images, slot).astype(features.dtype))
+    def fill(i, features):
+        found = learner.extract(state, images, slots[i], features)
+        return features.at[:, slots[i]].set(found.astype(features.dtype))
 
-    return lax.fori_loop(first, end, fill, features)
+    return lax.fori_loop(0, count, fill, features)
 
 
 @jax.jit
 def _accumulate(state, statistics, features, labels, mask):
     features = _select_rows(mask, features)
-    return heads.add_to_statistics(statistics, features, local_labels(state, labels), mask)
+    learner = learner_of(state.config)
+    return learner.accumulate(state, statistics, features, labels, mask)
 
 
 @jax.jit
@@ -425,20 +541,17 @@ def freeze(state: LearnerState) -> LearnerState:
 def finish(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
     """Second half of `end_task`: statistics of images given with their slot features."""
     config = state.config
-    statistics = heads.empty_statistics(
-        num_slots(config),
-        config.max_task_classes,
-        state.backbone.spec.width,
-        learner_of(config).second_moments(config),
-    )
+    width = state.backbone.spec.width
+    statistics = learner_of(config).statistics(config, num_slots(config), width)
+    missing = set(np.asarray(state.task_classes).tolist()) - {-1}
     for batch in batches:
-        label = jnp.asarray(batch["label"])
-        mask = jnp.asarray(batch.get("mask", np.ones(label.shape, bool)))
-        statistics = _accumulate(state, statistics, jnp.asarray(batch["features"]), label, mask)
-    counts = np.asarray(statistics.count)[np.asarray(state.task_classes) >= 0]
-    if (counts == 0).any():
-        empty = np.asarray(state.task_classes)[: len(counts)][counts == 0]
-        raise DataError(f"end_task: no image of classes {empty.tolist()} was given")
+        label = np.asarray(batch["label"])
+        mask = np.asarray(batch.get("mask", np.ones(label.shape, bool)))
+        missing -= set(label[mask].tolist())
+        features = jnp.asarray(batch["features"])
+        statistics = _accumulate(state, statistics, features, jnp.asarray(label), jnp.asarray(mask))
+    if missing:
+        raise DataError(f"end_task: no image of classes {sorted(missing)} was given")
     return _finish(state, statistics)
 
 
@@ -451,12 +564,18 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
     Raises:
       DataError: a class of the task has no image in `batches`.
     """
+    learner = learner_of(state.config)
     state = freeze(state)
+    checked = state.replace(config=_without_augmentation(state.config))
+    if learner.survey is not None:
+        batches = list(batches)  # read twice
+        state = absorb(state, sum_survey(state, batches))
+    slots = learner.slots_at_end(int(state.task))
 
     def with_features():
         for batch in batches:
-            check_batch(state.replace(config=_without_augmentation(state.config)), batch)
-            yield {**batch, "features": slot_features(state, batch["image"])}
+            check_batch(checked, batch)
+            yield {**batch, "features": slot_features(state, batch["image"], slots)}
 
     return finish(state, with_features())
 
@@ -467,15 +586,20 @@ def _without_augmentation(config: Config) -> Config:
 
 def num_slots(config: Config) -> int:
     """S: how many slots a feature array has."""
-    return max(1, learner_of(config).slots(config.max_tasks - 1)[1])
+    learner, last = learner_of(config), config.max_tasks - 1
+    return 1 + max(0, *learner.slots(last), *learner.slots_at_end(last))
 
 
-def slot_features(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Features [B, S, D] of every slot that `score` reads; other slots are zero."""
-    first, end = learner_of(state.config).slots(state.task)
-    width = state.backbone.spec.width
-    empty = jnp.zeros((images.shape[0], num_slots(state.config), width))
-    return _extract_slots(state, jnp.asarray(images), empty, jnp.int32(first), jnp.int32(end))
+def slot_features(
+    state: LearnerState, images: jax.Array, slots: tuple[int, ...] | None = None
+) -> jax.Array:
+    """Features [B, S, D] of `slots` (None: those that `score` reads); other slots are zero."""
+    if slots is None:
+        slots = tuple(learner_of(state.config).slots(int(state.task)))
+    size, width = num_slots(state.config), state.backbone.spec.width
+    order = jnp.asarray(slots + (0,) * (size - len(slots)), jnp.int32)
+    empty = jnp.zeros((images.shape[0], size, width))
+    return _extract_slots(state, jnp.asarray(images), empty, order, jnp.int32(len(slots)))
 
 
 @jax.jit

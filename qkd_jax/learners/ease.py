@@ -58,7 +58,7 @@ def finish(state, statistics, key):
     return state.replace(memory={**state.memory, "rows": rows})
 
 
-def extract(state, images, slot):
+def extract(state, images, slot, features):
     return encode_with(state, adapter_of(state, slot), images)
 
 
@@ -82,6 +82,6 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (0, task + 1),
+        slots=lambda task: range(task + 1),
     )
 )

@@ -30,8 +30,8 @@ def begin(state, key):
     return trainable, state.memory
 
 
-def loss(trainable, state, images, batch, dropout_keys):
-    features = encode_with(state, trainable["adapter"], images, dropout_keys)
+def loss(trainable, state, images, batch, rows):
+    features = encode_with(state, trainable["adapter"], images, rows.keys)
     head, kind = trainable["head"], state.config.head.kind
     logits = head_logits(features, head["rows"], head["scale"], kind)
     labels = local_labels(state, batch["label"])
@@ -50,7 +50,7 @@ def finish(state, statistics, key):
     return state.replace(memory={"rows": rows})
 
 
-def extract(state, images, slot):
+def extract(state, images, slot, features):
     return encode_with(state, state.trainable["adapter"], images)
 
 
@@ -72,6 +72,6 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (task, task + 1),
+        slots=lambda task: (task,),
     )
 )

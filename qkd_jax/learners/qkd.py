@@ -25,7 +25,13 @@ from qkd_jax.learners.task_adapters import (
     store_rows,
 )
 from qkd_jax.nn.adapters import mixed_adapter
-from qkd_jax.nn.heads import class_means, head_logits, unit, within_class_scatter
+from qkd_jax.nn.heads import (
+    class_means,
+    empty_statistics,
+    head_logits,
+    unit,
+    within_class_scatter,
+)
 from qkd_jax.nn.losses import (
     cross_entropy,
     distillation,
@@ -137,11 +143,11 @@ def teacher_features(state, images, batch):
     return lax.stop_gradient(lax.fori_loop(0, state.task, fill, jnp.zeros(shape)))
 
 
-def loss(trainable, state, images, batch, dropout_keys):
+def loss(trainable, state, images, batch, rows):
     """Eq. 15: L = L_CE + lambda_kd L_QKD + lambda_s L_s, per image."""
     config = state.config
     head = trainable["head"]
-    feature = encode_with(state, trainable["adapter"], images, dropout_keys)
+    feature = encode_with(state, trainable["adapter"], images, rows.keys)
     logits = head_logits(feature, head["rows"], head["scale"], config.head.kind)
     labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
     ce = cross_entropy(logits, labels, valid)
@@ -207,6 +213,12 @@ def freeze(state):
     """The trained adapter fills its slot."""
     memory = {**state.memory, "adapters": store_adapter(state)}
     return state.replace(memory=memory)
+
+
+def statistics(config, num_slots, width):
+    """Second moments too, for the metrics."""
+    classes = config.max_task_classes
+    return empty_statistics(num_slots, classes, width, num_metrics(config))
 
 
 def finish(state, statistics, key):
@@ -283,7 +295,7 @@ def _taught_gate(state, key):
     return jax.tree.map(lambda a, b: jnp.where(frozen, a, b), before, taught)
 
 
-def extract(state, images, slot):
+def extract(state, images, slot, features):
     return encode_with(state, adapter_of(state, slot), images)
 
 
@@ -330,9 +342,9 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (0, task + 1),
-        teachers=lambda task: (0, task),
-        second_moments=num_metrics,
+        slots=lambda task: range(task + 1),
+        teachers=lambda task: range(task),
+        statistics=statistics,
         reads_images=lambda config: config.fusion.kind == "block_mix",
         predict=predict_mixed,
     )

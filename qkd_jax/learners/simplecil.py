@@ -21,7 +21,7 @@ def finish(state, statistics, key):
     return state.replace(memory={"rows": rows})
 
 
-def extract(state, images, slot):
+def extract(state, images, slot, features):
     return encode_with(state, None, images)
 
 
@@ -40,6 +40,6 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (0, 1),
+        slots=lambda task: (0,),
     )
 )

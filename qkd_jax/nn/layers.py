@@ -4,8 +4,11 @@ Shapes: B batch, N tokens, D width, H heads. Matrix products run in `dtype`; mea
 exponentials and sums run in at least float32, so bfloat16 costs accuracy only inside products.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
 
@@ -112,16 +115,42 @@ def _matmul_backward(residuals, g):
 matmul_trainable.defvjp(_matmul_forward, _matmul_backward)
 
 
+@struct.dataclass
+class AttentionInsert:
+    """What is inserted in one block's attention; parts that are None are absent.
+
+    Attributes:
+        prefix_key, prefix_value: [P, D], or [B, P, D] for rows of each image's own: more keys and
+            values, after their projections (prefix tuning).
+        class_key, class_value: [D], added to the class token's key and value.
+        lora_key, lora_value: {"down": [D, R], "up": [R, D]}, added to the frozen projection: x down
+            up.
+    """
+
+    prefix_key: Any = None
+    prefix_value: Any = None
+    class_key: Any = None
+    class_value: Any = None
+    lora_key: Any = None
+    lora_value: Any = None
+
+
 def attention(
-    params: dict, queries_from: jax.Array, x: jax.Array, num_heads: int, dtype
+    params: dict,
+    queries_from: jax.Array,
+    x: jax.Array,
+    num_heads: int,
+    dtype,
+    insert: AttentionInsert | None = None,
 ) -> jax.Array:
     """Multi-head self-attention of some tokens to all tokens.
 
     Args:
         params: {"query", "key", "value", "out"}, each {"kernel": [D, D], "bias": [D]}.
-        queries_from: [B, M, D], the normalised tokens that ask (all of `x`, or only the first).
-        x: [B, N, D], the normalised tokens that answer.
+        queries_from: [B, M, D], the normalised tokens that ask (all of `x`, or only some).
+        x: [B, N, D], the normalised tokens that answer, the class token first.
         num_heads: H; each head is D / H wide.
+        insert: what is inserted in the keys and values of this block.
 
     Returns:
         [B, M, D] in `dtype`.
@@ -133,9 +162,12 @@ def attention(
         batch, tokens, _ = y.shape
         return y.reshape(batch, tokens, num_heads, -1).swapaxes(1, 2)
 
+    key, value = linear(params["key"], x, dtype), linear(params["value"], x, dtype)
+    if insert is not None:
+        key = _inserted(insert.lora_key, insert.class_key, insert.prefix_key, x, key)
+        value = _inserted(insert.lora_value, insert.class_value, insert.prefix_value, x, value)
     q = heads(linear(params["query"], queries_from, dtype) * scale)
-    k = heads(linear(params["key"], x, dtype))
-    v = heads(linear(params["value"], x, dtype))
+    k, v = heads(key), heads(value)
     wide = at_least_float32(dtype)
     logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide)
     # softmax(l) v = exp(l - max) v / sum(exp(l - max)): dividing the [M, D/H] result is cheaper
@@ -145,3 +177,17 @@ def attention(
     mixed = jnp.matmul(weights.astype(dtype), v, preferred_element_type=wide) / total
     merged = mixed.swapaxes(1, 2).reshape(*queries_from.shape[:2], width)
     return linear(params["out"], merged, dtype)
+
+
+def _inserted(lora, class_row, prefix, x, y):
+    """Keys or values y [B, N, D] with a low-rank update, a vector on the class token's row, and
+    rows in front."""
+    if lora is not None:
+        down, up = lora["down"].astype(y.dtype), lora["up"].astype(y.dtype)
+        y = y + matmul_trainable(matmul_trainable(x.astype(y.dtype), down), up)
+    if class_row is not None:
+        y = y.at[:, 0].add(as_row(class_row.astype(y.dtype), y[:, 0]))
+    if prefix is not None:
+        rows = jnp.broadcast_to(prefix.astype(y.dtype), (y.shape[0], *prefix.shape[-2:]))
+        y = jnp.concatenate([rows, y], axis=1)
+    return y

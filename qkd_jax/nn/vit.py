@@ -30,6 +30,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, dropout_mask, split_blocks
 from qkd_jax.nn.layers import (
     ACTIVATIONS,
+    AttentionInsert,
     as_row,
     at_least_float32,
     attention,
@@ -120,15 +121,21 @@ class Inserts:
     """What is inserted in a frozen transformer: data, not subclasses.
 
     `adapter` is one adapter set (see `adapters.py`) and may be differentiated, mapped or stacked;
-    its spec is static. Other places (key/value prefix rows, extra tokens) belong here as further
-    optional fields read by `block` and `embed`, each with a static spec beside it.
+    its spec is static.
+
+    Attributes:
+        adapter, adapter_spec: one adapter for each block from `adapter_spec.first_block` on.
+        hidden_factors: [B, R], a factor on each hidden unit of the adapter, for each image.
+        attention: one `AttentionInsert` or None for each block; empty for none at all.
+        tokens: [F, D] or [B, F, D], more tokens, without positions; the feature is then the mean of
+            their outputs instead of the class token's (L2P).
     """
 
     adapter: Any = None
     adapter_spec: AdapterSpec = struct.field(pytree_node=False, default=AdapterSpec())
-    hidden_factors: Any = (
-        None  # [B, R]: a factor on each hidden unit of the adapter, for each image
-    )
+    hidden_factors: Any = None
+    attention: tuple[AttentionInsert | None, ...] = ()
+    tokens: Any = None
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32) -> jax.Array:
@@ -319,29 +326,32 @@ def block(
     adapter: dict | None = None,
     adapter_spec: AdapterSpec | None = None,
     mask: jax.Array | None = None,
-    class_only: bool = False,
+    attention_insert: AttentionInsert | None = None,
+    asking: slice | None = None,
     compute_dtype=jnp.float32,
 ) -> jax.Array:
-    """One transformer block: x + attention(LN1(x)), then + MLP(LN2(x)), with an optional adapter.
+    """One transformer block: x + attention(LN1(x)), then + MLP(LN2(x)), with optional inserts.
 
     Args:
         block_params: one entry of `params["blocks"]`.
         x: [B, N, D] residual stream.
         adapter: this block's adapter, or None (see `adapters.apply_adapter`).
-        mask: [B, N, R] dropout factors of the adapter (M rows when `class_only`), or None.
-        class_only: return only the class token. Keys and values still come from all tokens, so
-            this is exact for a last block and saves nearly all its other work.
+        mask: [B, M, R] dropout factors of the adapter, or None.
+        attention_insert: this block's, or None.
+        asking: return only these M tokens; None is all. Keys and values still come from all tokens,
+            so this is exact for a last block and saves nearly all its other work.
 
     Returns:
-        [B, M, D], M = 1 if `class_only` else N.
+        [B, M, D].
     """
     p, wide = block_params, x.dtype
     normed = layer_norm(p["norm1"], x, spec.eps)
-    if class_only:
-        x, asking = x[:, :1], normed[:, :1]
-    else:
-        asking = normed
-    attended = attention(p, asking, normed, spec.num_heads, compute_dtype).astype(wide)
+    queries_from = normed
+    if asking is not None:
+        x, queries_from = x[:, asking], normed[:, asking]
+    attended = attention(
+        p, queries_from, normed, spec.num_heads, compute_dtype, attention_insert
+    ).astype(wide)
     if spec.layer_scale:
         attended = attended * as_row(p["scale1"].astype(wide), x)
     x = x + attended
@@ -435,18 +445,57 @@ def encode_from(
         raise ConfigError(f"start_block is {start_block}; it must be in [0, {spec.depth}).")
     last = spec.depth - 1
     mask_of = partial(_mask, inserts, dropout_key, compute_dtype)
-    x = _run(params, spec, tokens, start_block, last, early, adapter_spec, mask_of, compute_dtype)
+    inserted = _attention_inserts(inserts, spec)
+    tokens, asking = _with_tokens(inserts, tokens, start_block)
+    x = _run(
+        params,
+        spec,
+        tokens,
+        start_block,
+        last,
+        early,
+        adapter_spec,
+        mask_of,
+        compute_dtype,
+        inserted,
+    )
     x = block(
         block_at(params, last),
         spec,
         x,
         adapter=last_adapter,
         adapter_spec=adapter_spec,
-        mask=mask_of(last, 1),
-        class_only=True,
+        mask=mask_of(last, asking.stop - asking.start),
+        attention_insert=inserted[last] if inserted else None,
+        asking=asking,
         compute_dtype=compute_dtype,
     )
-    return layer_norm(params["norm"], x[:, 0], spec.eps)
+    return jnp.mean(layer_norm(params["norm"], x, spec.eps), axis=1)
+
+
+def _attention_inserts(inserts, spec):
+    """One entry for each block, or an empty tuple."""
+    found = () if inserts is None else inserts.attention
+    if found and len(found) != spec.depth:
+        raise ConfigError(
+            f"there are {len(found)} attention inserts; {spec.depth} blocks need {spec.depth} "
+            "(None where a block has none)."
+        )
+    return found
+
+
+def _with_tokens(inserts, x, start_block):
+    """(x with the inserted tokens at the end, which rows give the feature). Attention does not see
+    the order of tokens, so in front and at the end are the same.
+    """
+    if inserts is None or inserts.tokens is None:
+        return x, slice(0, 1)
+    if start_block != 0:
+        raise ConfigError(f"tokens are inserted before block 0, not before block {start_block}.")
+    extra = jnp.broadcast_to(
+        inserts.tokens.astype(x.dtype), (x.shape[0], *inserts.tokens.shape[-2:])
+    )
+    return jnp.concatenate([x, extra], axis=1), slice(x.shape[1], x.shape[1] + extra.shape[1])
 
 
 def encode_all(
@@ -462,13 +511,15 @@ def encode_all(
 
     Returns:
         L + 2 arrays [B, N, D]: after the embedding, after each block, after the last LayerNorm
-        (its row 0 is the feature).
+        (its row 0 is the feature; inserted tokens are the last rows).
     """
     early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
     adapters = [None] * spec.depth
     if adapter_spec is not None:
         adapters[adapter_spec.first_block :] = [*split_blocks(early), last_adapter]
+    inserted = _attention_inserts(inserts, spec) or [None] * spec.depth
     x = embed(params, spec, images, compute_dtype=compute_dtype)
+    x, _ = _with_tokens(inserts, x, 0)
     results = [x]
     for index, adapter in enumerate(adapters):
         mask = None
@@ -481,6 +532,7 @@ def encode_all(
             adapter=adapter,
             adapter_spec=adapter_spec,
             mask=mask,
+            attention_insert=inserted[index],
             compute_dtype=compute_dtype,
         )
         results.append(x)
@@ -526,11 +578,11 @@ def _mask(inserts, dropout_key, dtype, index, num_tokens):
     return dropout_mask(dropout_key, inserts.adapter_spec, index, num_tokens, dtype)
 
 
-def _run(params, spec, x, start, stop, adapters, adapter_spec, mask_of, dtype):
+def _run(params, spec, x, start, stop, adapters, adapter_spec, mask_of, dtype, inserted=()):
     """Blocks start, ..., stop - 1 on all tokens. `adapters` holds those of [first_block, L - 1)."""
     first = stop if adapter_spec is None else min(adapter_spec.first_block, stop)
 
-    def one(x, index, adapter):
+    def one(x, index, adapter, insert=None):
         mask = None
         if adapter is not None:
             mask = mask_of(index, x.shape[1])
@@ -541,13 +593,16 @@ def _run(params, spec, x, start, stop, adapters, adapter_spec, mask_of, dtype):
             adapter=adapter,
             adapter_spec=adapter_spec,
             mask=mask,
+            attention_insert=insert,
             compute_dtype=dtype,
         )
 
-    if isinstance(params["blocks"], Sequence):
+    # Attention inserts differ in shape from block to block, so they are unrolled in both forms.
+    if isinstance(params["blocks"], Sequence) or inserted:
         per_block = split_blocks(adapters) if first < stop else []
         for index in range(start, stop):
-            x = one(x, index, per_block[index - first] if index >= first else None)
+            adapter = per_block[index - first] if index >= first else None
+            x = one(x, index, adapter, inserted[index] if inserted else None)
         return x
     # The frozen arrays are indexed, not scanned over, so a range of blocks copies no weights.
     if start < first:

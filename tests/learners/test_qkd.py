@@ -315,7 +315,8 @@ def loss_of(state, batch):
     images = base.prepare_images(state, jnp.asarray(batch["image"]))
     keys = jax.random.split(jax.random.key(3), len(batch["label"]))
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    return lambda trainable: qkd.loss(trainable, state, images, arrays, keys)
+    rows = base.Rows(keys, jnp.ones(len(batch["label"]), bool), lambda array: array)
+    return lambda trainable: qkd.loss(trainable, state, images, arrays, rows)
 
 
 def log_softmax(x):

@@ -15,6 +15,7 @@ import pytest
 import qkd_jax
 from qkd_jax.config import DistillationConfig, GateConfig, HeadConfig, SparsityConfig
 from qkd_jax.learners import base
+from qkd_jax.learners.qkd import num_metrics
 from qkd_jax.nn.heads import ClassStatistics
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.state import Moving, split
@@ -103,7 +104,7 @@ def test_step_end_and_prediction_are_finite(tiny, small, row):
         moving, metrics = base.device_step(held, moving, batch)
         state = base.join(held, moving)
         features_by_slot = jnp.swapaxes(features, 0, 1)[:, :2]
-        outer = jnp.stack([jnp.eye(8) * 9.0] * learner.second_moments(config))
+        outer = jnp.stack([jnp.eye(8) * 9.0] * num_metrics(config))
         statistics = ClassStatistics(features_by_slot, jnp.ones(2), outer)
         state = learner.finish(learner.freeze(state), statistics, jax.random.key(1))
         scores, weights = learner.score(state, features)
