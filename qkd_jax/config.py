@@ -198,6 +198,10 @@ def validate(config: Config) -> None:
         )
         need(c.seed >= 0, f"seed: expected 0 or more, found {c.seed}")
         need(
+            0 <= c.data.validation < 1,
+            f"data.validation: expected 0 (none) to below 1, found {c.data.validation}",
+        )
+        need(
             c.protocol.increment >= 1,
             f"protocol.increment: expected at least 1, found {c.protocol.increment}",
         )

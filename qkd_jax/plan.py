@@ -9,6 +9,7 @@ from qkd_jax import protocol
 from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import load_split
+from qkd_jax.data.splits import last_of_each_class
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import learner_of
 
@@ -41,6 +42,10 @@ def plan(config: Config) -> Plan:
                 f"classes of {config.data.source}, or 0 for all"
             )
         data = Split(*(_first_classes(part, config.data.num_classes) for part in data))
+    if config.data.validation:
+        train = data.train
+        held_out = last_of_each_class(train.ids, train.labels, config.data.validation)
+        data = Split(train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out)))
     num_classes = len(data.train.class_names)
     seed = config.protocol.order_seed if config.protocol.shuffle else None
     order = protocol.class_order(num_classes, seed)

@@ -27,6 +27,7 @@ class DataConfig:
     path: str = ""
     split_file: str = ""
     num_classes: int = 0  # use only the first classes of the source; 0 = all
+    validation: float = 0.0  # test on this part of the training images instead; 0 = the test set
     augment: bool = False
     canvas: int = 0  # side of the squashed image that crops are cut from; 0 = twice the crop
 

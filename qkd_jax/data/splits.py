@@ -69,6 +69,34 @@ def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
     return is_test
 
 
+def last_of_each_class(ids: Iterable[str], labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Which training images are held out to choose settings on, so that the test set stays unseen.
+
+    Of every class the last `fraction` of its images in the order of their ids, rounded, at least
+    one and not all. Ids that start with a style or a source hold out whole styles.
+
+    Args:
+      ids: N unique ids.
+      labels: integers [N].
+      fraction: above 0 and below 1.
+
+    Returns:
+      bool [N], True for held out.
+
+    Raises:
+      DataError: a class has a single image.
+    """
+    ids, labels = np.asarray(list(ids)), np.asarray(labels)
+    held_out = np.zeros(len(ids), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise DataError(f"class {label} has a single image; none can be held out")
+        number = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held_out[members[np.argsort(ids[members])[-number:]]] = True
+    return held_out
+
+
 def split_sha256(ids: Iterable[str], is_test: np.ndarray) -> str:
     """Fingerprint of a split: sha256 of its lines `id<TAB>train|test`, sorted."""
     lines = sorted(

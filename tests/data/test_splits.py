@@ -5,8 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkd_jax.data.splits import fifth_to_test, read_split_file, split_sha256, write_split_file
+from qkd_jax.config import Config, override
+from qkd_jax.data.sources import load_split
+from qkd_jax.data.splits import (
+    fifth_to_test,
+    last_of_each_class,
+    read_split_file,
+    split_sha256,
+    write_split_file,
+)
 from qkd_jax.errors import DataError
+from qkd_jax.plan import plan
 
 
 def as_imagenet_r(total=30_000, classes=200):
@@ -110,3 +119,26 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
     (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(DataError, match="UTF-8 text"):
         read_split_file(tmp_path / "binary.tsv", IDS)
+
+
+def test_the_last_images_of_each_class_are_held_out():
+    """In the order of ids, not of rows; whole styles where ids start with one."""
+    ids = ["b/1", "a/1", "c/1", "a/2", "b/2", "c/2", "d/2", "a/3", "b/3"]
+    labels = np.array([1, 1, 1, 2, 2, 2, 2, 3, 3])
+    held_out = last_of_each_class(ids, labels, 1 / 3)
+    assert [name for name, out in zip(ids, held_out, strict=True) if out] == ["c/1", "d/2", "b/3"]
+    # Never all of a class, never none.
+    for fraction, counts in ((0.01, [1, 1, 1]), (0.99, [2, 3, 1])):
+        held_out = last_of_each_class(ids, labels, fraction)
+        assert np.bincount(labels[held_out])[1:].tolist() == counts
+    with pytest.raises(DataError, match="class 5 has a single image"):
+        last_of_each_class(["x"], np.array([5]), 0.5)
+
+
+def test_a_run_can_hold_out_training_styles_instead_of_testing():
+    config = override(Config(), "data.source=renditions", "data.validation=0.34")
+    data = plan(config).data
+    assert len(data.train) == 400 and len(data.test) == 200
+    styles = [{name.split("/")[0] for name in part.ids} for part in data]
+    assert [len(s) for s in styles] == [4, 2] and not styles[0] & styles[1]
+    assert not {name for name in load_split("renditions").test.ids} & set(data.test.ids)
