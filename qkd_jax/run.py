@@ -112,7 +112,7 @@ class _Loop:
 
     def epochs_of(self, task: protocol.Task) -> int:
         """Epochs of a task; 0 where the method trains nothing in it."""
-        trains = self.learner.loss is not None and self.learner.trains(task.index)
+        trains = self.learner.loss is not None and self.learner.trains(self.config, task.index)
         return self.config.train.epochs if trains else 0
 
     def images_of(self, task: protocol.Task) -> int:

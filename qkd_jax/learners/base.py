@@ -75,7 +75,7 @@ class Learner(NamedTuple):
       statistics: (config, S, D) -> what `finish` reads, of no image.
       accumulate: (state, statistics, features [B, S, D], labels [B], mask [B]) -> statistics.
       first_block: config -> the first block that differs from the frozen model's.
-      trains: task -> whether the task has optimisation steps.
+      trains: (config, task) -> whether the task has optimisation steps.
       project: (trainable, state) -> trainable, after every optimisation step.
       survey: (state, images, mask [B]) -> sums over the images, for what one must know about the
         task's images before training and after it. None = nothing.
@@ -100,7 +100,7 @@ class Learner(NamedTuple):
     statistics: Callable = class_statistics
     accumulate: Callable = add_classes
     first_block: Callable = lambda config: config.adapter.first_block
-    trains: Callable = lambda task: True
+    trains: Callable = lambda config, task: True
     project: Callable = lambda trainable, state: trainable
     survey: Callable | None = None
     prepare: Callable | None = None
@@ -440,7 +440,7 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
       ConfigError: the method trains nothing.
     """
     learner = learner_of(state.config)
-    if learner.loss is None or not learner.trains(int(state.task)):
+    if learner.loss is None or not learner.trains(state.config, int(state.task)):
         when = "" if learner.loss is None else f" in task {int(state.task)}"
         raise ConfigError(
             f"{state.config.method} trains nothing{when}: call end_task right after begin_task"
