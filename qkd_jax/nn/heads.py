@@ -25,6 +25,13 @@ def head_logits(features: jax.Array, rows: jax.Array, scale: jax.Array, kind: st
     return features @ rows.T
 
 
+def linear_logits(features: jax.Array, rows: jax.Array, bias: jax.Array) -> jax.Array:
+    """Logits [B, C] of `features` [B, D] on `rows` [C, D] with `bias` [C], for the methods whose
+    published head has one.
+    """
+    return features @ rows.T + bias[None, :]
+
+
 def init_rows(key: jax.Array, num_rows: int, width: int) -> jax.Array:
     """Rows [num_rows, width] ~ N(0, 1 / width): length about 1."""
     return jax.random.normal(key, (num_rows, width)) * jnp.float32(width) ** -0.5

@@ -1,0 +1,101 @@
+"""Prompts for a frozen transformer: pools of them, how an image chooses, and what is inserted.
+
+A pool is prompts [K, L, D] with a key [K, D] each; an image chooses by the cosine of its query to
+the keys. A choice never depends on the other images of a batch; only the reductions `sum` and
+`gtripl_sum` of the key loss couple images, in training.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.nn.heads import unit
+from qkd_jax.nn.layers import AttentionInsert
+
+# Ranges of the uniform start of prompts and keys, as the public code bases draw them.
+STARTS = {"small": (0.0, 0.01), "unit": (0.0, 1.0), "signed": (-1.0, 1.0)}
+
+
+def new_rows(key: jax.Array, shape: tuple[int, ...], start: str) -> jax.Array:
+    """Prompts or keys of `shape`, uniform in the range that `STARTS` gives `start`."""
+    low, high = STARTS[start]
+    return jax.random.uniform(key, shape, minval=low, maxval=high)
+
+
+def cosines(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """[B, K]: cosine of queries [B, D] to keys [K, D]; norms are at least 1e-12, so a zero row has
+    cosine 0.
+    """
+    return jnp.matmul(unit(queries), unit(keys).T, precision="highest")
+
+
+def nearest(scores: jax.Array, top_k: int, allowed: jax.Array | None = None) -> jax.Array:
+    """int [B, N]: positions of the `top_k` largest of scores [B, K], best first; of equal ones the
+    first. `allowed` bool [K] must hold for at least `top_k` of them.
+    """
+    if allowed is not None:
+        scores = jnp.where(allowed[None, :], scores, -jnp.inf)
+    return lax.top_k(scores, top_k)[1]
+
+
+def key_loss(
+    cosine: jax.Array, chosen: jax.Array, reduction: str, mask: jax.Array, gather: Callable
+) -> jax.Array:
+    """[B]: distances 1 - cos that pull the chosen keys to the queries; the loss is their mean over
+    the real images.
+
+    `mean`: sum over the N chosen keys, mean over images. `sum`: sum over images too.
+    `gtripl_sum`: sum over images b and b' of the distances of query b to the keys that b' chose, so
+    keys are also pulled to queries of images that did not choose them (B^2 N terms), as the public
+    L2P++ does.
+
+    Args:
+      cosine: [B, K].
+      chosen: int [B, N].
+      mask: bool [B], False where a row is padding.
+      gather: [B, ...] -> the rows of all devices.
+    """
+    count = jnp.sum(gather(mask).astype(cosine.dtype))
+    if reduction == "gtripl_sum":
+        real = gather(mask)[:, None, None].astype(cosine.dtype)
+        votes = jnp.sum(jax.nn.one_hot(gather(chosen), cosine.shape[1]) * real, axis=(0, 1))
+        return count * jnp.sum((1.0 - cosine) * votes[None, :], axis=1)
+    own = jnp.sum(1.0 - jnp.take_along_axis(cosine, chosen, axis=1), axis=1)
+    return count * own if reduction == "sum" else own
+
+
+def chosen_rows(prompts: jax.Array, chosen: jax.Array) -> jax.Array:
+    """[B, N L, D]: rows of the prompts [K, L, D] that each image chose, chosen [B, N]."""
+    rows = prompts[chosen]
+    return rows.reshape(rows.shape[0], -1, rows.shape[-1])
+
+
+def split_prefix(rows: jax.Array) -> AttentionInsert:
+    """Prefix tuning: of rows [..., L, D], the first half are keys and the last half are values.
+
+    [L, D] is shared by all images, [B, L, D] is each image's own, and of [B, N, L, D] every one of
+    N prompts is halved, keys with keys and values with values.
+    """
+    half = rows.shape[-2] // 2
+    halves = rows[..., :half, :], rows[..., half:, :]
+    if rows.ndim == 4:
+        halves = tuple(part.reshape(part.shape[0], -1, part.shape[-1]) for part in halves)
+    return AttentionInsert(prefix_key=halves[0], prefix_value=halves[1])
+
+
+def in_blocks(
+    depth: int, inserts: Mapping[int, AttentionInsert]
+) -> tuple[AttentionInsert | None, ...]:
+    """`Inserts.attention` of a transformer with `depth` blocks, from the inserts of some blocks."""
+    return tuple(inserts.get(index) for index in range(depth))
+
+
+def check_blocks(name: str, needed: int, depth: int) -> None:
+    """Raises ConfigError where prompts go into more blocks than there are."""
+    if needed > depth:
+        raise ConfigError(
+            f"{name}: prompts go into the first {needed} blocks, but the backbone has {depth}"
+        )
