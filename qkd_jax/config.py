@@ -17,7 +17,9 @@ from typing import Any, Literal
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.settings import (
+    AptConfig,
     BackboneConfig,
+    CodaPromptConfig,
     DataConfig,
     DistillationConfig,
     EaseConfig,
@@ -53,6 +55,8 @@ class Config:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     ease: EaseConfig = field(default_factory=EaseConfig)
+    apt: AptConfig = field(default_factory=AptConfig)
+    coda_prompt: CodaPromptConfig = field(default_factory=CodaPromptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):

@@ -7,6 +7,8 @@ is made.
 from dataclasses import dataclass
 from typing import Literal
 
+from qkd_jax.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -124,6 +126,47 @@ class EaseConfig:
 
     alpha: float = 0.1
     complement: bool = True
+
+
+@dataclass(frozen=True)
+class AptConfig:
+    """APT (arXiv 2503.07979): how far a task's end moves the prompt of inference."""
+
+    merge: float = 0.3  # m: share of the prompt that the task ends with
+
+    def __post_init__(self):
+        if not 0 <= self.merge <= 1:
+            raise ConfigError(f"apt.merge is {self.merge}; it must be in [0, 1].")
+
+
+@dataclass(frozen=True)
+class CodaPromptConfig:
+    """CODA-Prompt (arXiv 2211.13218): the pool of prompt components.
+
+    `form`: where a task's components start. `gram_schmidt`: orthonormal, and orthogonal to all
+    older ones. `published`: as the authors' later code computes it, which is the same only while
+    older components are orthogonal. `paper`: rows of one orthogonal pool drawn before the first
+    task.
+    """
+
+    pool: int = 100  # M components, M / T for each task
+    length: int = 8  # L rows of a prompt, half for keys and half for values
+    blocks: int = 5  # prompts sit in the first blocks
+    form: Literal["gram_schmidt", "published", "paper"] = "gram_schmidt"
+    penalty: float = 0.0  # mu, weight of the distance from orthogonality
+
+    def __post_init__(self):
+        def refuse(name, found, wanted):
+            raise ConfigError(f"coda_prompt.{name} is {found!r}; it must be {wanted}.")
+
+        if self.pool < 1:
+            refuse("pool", self.pool, "at least 1")
+        if self.length < 2 or self.length % 2:
+            refuse("length", self.length, "even and at least 2: half for keys, half for values")
+        if self.blocks < 1:
+            refuse("blocks", self.blocks, "at least 1")
+        if self.penalty < 0:
+            refuse("penalty", self.penalty, "0 or more")
 
 
 @dataclass(frozen=True)
