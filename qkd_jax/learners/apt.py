@@ -24,41 +24,37 @@ and drop the last incomplete batch of each task's test images, we score every im
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.base import Learner, class_columns, register
+from qkd_jax.learners.base import Learner, register
+from qkd_jax.learners.prompted import class_terms, encode_prompted, new_head, store_head
 from qkd_jax.learners.task_adapters import mask_unseen
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.layers import AttentionInsert, standardize
-from qkd_jax.nn.losses import cross_entropy
-from qkd_jax.nn.vit import Inserts, encode
-from qkd_jax.state import local_labels, valid_task_classes
+from qkd_jax.nn.vit import Inserts
 
 PROMPT_DEVIATION = 0.02
 HEAD_EPS = 1e-5
 
 
 def new_rows(key, backbone, config):
-    """Rows [M, D] ~ U(-1, 1) / sqrt(D). Their length sets how far one step turns them."""
-    bound = backbone.spec.width**-0.5
-    shape = (config.max_task_classes, backbone.spec.width)
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    """{"rows": [M, D]}; their length sets how far one step turns them."""
+    return {"rows": new_head(key, backbone, config)["rows"]}
 
 
 def init(key, backbone, config):
     spec = backbone.spec
+    key_key, key_value, key_head = jax.random.split(key, 3)
     shape = (spec.depth, spec.width)
-    key_prompt, key_head = jax.random.split(key)
-    key_key, key_value = jax.random.split(key_prompt)
     prompt = {
         "key": PROMPT_DEVIATION * jax.random.normal(key_key, shape),
         "value": PROMPT_DEVIATION * jax.random.normal(key_value, shape),
     }
-    trainable = {"prompt": prompt, "head": {"rows": new_rows(key_head, backbone, config)}}
-    merged = jax.tree.map(jnp.zeros_like, prompt)
-    return trainable, {"prompt": merged, "rows": jnp.zeros((config.num_classes, spec.width))}
+    rows = jnp.zeros((config.num_classes, spec.width))
+    memory = {"prompt": jax.tree.map(jnp.zeros_like, prompt), "rows": rows}
+    return {"prompt": prompt, "head": new_rows(key_head, backbone, config)}, memory
 
 
 def begin(state, key):
-    head = {"rows": new_rows(key, state.backbone, state.config)}
+    head = new_rows(key, state.backbone, state.config)
     return {"prompt": state.trainable["prompt"], "head": head}, state.memory
 
 
@@ -68,14 +64,7 @@ def encode_added(state, prompt, images):
         AttentionInsert(class_key=key, class_value=value)
         for key, value in zip(prompt["key"], prompt["value"], strict=True)
     )
-    feature = encode(
-        state.backbone.params,
-        state.backbone.spec,
-        images,
-        Inserts(attention=inserts),
-        compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
-    )
-    return feature.astype(jnp.float32)
+    return encode_prompted(state, Inserts(attention=inserts), images)
 
 
 def logits_of(features, rows):
@@ -84,11 +73,7 @@ def logits_of(features, rows):
 
 def loss(trainable, state, images, batch, rows):
     features = encode_added(state, trainable["prompt"], images)
-    logits = logits_of(features, trainable["head"]["rows"])
-    labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
-    ce = cross_entropy(logits, labels, valid)
-    correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
-    return {"loss": ce, "loss_ce": ce, "train_accuracy": 100.0 * correct.astype(jnp.float32)}
+    return class_terms(state, logits_of(features, trainable["head"]["rows"]), batch["label"])
 
 
 def freeze(state):
@@ -102,9 +87,7 @@ def freeze(state):
 
 
 def finish(state, statistics, key):
-    columns = class_columns(state)
-    rows = state.memory["rows"].at[columns].set(state.trainable["head"]["rows"], mode="drop")
-    return state.replace(memory={**state.memory, "rows": rows})
+    return state.replace(memory=store_head(state))
 
 
 def extract(state, images, slot, features):

@@ -62,8 +62,12 @@ def classification(
     head: dict, state: LearnerState, features: jax.Array, labels: jax.Array
 ) -> dict[str, jax.Array]:
     """Terms [B] of cross-entropy over the current task's classes, for features [B, D]."""
-    logits, valid = linear_logits(features, head["rows"], head["bias"]), valid_task_classes(state)
-    labels = local_labels(state, labels)
+    return class_terms(state, linear_logits(features, head["rows"], head["bias"]), labels)
+
+
+def class_terms(state: LearnerState, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """The same of logits [B, M]."""
+    labels, valid = local_labels(state, labels), valid_task_classes(state)
     ce = cross_entropy(logits, labels, valid)
     correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
     return {"loss": ce, "loss_ce": ce, "train_accuracy": 100.0 * correct.astype(jnp.float32)}
