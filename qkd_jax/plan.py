@@ -10,7 +10,7 @@ from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.splits import last_of_each_class
-from qkd_jax.errors import ConfigError
+from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners.base import learner_of
 
 
@@ -53,6 +53,11 @@ def plan(config: Config) -> Plan:
     if learner_of(config).all_at_once:
         tasks = (protocol.Task(0, tuple(int(c) for c in order)),)
     counts = np.bincount(data.train.labels, minlength=num_classes)
+    if not counts.all():
+        empty = [data.train.class_names[label] for label in np.flatnonzero(counts == 0)[:5]]
+        raise DataError(
+            f"{data.train.name}: no training image of {', '.join(empty)}; every class needs one"
+        )
     config = dataclasses.replace(
         config,
         num_classes=num_classes,

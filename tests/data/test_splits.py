@@ -5,8 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkd_jax.config import Config, override
-from qkd_jax.data.sources import load_split
 from qkd_jax.data.splits import (
     fifth_to_test,
     last_of_each_class,
@@ -15,7 +13,6 @@ from qkd_jax.data.splits import (
     write_split_file,
 )
 from qkd_jax.errors import DataError
-from qkd_jax.plan import plan
 
 
 def as_imagenet_r(total=30_000, classes=200):
@@ -133,12 +130,3 @@ def test_the_last_images_of_each_class_are_held_out():
         assert np.bincount(labels[held_out])[1:].tolist() == counts
     with pytest.raises(DataError, match="class 5 has a single image"):
         last_of_each_class(["x"], np.array([5]), 0.5)
-
-
-def test_a_run_can_hold_out_training_styles_instead_of_testing():
-    config = override(Config(), "data.source=renditions", "data.validation=0.34")
-    data = plan(config).data
-    assert len(data.train) == 400 and len(data.test) == 200
-    styles = [{name.split("/")[0] for name in part.ids} for part in data]
-    assert [len(s) for s in styles] == [4, 2] and not styles[0] & styles[1]
-    assert not {name for name in load_split("renditions").test.ids} & set(data.test.ids)
