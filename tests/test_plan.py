@@ -38,4 +38,4 @@ def test_a_class_without_training_images_is_named(monkeypatch):
     )
     monkeypatch.setattr("qkd_jax.plan.load_split", lambda *_, **__: Split(train, train))
     with pytest.raises(DataError, match="birds/train: no training image of finch"):
-        plan(Config())
+        plan(override(Config(), "protocol.increment=1"))
