@@ -1,5 +1,5 @@
 """The methods, each a `Learner`; importing this room registers them all."""
 
-from qkd_jax.learners import apt, ease, finetune, qkd, simplecil
+from qkd_jax.learners import apt, coda_prompt, ease, finetune, inflora, qkd, simplecil
 
-__all__ = ["apt", "ease", "finetune", "qkd", "simplecil"]
+__all__ = ["apt", "coda_prompt", "ease", "finetune", "inflora", "qkd", "simplecil"]
