@@ -356,37 +356,6 @@ def test_task_embedding_against_float64_svd(stack, rank):
     assert abs(float(jnp.linalg.norm(found)) - 1) < 1e-6
 
 
-def test_the_learned_metric_is_the_shrunk_covariance():
-    features, labels = np.float64(draw(40, WIDTH)), np.arange(40) % 3
-    means = np.stack([features[labels == c].mean(0) for c in range(3)])
-    centred = features - means[labels]
-    scatter, covariance = centred.T @ centred, centred.T @ centred / 40
-    expected = 0.4 * covariance + 0.6 * np.trace(covariance) / WIDTH * np.eye(WIDTH)
-    stored = np.zeros((5, WIDTH), np.float32)
-    stored[:3] = means
-    moments = jnp.asarray(scatter, jnp.float32), jnp.float32(40)
-    members = jnp.array([True, True, True, False, False])
-    metric = gate.learned_metric(*moments, jnp.asarray(stored), members, 0.6)
-    factor = np.float64(gate.shrunk_factor(*moments, 0.6))
-    np.testing.assert_allclose(factor @ factor.T, expected, atol=EXACT)
-    np.testing.assert_allclose(np.triu(factor, 1), 0)
-    np.testing.assert_allclose(np.float64(metric.whitener) @ factor, np.eye(WIDTH), atol=EXACT)
-    np.testing.assert_allclose(metric.centre, means.mean(0), atol=EXACT)
-    white = np.float64(gate.whiten(metric, jnp.asarray(features, jnp.float32)))
-    np.testing.assert_allclose(
-        white, np.linalg.solve(factor, (features - means.mean(0)).T).T, atol=EXACT * 5
-    )
-
-
-def test_the_metric_of_nothing_is_regular():
-    metric = gate.learned_metric(
-        jnp.zeros((WIDTH, WIDTH)), jnp.float32(0), jnp.zeros((2, WIDTH)), jnp.zeros(2, bool), 0.0
-    )
-    assert all(np.isfinite(part).all() for part in metric)
-    same = gate.whiten(gate.identity_metric(WIDTH), QUERY)
-    np.testing.assert_array_equal(same, QUERY)
-
-
 def toy(seed=0):
     """Six well separated class means in three tasks, little noise."""
     means = 3 * draw(6, WIDTH, seed=seed)

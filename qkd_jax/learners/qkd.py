@@ -39,6 +39,7 @@ from qkd_jax.nn.losses import (
     feature_distillation,
     sparsity,
 )
+from qkd_jax.nn.whitening import identity_metric, learned_metric, shrunk_factor, whiten
 from qkd_jax.state import local_labels, old_classes, valid_task_classes
 
 # Weights of the drift of similar classes: exp(20 cos), nearly the mean over all that a slot has
@@ -65,7 +66,7 @@ def init(key, backbone, config):
         "gate": gate.init_gate(jax.random.fold_in(key, 2), config.gate, width, config.max_tasks),
     }
     slots, metric_slots = num_row_slots(config), num_metrics(config)
-    identity = gate.identity_metric(width)
+    identity = identity_metric(width)
     memory = {
         "adapters": empty_adapters(backbone, config),
         "start": adapter,
@@ -100,7 +101,7 @@ def begin(state, key):
 
 def gate_inputs(state, vectors):
     """Features of slot 0 as the gate sees them."""
-    return gate.whiten(metric_of(state, 0), vectors) if state.config.gate.whiten else vectors
+    return whiten(metric_of(state, 0), vectors) if state.config.gate.whiten else vectors
 
 
 def metric_of(state, slot):
@@ -247,7 +248,7 @@ def finish(state, statistics, key):
     }
     state = state.replace(memory={**memory, "metrics": _learned_metrics(state, memory)})
     if config.head.whiten:
-        whitened = jax.vmap(gate.whiten)(_row_metrics(state), rows)
+        whitened = jax.vmap(whiten)(_row_metrics(state), rows)
         state = state.replace(memory={**state.memory, "whitened_rows": whitened})
     return state.replace(trainable={**state.trainable, "gate": _taught_gate(state, key)})
 
@@ -260,7 +261,7 @@ def _learned_metrics(state, memory):
         members = (owner >= slot) & (owner >= 0)
         rows = memory["rows"][jnp.minimum(slot, len(memory["rows"]) - 1)]
         means = jnp.where(slot == 0, memory["class_means"], rows)
-        return gate.learned_metric(
+        return learned_metric(
             memory["scatter"][slot], memory["count"][slot], means, members, shrinkage
         )
 
@@ -277,7 +278,7 @@ def _taught_gate(state, key):
     config, memory = state.config, state.memory
     factor = jnp.eye(state.backbone.spec.width)  # whitened noise has unit covariance
     if not config.gate.whiten:
-        factor = gate.shrunk_factor(memory["scatter"][0], memory["count"][0], config.gate.shrinkage)
+        factor = shrunk_factor(memory["scatter"][0], memory["count"][0], config.gate.shrinkage)
     means, before = gate_inputs(state, memory["class_means"]), state.trainable["gate"]
     taught = gate.calibrate(
         key,
@@ -307,7 +308,7 @@ def score(state, features):
     if state.config.head.whiten:
         rows = state.memory["whitened_rows"]
         metrics = jax.vmap(lambda slot: metric_of(state, slot))(tasks)
-        features = jax.vmap(gate.whiten, in_axes=(0, 1), out_axes=1)(metrics, features)
+        features = jax.vmap(whiten, in_axes=(0, 1), out_axes=1)(metrics, features)
     logits = slot_logits(state, features, rows, state.trainable["head"]["scale"])
     fused = jnp.einsum("bt,btc->bc", found.weights, logits)
     return mask_unseen(state, fused), found.weights
@@ -326,7 +327,7 @@ def predict_mixed(state, images):
     rows = rows[own, jnp.arange(rows.shape[1])]
     if state.config.head.whiten:
         metric = metric_of(state, 0)
-        feature, rows = gate.whiten(metric, feature), gate.whiten(metric, rows)
+        feature, rows = whiten(metric, feature), whiten(metric, rows)
     scale = state.trainable["head"]["scale"]
     logits = head_logits(feature, rows, scale, state.config.head.kind)
     return mask_unseen(state, logits), found.weights

@@ -16,6 +16,7 @@ import qkd_jax
 from qkd_jax import gate
 from qkd_jax.learners import base, qkd
 from qkd_jax.learners.task_adapters import encode_with
+from qkd_jax.nn.whitening import shrunk_factor
 from qkd_jax.state import local_labels, split
 
 BUDGET = 2e-4
@@ -169,7 +170,7 @@ def test_scores_against_float64(history):
     rows, scale = np.float64(state.memory["rows"]), float(state.trainable["head"]["scale"])
     memory, expected = state.memory, np.zeros((5, 7))
     for i in range(3):
-        factor = gate.shrunk_factor(memory["scatter"][i], memory["count"][i], 0.6)
+        factor = shrunk_factor(memory["scatter"][i], memory["count"][i], 0.6)
         factor, centre = np.float64(factor), np.float64(memory["metrics"].centre[i])
         assert np.linalg.cond(factor) < 100
         for b in range(5):

@@ -1,0 +1,72 @@
+"""The metric of the stored within-class covariance: what a class varies in counts less.
+
+Linear discriminant analysis without its classifier: vectors are moved to the mean of the class
+means and whitened by the pooled covariance within classes, shrunk towards a multiple of the
+identity. All of it comes from sums that hold no image.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Metric(NamedTuple):
+    """The affine map v = whitener (h - centre) after which images of one class vary equally in all
+    directions.
+
+    centre [D]: mean of the class means. whitener [D, D] = F^-1, lower triangular, F F^T = the
+    pooled within-class covariance, shrunk. Angles between whitened vectors do not depend on which
+    square root of the covariance is taken.
+    """
+
+    centre: jax.Array
+    whitener: jax.Array
+
+
+def identity_metric(width: int) -> Metric:
+    """The metric before anything was learned: it changes nothing."""
+    return Metric(jnp.zeros(width), jnp.eye(width))
+
+
+def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax.Array:
+    """[D, D] lower triangular F, F F^T = (1 - s) Sigma + s tr(Sigma) / D I, Sigma = scatter /
+    count.
+
+    Args:
+      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T. count: [], how many
+        images.
+      shrinkage: s in [0, 1].
+    """
+    width = scatter.shape[0]
+    sigma = scatter / jnp.maximum(count, 1.0)
+    # One image a class has no scatter at all: the floor keeps F regular.
+    mean_variance = jnp.maximum(jnp.trace(sigma) / width, 1e-6)
+    isotropic = max(shrinkage, 1e-3) * mean_variance * jnp.eye(width)
+    return jnp.linalg.cholesky((1.0 - shrinkage) * sigma + isotropic)
+
+
+def learned_metric(
+    scatter: jax.Array,
+    count: jax.Array,
+    class_means: jax.Array,
+    members: jax.Array,
+    shrinkage: float,
+) -> Metric:
+    """Metric of the classes that are `members` (bool [C]), from sums that hold no image.
+
+    Args:
+      scatter, count, shrinkage: as in `shrunk_factor`. class_means: [C, D].
+    """
+    factor = shrunk_factor(scatter, count, shrinkage)
+    identity = jnp.eye(scatter.shape[0])
+    whitener = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    weight = members.astype(jnp.float32)
+    centre = weight @ class_means / jnp.maximum(weight.sum(), 1.0)
+    return Metric(centre, whitener)
+
+
+def whiten(metric: Metric, vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] in the metric."""
+    centre = metric.centre.reshape((1,) * (vectors.ndim - 1) + (-1,))
+    return jnp.matmul(vectors - centre, metric.whitener.T, precision="highest")

@@ -1,0 +1,45 @@
+"""The within-class metric against NumPy float64."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from qkd_jax.nn.whitening import identity_metric, learned_metric, shrunk_factor, whiten
+
+WIDTH = 12
+# Sums of 40 products of numbers near 1 and a factor with a condition below 10: some 100 eps.
+EXACT = 1e-5
+
+
+def test_the_learned_metric_is_the_shrunk_covariance():
+    features, labels = (
+        np.float64(np.random.default_rng(0).normal(size=(40, WIDTH)).astype(np.float32)),
+        np.arange(40) % 3,
+    )
+    means = np.stack([features[labels == c].mean(0) for c in range(3)])
+    centred = features - means[labels]
+    scatter, covariance = centred.T @ centred, centred.T @ centred / 40
+    expected = 0.4 * covariance + 0.6 * np.trace(covariance) / WIDTH * np.eye(WIDTH)
+    stored = np.zeros((5, WIDTH), np.float32)
+    stored[:3] = means
+    moments = jnp.asarray(scatter, jnp.float32), jnp.float32(40)
+    members = jnp.array([True, True, True, False, False])
+    metric = learned_metric(*moments, jnp.asarray(stored), members, 0.6)
+    factor = np.float64(shrunk_factor(*moments, 0.6))
+    np.testing.assert_allclose(factor @ factor.T, expected, atol=EXACT)
+    np.testing.assert_allclose(np.triu(factor, 1), 0)
+    np.testing.assert_allclose(np.float64(metric.whitener) @ factor, np.eye(WIDTH), atol=EXACT)
+    np.testing.assert_allclose(metric.centre, means.mean(0), atol=EXACT)
+    white = np.float64(whiten(metric, jnp.asarray(features, jnp.float32)))
+    np.testing.assert_allclose(
+        white, np.linalg.solve(factor, (features - means.mean(0)).T).T, atol=EXACT * 5
+    )
+
+
+def test_the_metric_of_nothing_is_regular():
+    metric = learned_metric(
+        jnp.zeros((WIDTH, WIDTH)), jnp.float32(0), jnp.zeros((2, WIDTH)), jnp.zeros(2, bool), 0.0
+    )
+    assert all(np.isfinite(part).all() for part in metric)
+    query = jnp.asarray(np.random.default_rng(1).normal(size=(5, WIDTH)), jnp.float32)
+    same = whiten(identity_metric(WIDTH), query)
+    np.testing.assert_array_equal(same, query)
