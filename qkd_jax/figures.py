@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-COLORS = ("#2557a7", "#d9822b", "#2e8b6f", "#b0457b", "#7257c2", "#5f6c7b")
+# After Okabe and Ito: told apart with any colour vision, and in this order also by lightness.
+COLORS = (
+    *("#0072b2", "#d55e00", "#009e73", "#a6417f"),
+    *("#4f4f4f", "#c98a00", "#3f9fd9", "#7a4b12"),
+)
+# (dash, marker, marker in text) of the first eight lines, of the next eight, and so on.
+LINES = (
+    ("-", "o", "●"),
+    ((0, (4, 1.5)), "s", "■"),
+    ((0, (1.2, 1.2)), "^", "▲"),
+    ((0, (5, 1, 1, 1)), "D", "◆"),
+)
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -57,7 +68,10 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @_styled
 def accuracy_curve(curves: dict[str, list[float]], title: str) -> Figure:
-    """Accuracy after each task, one line a name; the last value stands beside its line.
+    """Accuracy after each task, one line a name; name and last value stand at the line's end.
+
+    Colours repeat after eight names, with another dash and marker. A name with a single value among
+    longer curves (joint training) becomes a dashed line over the whole width.
 
     Args:
       curves: name -> percentages [T].
@@ -65,38 +79,87 @@ def accuracy_curve(curves: dict[str, list[float]], title: str) -> Figure:
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(6.8, 4.0)
-    for (name, values), color in zip(curves.items(), cycle(COLORS), strict=False):
-        stages = np.arange(1, len(values) + 1)
-        axes.plot(stages, values, color=color, lw=2.2, marker="o", ms=5, label=name, zorder=3)
-    ends = sorted(
-        (values[-1], len(values), color)
-        for values, color in zip(curves.values(), cycle(COLORS), strict=False)
-    )
+    num_tasks = max(len(values) for values in curves.values())
     low = min(min(values) for values in curves.values())
     bottom = max(0.0, 10 * np.floor((low - 2) / 10))
-    axes.set_ylim(bottom, 101)
-    height = -np.inf
-    for value, stage, color in ends:  # from below, each label clear of the one under it
-        height = max(value, height + 0.055 * (101 - bottom))
+    top = 101.0
+    height = max(4.0, 0.24 * len(curves) + 1.0)
+    figure, axes = _figure(6.8 + 0.075 * max(map(len, curves)), height)
+    ends = []
+    lines = cycle((color, *line) for line in LINES for color in COLORS)
+    for name, values in curves.items():
+        if len(values) == 1 < num_tasks:
+            axes.axhline(values[0], color=INK, lw=1.3, ls=(0, (6, 3)), zorder=2)
+            ends.append((values[0], num_tasks, name, INK))
+            continue
+        color, dash, marker, sign = next(lines)
+        options = {"lw": 1.9, "ls": dash, "marker": marker, "ms": 5, "mec": "white", "mew": 0.7}
+        stages = np.arange(1, len(values) + 1)
+        axes.plot(stages, values, color=color, zorder=3, clip_on=False, **options)
+        label = f"{sign} {name}" if len(curves) > len(COLORS) else name
+        ends.append((values[-1], len(values), label, color))
+    axes.set_ylim(bottom, top)
+    axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axes.set(title=title, xlabel="tasks learned", ylabel="top-1 accuracy on classes seen (%)")
+    axes.set_xlim((0.5, 1.5) if num_tasks == 1 else (1 - 0.03 * num_tasks, num_tasks))
+    axes.grid(axis="y", color=GRID)
+    _label_ends(axes, ends, 0.155 / (height - 1.0) * (top - bottom))
+    return figure
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, int, str, str]], gap: float) -> None:
+    """Writes (value, stage, name, color) right of the axes, in order of value, `gap` apart.
+
+    A thin line leads from the curve's end to its label.
+    """
+    ends = sorted(ends)
+    heights = _spread([value for value, *_ in ends], gap, *axes.get_ylim())
+    right = axes.get_xlim()[1]
+    for (value, stage, name, color), height in zip(ends, heights, strict=True):
         axes.annotate(
-            f"{value:.2f}",
-            (stage, height),
-            xytext=(9, 0),
-            textcoords="offset points",
+            f"{name}  {value:.2f}" if len(ends) > 1 else f"{value:.2f}",
+            (stage, value),
+            xytext=(right, height),
+            textcoords=_right_of(axes, 22 if len(ends) > 1 else 12),
             color=color,
             va="center",
+            fontsize=9.5,
             fontweight="bold",
             annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "lw": 0.7,
+                "alpha": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0.0, 0.5),
+            },
         )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
-    axes.set(title=title, xlabel="tasks learned", ylabel="top-1 accuracy (%)")
-    if all(len(values) == 1 for values in curves.values()):
-        axes.set_xlim(0.5, 1.5)
-    axes.grid(axis="y", color=GRID)
-    if len(curves) > 1:
-        axes.legend(loc="best")
-    return figure
+
+
+def _right_of(axes: Axes, points: float) -> Any:
+    """Data coordinates shifted to the right by some points."""
+    from matplotlib.transforms import offset_copy
+
+    return offset_copy(axes.transData, axes.figure, x=points, units="points")
+
+
+def _spread(values: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Heights near ascending `values` and at least `gap` apart, within the limits if they fit.
+
+    Neighbours that are too close form a group around the mean of their values, as in isotonic
+    regression of value - place * gap.
+    """
+    groups: list[list[float]] = []  # values less their places
+    for place, value in enumerate(values):
+        groups.append([value - place * gap])
+        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    shifted = [float(np.mean(group)) for group in groups for _ in group]
+    ceiling = max(high - (len(values) - 1) * gap, low)
+    return [min(max(value, low), ceiling) + place * gap for place, value in enumerate(shifted)]
 
 
 @_styled

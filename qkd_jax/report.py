@@ -32,11 +32,12 @@ NUMBERS = {
     "within_task_average_accuracy": "average accuracy when the task is told",
     "within_task_last_accuracy": "last accuracy when the task is told",
     "routing_accuracy": "images whose most relevant task is the true one",
-    "trainable_parameters": "parameters that train",
+    "trainable_parameters": "numbers optimised in one task",
     "wall_seconds": "seconds, everything included",
-    "train_images_per_second": "training images a second",
-    "eval_images_per_second": "test images a second",
-    "peak_memory_mb": "peak memory, MB",
+    "train_seconds": "seconds from the start of a task to its evaluation, all tasks",
+    "train_images_per_second": "images a second in optimisation steps, compilation left out",
+    "inference_images_per_second": "new images a second by the final model",
+    "peak_memory_mb": "largest resident memory of the process, MiB",
     "compilations": "compilations of the training step",
 }
 

@@ -23,9 +23,13 @@ COLUMNS = {
     "forgetting": "forgetting",
     "routing_accuracy": "routing accuracy",
     "trainable_parameters": "trainable parameters",
+    "train_images_per_second": "training images/s",
+    "inference_images_per_second": "inference images/s",
+    "peak_memory_mb": "peak memory, MiB",
     "wall_seconds": "wall seconds",
-    "train_images_per_second": "train images/s",
 }
+# What rows of one table must share, from environment.json: weights and images, by their hashes.
+SHARED = {"backbone_fingerprint": "weights", "data_fingerprint": "data"}
 # Settings that seeds of one method may differ in.
 OWN_SETTINGS = ("seed", "out", "run_folder")
 
@@ -46,6 +50,7 @@ def write_results(experiment_folder: str | Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"experiment folder {folder} does not exist; expected runs/<experiment>")
     methods: dict[str, dict[str, Any]] = {}
+    shared: dict[str, dict[str, list[str]]] = {name: {} for name in SHARED}
     unfinished: list[str] = []
     for method in sorted(path for path in folder.iterdir() if path.is_dir()):
         finished: dict[int, dict[str, Any]] = {}
@@ -54,20 +59,56 @@ def write_results(experiment_folder: str | Path) -> Path:
             try:
                 summary = read_json(run / "summary.json")
                 config = read_json(run / "config.json")
+                environment = read_json(run / "environment.json")
             except DataError:
-                summary = config = {}
+                summary = config = environment = {}
             if summary.get("finished") is True:
                 finished[seed] = summary
                 configs.append({**_flatten(config), "num_tasks": summary.get("num_tasks")})
+                for name in SHARED.keys() & environment.keys():
+                    same = shared[name].setdefault(environment[name], [])
+                    same.append(f"{method.name}/{run.name}")
             else:
                 unfinished.append(f"{method.name}/{run.name}")
         if finished:
             methods[method.name] = _over_seeds(finished) | {"differing": _differing(configs)}
-    results = {"experiment": folder.name, "methods": methods, "unfinished": unfinished}
+    mixed = {name: groups for name, groups in shared.items() if len(groups) > 1}
+    results = {
+        "experiment": folder.name,
+        "methods": methods,
+        "unfinished": unfinished,
+        "mixed": mixed,
+    }
     write_text(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     write_text(folder / "results.md", _markdown(results))
     _draw_curves(folder, methods)
     return folder / "results.md"
+
+
+def comparison_table(results: dict[str, Any], names: set[str], width: int) -> RenderableType:
+    """The rows `names` of results.json for a rich console of `width` columns.
+
+    Narrow consoles get the accuracies alone; results.md has all columns.
+    """
+    from rich import box
+    from rich.table import Table
+
+    columns = list(COLUMNS)[: None if width >= 160 else 5 if width >= 90 else 4]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{results['experiment']}: mean ± sd over n seeds, accuracies in %",
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
+    table.add_column("method", no_wrap=True)
+    for header in ("n", *(COLUMNS[key] for key in columns)):
+        table.add_column(header, justify="right")
+    for name, row in _best_first(results["methods"]):
+        if name in names:
+            cells = [_mean_and_sd(key, row.get(key)) for key in columns]
+            table.add_row(name, str(row["n"]), *cells)
+    return table
 
 
 def _draw_curves(folder: Path, methods: dict[str, dict[str, Any]]) -> None:
@@ -124,12 +165,17 @@ def _differing(configs: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _markdown(results: dict[str, Any]) -> str:
-    """The table, best average accuracy first."""
-    rows = sorted(
-        results["methods"].items(),
+def _best_first(methods: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, row), best mean of the average accuracy first."""
+    return sorted(
+        methods.items(),
         key=lambda item: (-item[1].get("average_accuracy", {}).get("mean", -math.inf), item[0]),
     )
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    """The table, best average accuracy first."""
+    rows = _best_first(results["methods"])
     lines = [
         f"# {results['experiment']}",
         "",
@@ -143,8 +189,13 @@ def _markdown(results: dict[str, Any]) -> str:
         "",
         "Mean ± standard deviation over n seeds (n - 1 in the denominator; one seed has none). "
         "Accuracies and routing are percentages, forgetting percentage points: best before the "
-        "final stage minus final, mean over old tasks.",
+        "final stage minus final, mean over old tasks. Images/s: optimisation steps alone, and the "
+        "final model on new images, both without compilation; memory of the run's process.",
     ]
+    for name, groups in results["mixed"].items():
+        smaller = sorted(groups.values(), key=len)[:-1]
+        others = ", ".join(run for runs in smaller for run in runs)
+        lines += ["", f"**Not all runs have the same {SHARED[name]}**; others than most: {others}."]
     for name, row in rows:
         if row["differing"]:
             settings = ", ".join(f"`{key}`" for key in row["differing"])
@@ -165,10 +216,10 @@ def _mean_and_sd(key: str, column: dict[str, Any] | None) -> str:
 
 
 def format_number(key: str, value: float) -> str:
-    """Percentages with two decimals, times and rates with one, counts whole."""
-    if key in ("trainable_parameters", "compilations", "num_tasks", "n"):
+    """Percentages with two decimals, times and rates with one, counts and memory whole."""
+    if key in ("trainable_parameters", "peak_memory_mb", "compilations", "num_tasks", "n"):
         return f"{value:,.0f}"
-    if key.endswith(("seconds", "per_second", "_mb")):
+    if key.endswith(("seconds", "per_second")):
         return f"{value:,.1f}"
     return f"{value:.2f}"
 

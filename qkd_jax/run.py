@@ -42,6 +42,8 @@ from qkd_jax.state import join, split
 
 # Checkpoint numbers: task * this + step, so that they rise over the whole run.
 STEPS_PER_TASK = 10_000_000
+# Inference is timed on fresh images for at least this long, or until the test set ends.
+INFERENCE_SECONDS = 2.0
 
 
 class Interrupted(Exception):
@@ -103,8 +105,10 @@ class _Loop:
         self.correct, self.total = metrics.empty_matrix(len(self.tasks))
         self.within_task = np.zeros_like(self.correct)
         self.confusion: np.ndarray | None = None
-        # Seconds and counts of earlier sessions; see `clock`.
-        self.spent = {"wall": 0.0, "train": 0.0, "eval": 0.0}
+        # What all sessions took so far, of this one what is booked; see `clock`.
+        self.spent = {"wall": 0.0, "train": 0.0, "eval": 0.0, "steps": 0.0}
+        self.spent |= {"timed_images": 0, "peak_memory_mb": 0.0}
+        self.compiled = False  # the first step of a session compiles, and is not timed
         self.counts = {"trained": 0, "extracted": 0}
         self.began = self.lap_began = time.monotonic()
         self.test = self._features_of(self.data.test)
@@ -143,7 +147,7 @@ class _Loop:
                     self.progress.message(f"continuing after task {first}, step {restored}")
                 for task in self.tasks[first:]:
                     self._learn(task, checkpoints)
-        summary = self._summary(finished=True)
+        summary = self._summary(finished=True, inference_rate=self._inference_rate())
         write_json(self.folder / "summary.json", summary)
         return summary
 
@@ -159,7 +163,7 @@ class _Loop:
         names = ("correct", "total", "within_task")
         self.correct, self.total, self.within_task = (np.asarray(meta[k], np.int64) for k in names)
         self.confusion = None if meta["confusion"] is None else np.asarray(meta["confusion"])
-        self.spent, self.counts = meta["spent"], meta["counts"]
+        self.spent, self.counts = self.spent | meta["spent"], meta["counts"]
         first = meta["finished_tasks"]
         trim_log(log, int(self.state.task), int(self.state.step))
         learned = np.flatnonzero((self.task_of_class >= 0) & (self.task_of_class < first))
@@ -229,12 +233,14 @@ class _Loop:
                     start_step=skipped,
                 )
                 loaded = prefetch(self._training_batches(train, features, batches, cached))
+                began = time.monotonic()
                 for batch in loaded:
                     moving, values = self.runner.step(held, moving, batch)
                     done += 1
                     real = int(batch["mask"].sum())
                     self.counts["trained"] += real
                     record = {name: float(value) for name, value in values.items()}
+                    self._time_step(real, time.monotonic() - began)
                     if not np.isfinite(record["loss"]):
                         raise QkdError(_not_finite(record, task.index, done, self.folder))
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
@@ -248,7 +254,17 @@ class _Loop:
                         self._save(checkpoints, task.index)
                     if self.stop:
                         raise Interrupted
+                    began = time.monotonic()
         self.state = join(held, moving)
+
+    def _time_step(self, images: int, seconds: float) -> None:
+        """Books a step from the wait for its batch to its loss; not a session's first, which
+        compiles.
+        """
+        if self.compiled:
+            self.spent["steps"] += seconds
+            self.spent["timed_images"] += images
+        self.compiled = True
 
     def _training_batches(self, train, features, batches, cached) -> Iterator[dict]:
         config = self.config
@@ -339,6 +355,47 @@ class _Loop:
             f"task {task.index + 1}/{len(self.tasks)}  classes {len(seen)}  {line}"
         )
 
+    def _inference_rate(self) -> float:
+        """Images a second of the final model: all its slots and the score, nothing kept before.
+
+        Decoding is not counted. Compiled programs are warmed on one slot before the clock starts.
+        """
+        task = len(self.tasks) - 1
+        from_images = self.learner.reads_images(self.config)
+        slots = () if from_images else self.learner.slots(task)
+        size = min(self.config.train.eval_batch_size, len(self.data.test))
+        everything = range(self.config.num_classes)
+
+        def classify(features, slots):
+            features.fill(self.state, slots, everything)
+            for indices, _ in eval_batches(len(features.set), self.config.train.eval_batch_size):
+                if from_images:
+                    inputs = features.inputs(self.state, indices)
+                    self.runner.predict(self.state, inputs)
+                else:
+                    jax.block_until_ready(base.score(self.state, features.values[indices]))
+
+        self.state = self.runner.place(self.state)
+        images, seconds = 0, 0.0
+        for start in range(0, len(self.data.test) - size + 1, size):
+            batch = self.data.test.take(np.arange(start, start + size))
+            if not images:
+                classify(self._features_of(batch), slots[:1])
+            features = self._features_of(batch)
+            features.images(np.arange(size))
+            began = time.monotonic()
+            classify(features, slots)
+            seconds += time.monotonic() - began
+            images += size
+            if seconds >= INFERENCE_SECONDS:
+                break
+        return images / seconds
+
+    def _peak_memory_mb(self) -> float:
+        """Largest resident memory of any session so far."""
+        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return max(here, self.spent["peak_memory_mb"])
+
     def _save(self, checkpoints, finished_tasks: int) -> None:
         step = int(self.state.step) if finished_tasks == int(self.state.task) else 0
         meta = {
@@ -347,7 +404,11 @@ class _Loop:
             "total": self.total.tolist(),
             "within_task": self.within_task.tolist(),
             "confusion": None if self.confusion is None else self.confusion.tolist(),
-            "spent": {**self.spent, "wall": self.clock()},
+            "spent": {
+                **self.spent,
+                "wall": self.clock(),
+                "peak_memory_mb": self._peak_memory_mb(),
+            },
             "counts": self.counts,
         }
         checkpoints.save(finished_tasks * STEPS_PER_TASK + step, self.state, meta)
@@ -356,7 +417,7 @@ class _Loop:
         if self.stop:
             raise Interrupted
 
-    def _summary(self, finished: bool) -> dict[str, Any]:
+    def _summary(self, finished: bool, inference_rate: float | None = None) -> dict[str, Any]:
         """summary.json; see docs/metrics.md for every number's definition."""
         measured = metrics.summarise(
             self.correct,
@@ -364,7 +425,8 @@ class _Loop:
             within_task_correct=self.within_task,
             confusion=self.confusion,
         )
-        trainable = self.state.trainable
+        trainable, spent = self.state.trainable, self.spent
+        timed = spent["timed_images"]
         return {
             "experiment": self.config.experiment,
             "method": self.config.method,
@@ -380,9 +442,11 @@ class _Loop:
             "compilations": self.runner.compilations,
             "devices": self.runner.num_devices,
             "wall_seconds": self.clock(),
-            "train_images_per_second": self.counts["trained"] / max(self.spent["train"], 1e-9),
-            "eval_images_per_second": int(self.total.sum()) / max(self.spent["eval"], 1e-9),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "train_seconds": spent["train"],
+            "eval_seconds": spent["eval"],
+            "train_images_per_second": timed / spent["steps"] if timed else None,
+            "inference_images_per_second": inference_rate,
+            "peak_memory_mb": self._peak_memory_mb(),
             "finished": finished,
         }
 

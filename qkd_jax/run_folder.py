@@ -1,5 +1,6 @@
 """The folder of a run: begun once, continued only by the same run, whole after any kill."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -47,6 +48,8 @@ def stored_summary(folder: Path, planned: Plan, backbone: Backbone) -> dict | No
         stored = configuration.from_dict(read_json(settings))
     except ConfigError as error:
         raise CheckpointError(f"{settings} cannot be used: {error}") from None
+    # Follows from tasks and data; that the data is another is said better below.
+    stored = dataclasses.replace(stored, max_task_images=planned.config.max_task_images)
     changed = configuration.difference(stored, planned.config)
     if changed:
         raise CheckpointError(

@@ -22,6 +22,25 @@ settings.register_profile("default", deadline=None, derandomize=True, max_exampl
 settings.load_profile("default")
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The folder of compiled programs: what several runs share is compiled once in a session, and
+    processes that are given it start fast.
+    """
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = [getattr(jax.config, name) for name in names]
+    folder = str(tmp_path_factory.getbasetemp() / "compiled")
+    for name, value in zip(names, (folder, 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    yield folder
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
 @pytest.fixture
 def key():
     """A fresh typed key, the same in every run."""

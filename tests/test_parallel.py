@@ -23,6 +23,8 @@ from qkd_jax.parallel import Runner
 from qkd_jax.protocol import Task
 from qkd_jax.state import Moving, join, split
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 CLASSES, BATCH = 2, 16
 # Real rows of a padded batch, unevenly over 8 devices of 2 rows: 2, 2, 1, 0, 0, 0, 2, 1.
 UNEVEN = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1], bool)
@@ -34,23 +36,6 @@ def backbone():
         width=16, depth=2, num_heads=2, mlp_width=32, patch_size=8, image_size=16, grid=2
     )
     return Backbone(params=init_random(jax.random.key(0), spec), spec=spec, name="two_blocks")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """Programs that several tests share are compiled once in a test session."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = [getattr(jax.config, name) for name in names]
-    folder = str(tmp_path_factory.getbasetemp() / "compiled")
-    for name, value in zip(names, (folder, 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
 
 
 def settings(method, num_tasks=3, *assignments):

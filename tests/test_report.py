@@ -3,6 +3,7 @@
 import ast
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -192,11 +193,50 @@ def test_figures_show_the_numbers_they_are_given():
     np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), matrix)
 
     figure = figures.accuracy_curve({"a": [90.0, 80.25], "b": [99.0, 80.5]}, "t")
-    ends = {text.get_text(): text.xy[1] for text in figure.axes[0].texts}
-    assert ends.keys() == {"80.25", "80.50"}
-    assert ends["80.50"] - ends["80.25"] > 1  # labels of close curves stay apart
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    assert texts.keys() == {"a  80.25", "b  80.50"}
+    assert texts["a  80.25"].xy == (2, 80.25)  # the thin line leads to the curve's end
     drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines]
     assert [90.0, 80.25] in drawn and [99.0, 80.5] in drawn
+
+
+def drawn_boxes(figure):
+    """Pixel boxes (y0, y1) of the labels, from below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text  # an Annotation's own box has its line in it
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [Text.get_window_extent(t, canvas.get_renderer()) for t in figure.axes[0].texts]
+    return sorted((box.y0, box.y1) for box in boxes), figure.bbox.height
+
+
+@pytest.mark.parametrize("count", [2, 15, 22])
+def test_many_curves_have_styles_of_their_own_and_labels_that_do_not_touch(count):
+    rng = np.random.default_rng(count)
+    last = 80 + rng.uniform(0, 3, count)
+    curves = {f"method_{n}": [95.0, float(value)] for n, value in enumerate(last)}
+    figure = figures.accuracy_curve(curves | {"joint": [91.5]}, "t")
+    axes = figure.axes[0]
+    styles = [(line.get_color(), str(line.get_linestyle()), line.get_marker())
+              for line in axes.lines]  # fmt: skip
+    assert len(set(styles)) == count + 1
+    level = [line for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+    assert [line.get_ydata() for line in level] == [[91.5, 91.5]]  # the whole width
+    boxes, height = drawn_boxes(figure)
+    assert len(boxes) == count + 1 and boxes[0][0] > 0 and boxes[-1][1] < height
+    # Text boxes have a margin of a pixel or two, so two may share that much.
+    assert all(above[0] - below[1] > -3 for below, above in itertools.pairwise(boxes))
+    ends = sorted(axes.texts, key=lambda text: text.xy[1])
+    heights = [text.get_position()[1] for text in ends]
+    assert heights == sorted(heights)
+
+
+def test_labels_move_no_more_than_they_must():
+    assert figures._spread([1.0, 5.0, 9.0], 1.0, 0.0, 10.0) == [1.0, 5.0, 9.0]
+    assert figures._spread([4.0, 4.0, 4.0], 1.0, 0.0, 10.0) == [3.0, 4.0, 5.0]
+    assert figures._spread([9.9, 10.0], 2.0, 0.0, 10.0) == [8.0, 10.0]  # stay inside
+    assert figures._spread([0.0, 0.0], 2.0, 0.0, 10.0) == [0.0, 2.0]
 
 
 def test_running_mean_equals_brute_force():

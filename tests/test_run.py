@@ -24,6 +24,8 @@ from qkd_jax.run_folder import exclusive, trim_log
 from qkd_jax.slot_features import SlotFeatures
 from qkd_jax.weights.load import load_backbone
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 TASKS, CLASSES_PER_TASK, TRAIN, TEST, EPOCHS, BATCH = 3, 2, 20, 5, 2, 8
 FILES = {
     ".lock",
@@ -46,23 +48,6 @@ def smoke(method="qkd", *settings):
 @pytest.fixture(scope="module")
 def backbone():
     return load_backbone("tiny_random", image_size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """Programs that several runs share are compiled once in a test session."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = [getattr(jax.config, name) for name in names]
-    folder = str(tmp_path_factory.getbasetemp() / "compiled")
-    for name, value in zip(names, (folder, 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +93,16 @@ def test_summary_has_the_promised_keys(finished):
     promised = {
         *("experiment", "method", "seed", "num_tasks", "average_accuracy", "last_accuracy"),
         *("accuracy_curve", "forgetting", "routing_accuracy", "wall_seconds"),
-        *("train_images_per_second", "eval_images_per_second", "peak_memory_mb"),
+        *("train_images_per_second", "inference_images_per_second", "peak_memory_mb"),
+        *("train_seconds", "eval_seconds"),
         *("trainable_parameters", "compilations", "finished"),
     }
     assert promised <= summary.keys()
     assert summary["finished"] is True and summary["method"] == "qkd" and summary["seed"] == 1993
     assert summary["compilations"] == 1 and summary["devices"] == 1
-    for rate in ("wall_seconds", "train_images_per_second", "eval_images_per_second"):
+    for rate in ("wall_seconds", "train_images_per_second", "inference_images_per_second"):
         assert summary[rate] > 0
+    assert summary["train_seconds"] + summary["eval_seconds"] < summary["wall_seconds"]
 
 
 def test_predictions_hold_every_seen_test_image_once(finished):

@@ -1,8 +1,8 @@
-"""The order in which examples are seen, and batches checked and prepared ahead."""
+"""The order in which examples are seen, and batches prepared ahead."""
 
 import collections
 import concurrent.futures
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -79,37 +79,3 @@ def prefetch(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
         while (item := pending.popleft().result()) is not end:
             pending.append(pool.submit(next, iterator, end))
             yield item
-
-
-def validate_batch(batch: Mapping[str, np.ndarray], num_classes: int) -> None:
-    """Checks what learning relies on; padding rows (`mask` False) may hold anything.
-
-    Args:
-      batch: `image` [B, H, W, 3] uint8 or float, `label` integers [B], optionally `mask` bool [B].
-      num_classes: labels are in [0, num_classes).
-
-    Raises:
-      DataError: the first example that does not fit, and why.
-    """
-    for name in ("image", "label"):
-        if name not in batch:
-            raise DataError(f"batch has no {name!r}; found {sorted(batch)}")
-    image, label = np.asarray(batch["image"]), np.asarray(batch["label"])
-    floating = np.issubdtype(image.dtype, np.floating) or image.dtype.name == "bfloat16"
-    if image.ndim != 4 or image.shape[-1] != 3 or not (floating or image.dtype == np.uint8):
-        found = f"{image.dtype} {list(image.shape)}"
-        raise DataError(f"image must be uint8 or float [B, H, W, 3], found {found}")
-    if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer):
-        found = f"{label.dtype} {list(label.shape)}"
-        raise DataError(f"label must be integers [{len(image)}], found {found}")
-    mask = np.asarray(batch.get("mask", np.ones(len(image), bool)))
-    if mask.shape != label.shape or mask.dtype != bool:
-        raise DataError(f"mask must be bool [{len(image)}], found {mask.dtype} {list(mask.shape)}")
-    wrong = np.flatnonzero(mask & ((label < 0) | (label >= num_classes)))
-    if wrong.size:
-        raise DataError(f"label[{wrong[0]}] is {label[wrong[0]]}, outside [0, {num_classes})")
-    if floating:
-        finite = np.isfinite(image.astype(np.float32)).all(axis=(1, 2, 3))
-        wrong = np.flatnonzero(mask & ~finite)
-        if wrong.size:
-            raise DataError(f"image[{wrong[0]}] has NaN or infinite pixels")

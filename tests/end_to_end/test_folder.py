@@ -3,12 +3,13 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from qkd_jax import cli
+
+pytestmark = pytest.mark.usefixtures("compiled")
 
 CLASSES = ("ant", "bée", "cat dog", "d")
 EXPERIMENT = '''"""An image folder on the tiny transformer."""
@@ -30,23 +31,6 @@ def get_config(method="ease"):
         "train.eval_batch_size=8",
     )
 '''
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """Programs that several runs share are compiled once in a test session."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = [getattr(jax.config, name) for name in names]
-    folder = str(tmp_path_factory.getbasetemp() / "compiled")
-    for name, value in zip(names, (folder, 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
 
 
 def write_images(root):

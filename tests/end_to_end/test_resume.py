@@ -37,8 +37,8 @@ pytestmark = [
 SETTINGS = ("train.devices=1", "gate.encoding=angle", "train.checkpoint_every=3")
 # Of a summary: what may differ between two runs that did the same.
 OWN_TO_A_SESSION = {
-    *("wall_seconds", "train_images_per_second", "eval_images_per_second"),
-    *("peak_memory_mb", "compilations"),
+    *("wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "compilations"),
+    *("train_images_per_second", "inference_images_per_second"),
 }
 DEADLINE = 240  # seconds; a starved machine is slow, not wrong
 
@@ -55,23 +55,6 @@ def arguments(out, *more):
 @pytest.fixture(scope="module")
 def backbone():
     return load_backbone("tiny_random", image_size=32)
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The folder of compiled programs, shared with the processes, which start fast that way."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = [getattr(jax.config, name) for name in names]
-    folder = str(tmp_path_factory.getbasetemp() / "compiled")
-    for name, value in zip(names, (folder, 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    yield folder
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
