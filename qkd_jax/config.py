@@ -17,18 +17,24 @@ from typing import Any, Literal
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.settings import (
+    AlignmentConfig,
     AptConfig,
     BackboneConfig,
     CodaPromptConfig,
     DataConfig,
     DistillationConfig,
+    DualPromptConfig,
     EaseConfig,
     FusionConfig,
     GateConfig,
     HeadConfig,
+    InfloraConfig,
+    L2pConfig,
+    MosConfig,
     ProtocolConfig,
     SparsityConfig,
     TrainConfig,
+    TunaConfig,
 )
 
 
@@ -57,6 +63,12 @@ class Config:
     ease: EaseConfig = field(default_factory=EaseConfig)
     apt: AptConfig = field(default_factory=AptConfig)
     coda_prompt: CodaPromptConfig = field(default_factory=CodaPromptConfig)
+    inflora: InfloraConfig = field(default_factory=InfloraConfig)
+    l2p: L2pConfig = field(default_factory=L2pConfig)
+    dualprompt: DualPromptConfig = field(default_factory=DualPromptConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    mos: MosConfig = field(default_factory=MosConfig)
+    tuna: TunaConfig = field(default_factory=TunaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):

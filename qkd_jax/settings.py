@@ -170,6 +170,178 @@ class CodaPromptConfig:
 
 
 @dataclass(frozen=True)
+class InfloraConfig:
+    """InfLoRA (arXiv 2404.00228): the low-rank branches and the memory of directions.
+
+    `first_basis`: how many directions the first task leaves in memory. `reach`: the fewest whose
+    share of the energy reaches `lamb`. `below`: as the authors' code, one less, but at least one.
+    """
+
+    rank: int = 10  # of one task's branch
+    lamb: float = 0.95  # share of the energy in memory after the first task ...
+    lame: float = 1.0  # ... rising towards this
+    first_basis: Literal["reach", "below"] = "reach"
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ConfigError(f"inflora.rank is {self.rank}; it must be at least 1.")
+        if not 0.0 <= self.lamb <= self.lame <= 1.0:
+            raise ConfigError(
+                f"inflora.lamb and lame are {self.lamb} and {self.lame}; they must be in [0, 1], "
+                "lamb not above lame."
+            )
+
+
+@dataclass(frozen=True)
+class L2pConfig:
+    """L2P (arXiv 2112.08654): the pool, how images choose from it, and where prompts go.
+
+    `form`: `official` puts prompts before the tokens and classifies the mean of their outputs;
+    `gtripl` is "L2P++": prefixes in the first `blocks` blocks, class token. `diversify`: how
+    training spreads tasks over the pool (see `learners.l2p`). `start`: U(0, 0.01), U(0, 1) or
+    U(-1, 1).
+    """
+
+    form: Literal["official", "gtripl"] = "official"
+    pool: int = 10  # M prompts
+    length: int = 5  # L_p rows of one; in `gtripl` half for keys and half for values
+    top_k: int = 5  # N chosen by each image
+    blocks: int = 1  # `gtripl` only; 5 = "Deep L2P++"
+    start: Literal["small", "unit", "signed"] = "small"
+    key_weight: float = 0.5  # lambda
+    key_loss: Literal["mean", "sum", "gtripl_sum"] = "mean"
+    diversify: Literal["off", "frequency", "task"] = "off"
+
+    def __post_init__(self):
+        def refuse(name, found, wanted):
+            raise ConfigError(f"l2p.{name} is {found!r}; it must be {wanted}.")
+
+        if self.pool < 1:
+            refuse("pool", self.pool, "at least 1")
+        if not 1 <= self.top_k <= self.pool:
+            refuse("top_k", self.top_k, f"in 1..{self.pool} (l2p.pool)")
+        if self.form == "gtripl" and (self.length < 2 or self.length % 2):
+            refuse("length", self.length, "even and at least 2: half for keys, half for values")
+        if self.length < 1:
+            refuse("length", self.length, "at least 1")
+        if self.blocks < 1:
+            refuse("blocks", self.blocks, "at least 1")
+        if self.key_weight < 0:
+            refuse("key_weight", self.key_weight, "0 or more")
+
+
+@dataclass(frozen=True)
+class DualPromptConfig:
+    """DualPrompt (arXiv 2204.04799): prefixes of all tasks in the first blocks, one set for each
+    task in the blocks after them.
+
+    `form`: `official` has one key a task, and `*_length` key rows and as many value rows; `gtripl`
+    has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01), U(0, 1)
+    or U(-1, 1).
+    """
+
+    form: Literal["official", "gtripl"] = "official"
+    general_blocks: int = 2  # the first blocks: G-prompts
+    expert_blocks: int = 3  # the blocks after them: E-prompts
+    general_length: int = 5
+    expert_length: int = 5
+    pool: int = 0  # E-prompts there is room for; 0 = one a task
+    start: Literal["small", "unit", "signed"] = "small"
+    expert_start: Literal["previous", "random"] = "previous"  # where E-prompts of a task start
+    key_weight: float = 1.0  # lambda
+    key_loss: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self):
+        def refuse(name, found, wanted):
+            raise ConfigError(f"dualprompt.{name} is {found!r}; it must be {wanted}.")
+
+        if self.general_blocks < 0:
+            refuse("general_blocks", self.general_blocks, "0 or more")
+        if self.expert_blocks < 1:
+            refuse("expert_blocks", self.expert_blocks, "at least 1")
+        for name in ("general_length", "expert_length"):
+            length = getattr(self, name)
+            if length < 1:
+                refuse(name, length, "at least 1")
+            if self.form == "gtripl" and length % 2:
+                refuse(name, length, "even: half for keys, half for values")
+        if self.pool < 0:
+            refuse("pool", self.pool, "0 (one a task) or more")
+        if self.key_weight < 0:
+            refuse("key_weight", self.key_weight, "0 or more")
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """The head of mos, tuna and ssiat after a task: SGD on Gaussian pseudo-features of all classes
+    seen.
+    """
+
+    statistics: Literal["covariance", "variance"] = "covariance"  # kept of each class
+    jitter: float = 1e-4  # added to every variance; with few images the covariance is singular
+    epochs: int = 30
+    learning_rate: float = 0.005
+    samples: int = 0  # of a class in an epoch, and a batch; 0 = five times train.batch_size
+    period: int = 0  # epochs from the full rate to zero, then up again; 0 = `epochs`
+
+    def __post_init__(self):
+        def need(ok, name, wanted):
+            if not ok:
+                found = getattr(self, name)
+                raise ConfigError(f"alignment.{name} is {found!r}; it must be {wanted}.")
+
+        need(self.jitter > 0, "jitter", "above 0")
+        need(self.learning_rate >= 0, "learning_rate", "0 or more")
+        for name in ("epochs", "samples", "period"):
+            need(getattr(self, name) >= 0, name, "0 or more")
+
+
+@dataclass(frozen=True)
+class MosConfig:
+    """MOS (arXiv 2412.09441): adapter merging, orthogonality, self-refined retrieval."""
+
+    merge_rate: float = 0.1  # alpha: the step of an adapter towards the mean of the older ones
+    # When: after every optimisation step; or, as the authors' code runs, also in every block of
+    # every forward pass, which leaves the mean of the older adapters in each slot.
+    merge: Literal["step", "every_pass"] = "step"
+    orthogonality: float = 0.1  # weight of the loss that keeps features and class means apart
+    retrievals: int = 4  # adapters tried for one image at most
+    ensemble: bool = True  # add the first adapter's prototypes to the prediction
+
+    def __post_init__(self):
+        def need(ok, name, wanted):
+            if not ok:
+                raise ConfigError(f"mos.{name} is {getattr(self, name)!r}; it must be {wanted}.")
+
+        need(0 <= self.merge_rate < 1, "merge_rate", "in [0, 1)")
+        need(self.orthogonality >= 0, "orthogonality", "0 or more")
+        need(self.retrievals >= 1, "retrievals", "at least 1")
+
+
+@dataclass(frozen=True)
+class TunaConfig:
+    """TUNA (arXiv 2508.08165): cosine head with margin, orthogonality, universal adapter."""
+
+    scale: float = 20.0  # s of the cosine head; fixed
+    margin: float = 0.0  # m, taken off the cosine of an image's own class in training
+    orthogonality: float = 1e-3  # weight of the overlap with old adapters, times exp(-(t + 1))
+    # Alignment draws around class means that are scaled: not at all, less the newer a class is, or
+    # more the newer, as the authors' code does by the sign of a task's size.
+    mean_decay: Literal["none", "old", "new"] = "none"
+    # The universal adapter: fused from all; or the newest, which the authors' code reads instead.
+    universal: Literal["fused", "newest"] = "fused"
+
+    def __post_init__(self):
+        def need(ok, name, wanted):
+            if not ok:
+                raise ConfigError(f"tuna.{name} is {getattr(self, name)!r}; it must be {wanted}.")
+
+        need(self.scale > 0, "scale", "above 0")
+        need(self.margin >= 0, "margin", "0 or more")
+        need(self.orthogonality >= 0, "orthogonality", "0 or more")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation of one task."""
 

@@ -1,5 +1,25 @@
 """The methods, each a `Learner`; importing this room registers them all."""
 
-from qkd_jax.learners import apt, coda_prompt, ease, finetune, inflora, qkd, simplecil
+from qkd_jax.learners import (
+    apt,
+    coda_prompt,
+    dualprompt,
+    ease,
+    finetune,
+    inflora,
+    l2p,
+    qkd,
+    simplecil,
+)
 
-__all__ = ["apt", "coda_prompt", "ease", "finetune", "inflora", "qkd", "simplecil"]
+__all__ = [
+    "apt",
+    "coda_prompt",
+    "dualprompt",
+    "ease",
+    "finetune",
+    "inflora",
+    "l2p",
+    "qkd",
+    "simplecil",
+]

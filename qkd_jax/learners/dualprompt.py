@@ -1,0 +1,163 @@
+"""DualPrompt: prefixes shared by all tasks in the first blocks, prefixes of one task after them.
+
+Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning", ECCV 2022,
+arXiv 2204.04799. G-prompts (blocks 0-1) go on learning with every task; E-prompts (blocks 2-4) are
+one set for each task, with a key. All are rows in front of the keys and values of attention. Task t
+trains its own E-prompts and pulls its key to the frozen queries of its images: cross-entropy over
+the task's classes + lambda (1 - cos(q, k_t)). A test image gets the E-prompts of the learned task
+whose key is nearest in cosine; the class token gives the feature.
+
+`dualprompt.form=gtripl` is the version of the CODA-Prompt code (arXiv 2211.13218): every E-block
+has its own keys and chooses for itself, and a length counts key and value rows together.
+
+The relevance of task i is the share of choices that fell on it: 0 or 1 with one set of keys, in
+thirds with three.
+
+Published settings on ViT-B/16 with Adam, no decay: public configuration G 5, E 5 (CIFAR) or 20
+(ImageNet-R), pool 10, lambda 1, U(0, 0.01), E-prompts from the previous task's, head from zero,
+clip 1, constant rate 0.03 (CIFAR, 5 epochs) or 0.005 (ImageNet-R, 50), each * batch / 256 with
+batch 24 a device; PILOT G 5, E 5, pool 10, lambda 0.1, U(-1, 1), rate 0.001, batch 24, 5 epochs
+(CIFAR) or 10 (ImageNet-R); GT-RIPL G 6, E 20, a pool of one a task, lambda 1, key loss `sum`,
+U(0, 1), E-prompts at random, rate 0.001 with cosine, batch 128, 20 or 50 epochs.
+
+Where we differ: no majority vote over a batch (`batchwise_prompt`), and no reshape that mixes its
+images (PILOT's port gives the first half of a batch key rows as values and the second half value
+rows as keys). Keys of tasks that are not learned yet never win; all three public codes compare with
+their random start.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.learners.base import register
+from qkd_jax.learners.prompted import (
+    class_scores,
+    classification,
+    empty_head,
+    encode_prompted,
+    new_head,
+    prompt_learner,
+    query_of,
+    with_key_loss,
+)
+from qkd_jax.nn.layers import AttentionInsert
+from qkd_jax.nn.prompts import check_blocks, cosines, in_blocks, key_loss, nearest, new_rows
+from qkd_jax.nn.vit import Inserts
+
+
+def _shapes(config, width):
+    """Shapes of G-prompts, of one task's E-prompts [blocks, key or value, rows, D], of its keys."""
+    settings = config.dualprompt
+    halves = 1 if settings.form == "official" else 2
+    key_sets = 1 if settings.form == "official" else settings.expert_blocks
+    general = (settings.general_blocks, 2, settings.general_length // halves, width)
+    expert = (settings.expert_blocks, 2, settings.expert_length // halves, width)
+    return general, expert, (key_sets, width)
+
+
+def _new_task(key, backbone, config):
+    """E-prompts, keys and head of a task, as drawn."""
+    _, expert, keys = _shapes(config, backbone.spec.width)
+    key_expert, key_keys, key_head = jax.random.split(key, 3)
+    settings = config.dualprompt
+    head_start = "zeros" if settings.form == "official" else "uniform"
+    return {
+        "expert": new_rows(key_expert, expert, settings.start),
+        "keys": new_rows(key_keys, keys, settings.start),
+        "head": new_head(key_head, backbone, config, head_start),
+    }
+
+
+def init(key, backbone, config):
+    settings, tasks = config.dualprompt, config.max_tasks
+    blocks = settings.general_blocks + settings.expert_blocks
+    name = "dualprompt.general_blocks + dualprompt.expert_blocks"
+    check_blocks(name, blocks, backbone.spec.depth)
+    if 0 < settings.pool < tasks:
+        raise ConfigError(
+            f"dualprompt.pool is {settings.pool}, but each of {tasks} tasks needs its own "
+            f"E-prompts; it must be 0 (one a task) or at least {tasks}."
+        )
+    key_general, key_task = jax.random.split(key)
+    general, expert, keys = _shapes(config, backbone.spec.width)
+    trainable = {
+        "general": new_rows(key_general, general, settings.start),
+        **_new_task(key_task, backbone, config),
+    }
+    memory = {"experts": jnp.zeros((tasks, *expert)), "keys": jnp.zeros((tasks, *keys))}
+    return trainable, {**empty_head(backbone, config), **memory}
+
+
+def begin(state, key):
+    fresh = _new_task(key, state.backbone, state.config)
+    if state.config.dualprompt.expert_start == "previous":
+        before = state.trainable["expert"]
+        fresh["expert"] = jnp.where(state.task == 0, fresh["expert"], before)
+    return {"general": state.trainable["general"], **fresh}, state.memory
+
+
+def inserts(state, general, experts):
+    """Prefixes of the first blocks: G-prompts [G, 2, R, D], then for each E-block key and value
+    rows, [R, D] for all images or [B, R, D] for each.
+    """
+    pairs = [(block[0], block[1]) for block in general] + list(experts)
+    prefixes = {i: AttentionInsert(prefix_key=k, prefix_value=v) for i, (k, v) in enumerate(pairs)}
+    return Inserts(attention=in_blocks(state.backbone.spec.depth, prefixes))
+
+
+def loss(trainable, state, images, batch, rows):
+    settings, query = state.config.dualprompt, query_of(state, images, batch)
+    experts = [(block[0], block[1]) for block in trainable["expert"]]
+    features = encode_prompted(state, inserts(state, trainable["general"], experts), images)
+    terms = classification(trainable["head"], state, features, batch["label"])
+    only = jnp.zeros((query.shape[0], 1), jnp.int32)
+    pulls = [
+        key_loss(cosines(query, k[None]), only, settings.key_loss, rows.mask, rows.gather)
+        for k in trainable["keys"]
+    ]
+    return with_key_loss(terms, settings.key_weight, sum(pulls))
+
+
+def freeze(state):
+    task, learned = state.task, state.trainable
+    memory = {
+        "experts": state.memory["experts"].at[task].set(learned["expert"]),
+        "keys": state.memory["keys"].at[task].set(learned["keys"]),
+    }
+    return state.replace(memory={**state.memory, **memory})
+
+
+def chosen_tasks(state, query):
+    """int [B, K]: the learned task whose key is nearest, for each set of keys."""
+    keys = state.memory["keys"]
+    learned = jnp.arange(keys.shape[0]) <= state.task
+    sets = [nearest(cosines(query, keys[:, i]), 1, learned) for i in range(keys.shape[1])]
+    return jnp.concatenate(sets, axis=1)
+
+
+def inserts_of(state, query):
+    chosen, experts = chosen_tasks(state, query), state.memory["experts"]
+    chosen = jnp.broadcast_to(chosen, (chosen.shape[0], experts.shape[1]))
+    own = [experts[chosen[:, i], i] for i in range(experts.shape[1])]  # each [B, 2, R, D]
+    pairs = [(rows[:, 0], rows[:, 1]) for rows in own]
+    return inserts(state, state.trainable["general"], pairs)
+
+
+def score(state, features):
+    chosen = chosen_tasks(state, features[:, 0])
+    relevance = jnp.mean(jax.nn.one_hot(chosen, state.config.max_tasks), axis=1)
+    return class_scores(state, features), relevance
+
+
+LEARNER = register(
+    prompt_learner(
+        "dualprompt",
+        init=init,
+        begin=begin,
+        loss=loss,
+        inserts_of=inserts_of,
+        freeze=freeze,
+        score=score,
+    )
+)

@@ -1,0 +1,169 @@
+"""L2P: a pool of prompts shared by all tasks; every image chooses its own by keys.
+
+Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, arXiv 2112.08654. A prompt P_j
+of the pool has a key k_j; an image's query q(x) is the frozen model's feature. The N prompts with
+the keys nearest in cosine are put before the tokens, after the positions and without one; the
+feature is the mean of the N L_p prompt outputs. Loss: cross-entropy over the task's classes
++ lambda sum_chosen (1 - cos(q, k)). Pool and head are trained on task after task.
+
+`l2p.form=gtripl` is the "L2P++" of the CODA-Prompt code (arXiv 2211.13218): the chosen prompts are
+prefixes in block 0 (in blocks 0-4 with `blocks=5`, "Deep"; each block has its own pool and keys),
+and the class token gives the feature.
+
+`l2p.diversify` spreads tasks over the pool, in training only: `frequency` multiplies the distance
+1 - cos by how often the prompt was chosen in earlier tasks (paper, Sec. 4.2; a prompt that was
+never chosen wins, the nearest first); `task` gives task t the prompts t N .. (t + 1) N - 1 (public
+code, 5-datasets) and lets a test image choose among those of learned tasks.
+
+Published settings, M pool, N top_k, L length, on ViT-B/16 with Adam, constant rate, no decay:
+paper M 10, N 5, L 5, lambda 0.5, rate 0.03, batch 128, 5 epochs; public configuration M 10, N 4,
+L 10, lambda 1, clip 1, rate 0.03 * batch / 256, heads from zero, U(0, 0.01); 5-datasets M 20, N 4,
+L 5, lambda 0.5; PILOT M 10, N 5, L 5, lambda 0.1, U(-1, 1), rate 0.001875, batch 16 and 5 epochs
+(CIFAR) or 32 and 10 (ImageNet-R); L2P++ M 30, N 5, L 20, lambda 1, U(0, 1), key loss `gtripl_sum`,
+rate 0.001 with cosine, batch 128, 20 epochs (CIFAR) or 50 (ImageNet-R).
+
+Where we differ: the public code can replace every image's choice by the batch's majority, at test
+too (`batchwise_prompt`), which tells a test batch of one task its task; here an image never sees
+its batch. Prompts of `task` that no task has trained are never chosen; the public code compares
+with their random keys. How often a prompt was chosen is counted in one pass when a task ends,
+since the paper does not say at which moment of training.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.learners.base import register
+from qkd_jax.learners.prompted import (
+    classification,
+    empty_head,
+    encode_prompted,
+    new_head,
+    prompt_learner,
+    query_of,
+    store_head,
+    with_key_loss,
+)
+from qkd_jax.nn.prompts import (
+    check_blocks,
+    chosen_rows,
+    cosines,
+    in_blocks,
+    key_loss,
+    nearest,
+    new_rows,
+    split_prefix,
+)
+from qkd_jax.nn.vit import Inserts
+
+# Share given to a prompt that was never chosen: below that of one choice, but the nearest key of
+# several such prompts still wins.
+NEVER = 1e-6
+
+
+def _pools(config):
+    """How many blocks have a pool of their own."""
+    return 1 if config.l2p.form == "official" else config.l2p.blocks
+
+
+def init(key, backbone, config):
+    settings, width = config.l2p, backbone.spec.width
+    check_blocks("l2p.blocks", _pools(config), backbone.spec.depth)
+    if settings.diversify == "task" and settings.pool < settings.top_k * config.max_tasks:
+        raise ConfigError(
+            f"l2p.pool is {settings.pool}; l2p.diversify=task gives each of {config.max_tasks} "
+            f"tasks {settings.top_k} prompts (l2p.top_k), so it must be at least "
+            f"{settings.top_k * config.max_tasks}."
+        )
+    key_prompts, key_keys, key_head = jax.random.split(key, 3)
+    shape = (_pools(config), settings.pool)
+    trainable = {
+        "prompts": new_rows(key_prompts, (*shape, settings.length, width), settings.start),
+        "keys": new_rows(key_keys, (*shape, width), settings.start),
+        "head": _head(key_head, backbone, config),
+    }
+    return trainable, {**empty_head(backbone, config), "chosen": jnp.zeros(shape)}
+
+
+def _head(key, backbone, config):
+    return new_head(key, backbone, config, "zeros" if config.l2p.form == "official" else "uniform")
+
+
+def begin(state, key):
+    return {**state.trainable, "head": _head(key, state.backbone, state.config)}, state.memory
+
+
+def choose(state, keys, query, *, training):
+    """Per pool, (cosines [B, M] of queries to keys, the prompts [B, N] that images choose)."""
+    settings, found = state.config.l2p, []
+    size = settings.top_k
+    for own_keys, counts in zip(keys, state.memory["chosen"], strict=True):
+        cosine = cosines(query, own_keys)
+        if settings.diversify == "task" and training:
+            own = state.task * size + jnp.arange(size)
+            chosen = jnp.broadcast_to(own[None, :], (cosine.shape[0], size))
+        elif settings.diversify == "task":
+            chosen = nearest(cosine, size, jnp.arange(settings.pool) < (state.task + 1) * size)
+        elif settings.diversify == "frequency" and training:
+            share = counts / jnp.maximum(jnp.sum(counts), 1.0)  # h_j
+            chosen = nearest((cosine - 1.0) * jnp.maximum(share, NEVER)[None, :], size)
+        else:
+            chosen = nearest(cosine, size)
+        found.append((cosine, chosen))
+    return found
+
+
+def inserts(state, prompts, chosen):
+    """What images with these choices get: tokens, or prefixes in the first blocks."""
+    if state.config.l2p.form == "official":
+        return Inserts(tokens=chosen_rows(prompts[0], chosen[0]))
+    prefixes = {i: split_prefix(prompts[i][rows]) for i, rows in enumerate(chosen)}
+    return Inserts(attention=in_blocks(state.backbone.spec.depth, prefixes))
+
+
+def inserts_of(state, query):
+    found = choose(state, state.trainable["keys"], query, training=False)
+    return inserts(state, state.trainable["prompts"], [chosen for _, chosen in found])
+
+
+def loss(trainable, state, images, batch, rows):
+    settings, query = state.config.l2p, query_of(state, images, batch)
+    found = choose(state, trainable["keys"], query, training=True)
+    insert = inserts(state, trainable["prompts"], [chosen for _, chosen in found])
+    features = encode_prompted(state, insert, images)
+    terms = classification(trainable["head"], state, features, batch["label"])
+    reduction = settings.key_loss
+    pulls = [key_loss(cos, chosen, reduction, rows.mask, rows.gather) for cos, chosen in found]
+    return with_key_loss(terms, settings.key_weight, sum(pulls))
+
+
+def empty_counts(config, num_slots, width):
+    return jnp.zeros((_pools(config), config.l2p.pool))
+
+
+def count_choices(state, counts, features, labels, mask):
+    """How often each prompt would be chosen in training, by the images of the task that ends."""
+    found = choose(state, state.trainable["keys"], features[:, 0], training=True)
+    weight = mask.astype(counts.dtype)[:, None, None]
+    votes = [jax.nn.one_hot(chosen, counts.shape[1]) * weight for _, chosen in found]
+    return counts + jnp.stack([vote.sum((0, 1)) for vote in votes])
+
+
+def finish(state, counts, key):
+    memory = store_head(state)
+    return state.replace(memory={**memory, "chosen": memory["chosen"] + counts})
+
+
+LEARNER = register(
+    prompt_learner(
+        "l2p",
+        init=init,
+        begin=begin,
+        loss=loss,
+        inserts_of=inserts_of,
+        finish=finish,
+        finish_slots=lambda task: (0,),
+        statistics=empty_counts,
+        accumulate=count_choices,
+    )
+)
