@@ -31,8 +31,10 @@ from qkd_jax.settings import (
     InfloraConfig,
     L2pConfig,
     MosConfig,
+    MoteConfig,
     ProtocolConfig,
     SparsityConfig,
+    SsiatConfig,
     TrainConfig,
     TunaConfig,
 )
@@ -69,6 +71,8 @@ class Config:
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     mos: MosConfig = field(default_factory=MosConfig)
     tuna: TunaConfig = field(default_factory=TunaConfig)
+    mote: MoteConfig = field(default_factory=MoteConfig)
+    ssiat: SsiatConfig = field(default_factory=SsiatConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):

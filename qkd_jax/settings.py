@@ -342,6 +342,50 @@ class TunaConfig:
 
 
 @dataclass(frozen=True)
+class MoteConfig:
+    """MoTE (arXiv 2506.11038): which experts speak about an image, and how loud."""
+
+    filter: bool = True  # keep experts that predict a class of their own task
+    merge: bool = True  # fuse the features of the kept experts; false = the most confident one's
+    others: float = 0.1  # factor on the confidence of all kept experts but the best; 1 = none
+    sharpness: float = 10.0  # of the cosines in an expert's confidence
+
+    def __post_init__(self):
+        def need(ok, name, wanted):
+            if not ok:
+                raise ConfigError(f"mote.{name} is {getattr(self, name)!r}; it must be {wanted}.")
+
+        need(0 <= self.others <= 1, "others", "in [0, 1]")
+        need(self.sharpness > 0, "sharpness", "above 0")
+
+
+@dataclass(frozen=True)
+class SsiatConfig:
+    """SSIAT (arXiv 2403.19979): cosine head with margin, shift of old class means, alignment."""
+
+    scale: float = 20.0  # s of the cosine head; fixed
+    margin: float = 0.0  # m, taken off the cosine of an image's own class in training
+    # How old class means move with the adapter: by how far each image moved; by the difference of
+    # means that the authors' code has in expectation, since it shuffles between its two passes; or
+    # not at all.
+    shift: Literal["paired", "unpaired", "none"] = "paired"
+    kernel_width: float = 4.0  # sigma of the weight of an image in the shift of a class
+    kernel_floor: float = 1e-5  # added to every weight, so that far images count alike
+    mean_decay: float = 0.1  # alignment draws the oldest classes around (1 - this) of their mean
+
+    def __post_init__(self):
+        def need(ok, name, wanted):
+            if not ok:
+                raise ConfigError(f"ssiat.{name} is {getattr(self, name)!r}; it must be {wanted}.")
+
+        need(self.scale > 0, "scale", "above 0")
+        need(self.margin >= 0, "margin", "0 or more")
+        need(self.kernel_width > 0, "kernel_width", "above 0")
+        need(self.kernel_floor > 0, "kernel_floor", "above 0")
+        need(0 <= self.mean_decay < 1, "mean_decay", "in [0, 1)")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation of one task."""
 
