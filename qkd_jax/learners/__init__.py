@@ -8,6 +8,7 @@ from qkd_jax.learners import (
     finetune,
     inflora,
     l2p,
+    mote,
     qkd,
     simplecil,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "finetune",
     "inflora",
     "l2p",
+    "mote",
     "qkd",
     "simplecil",
 ]
