@@ -15,11 +15,11 @@ Published settings: adapters `sequential` with bottleneck 64 (VTAB 16), head.sca
 weight decay on everything; CIFAR-100 rate 0.025, batch 48; CUB 0.01, 32; ImageNet-R 0.05, 16 and
 weight decay 0.005; ImageNet-A 0.1, 32, 0.005; VTAB 0.1, 16, 0.005, 45 epochs; 20 epochs elsewhere.
 
-The authors' repository holds several fusions, all of them settings here. The default is the one that
-filters, as the abstract says and as the authors' variant with few adapters calls it (`vote_re`).
-Their main forward pass calls the one without filter: `mote.filter=false`. Neither needs a joint
-pass, since features are fused and not tokens. That variant itself, which stops adding adapters, is
-left out.
+Of the fusions in the authors' repository six are settings here. The default is the one that
+filters, as the abstract says and as the authors' variant with few adapters calls it (`vote_re`);
+their main forward pass calls one without filter, `mote.filter=false`. None needs a joint pass,
+since features are fused and not tokens. That variant itself, which stops adding adapters, is left
+out.
 """
 
 import jax
