@@ -33,6 +33,8 @@ from qkd_jax.settings import (
     MosConfig,
     MoteConfig,
     ProtocolConfig,
+    RanpacConfig,
+    SimplecilConfig,
     SparsityConfig,
     SsiatConfig,
     TrainConfig,
@@ -63,6 +65,8 @@ class Config:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     ease: EaseConfig = field(default_factory=EaseConfig)
+    ranpac: RanpacConfig = field(default_factory=RanpacConfig)
+    simplecil: SimplecilConfig = field(default_factory=SimplecilConfig)
     apt: AptConfig = field(default_factory=AptConfig)
     coda_prompt: CodaPromptConfig = field(default_factory=CodaPromptConfig)
     inflora: InfloraConfig = field(default_factory=InfloraConfig)

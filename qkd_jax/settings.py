@@ -129,6 +129,36 @@ class EaseConfig:
 
 
 @dataclass(frozen=True)
+class SimplecilConfig:
+    """SimpleCIL (arXiv 2303.07338), and its comparison in the within-class metric."""
+
+    whiten: bool = False  # compare in the metric of the stored within-class covariance
+    shrinkage: float = 0.6  # share of the isotropic part in it
+
+    def __post_init__(self):
+        if not 0 <= self.shrinkage <= 1:
+            raise ConfigError(f"simplecil.shrinkage is {self.shrinkage}; it must be in [0, 1].")
+
+
+@dataclass(frozen=True)
+class RanpacConfig:
+    """RanPAC (arXiv 2307.02251): the random projection and what its ridge regression reads.
+
+    `readout`: how the ridge solution scores. `linear` as published; `cosine` as LAMDA-PILOT's port.
+    """
+
+    projection_dim: int = 10_000  # M; its Gram matrix takes 4 M^2 bytes
+    first_session: bool = True  # tune an adapter in the first task, then freeze it
+    readout: Literal["linear", "cosine"] = "linear"
+
+    def __post_init__(self):
+        if self.projection_dim < 1:
+            raise ConfigError(
+                f"ranpac.projection_dim is {self.projection_dim}; it must be at least 1."
+            )
+
+
+@dataclass(frozen=True)
 class AptConfig:
     """APT (arXiv 2503.07979): how far a task's end moves the prompt of inference."""
 

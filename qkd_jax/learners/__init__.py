@@ -1,27 +1,39 @@
 """The methods, each a `Learner`; importing this room registers them all."""
 
 from qkd_jax.learners import (
+    aper,
     apt,
     coda_prompt,
     dualprompt,
     ease,
     finetune,
     inflora,
+    joint,
     l2p,
+    linear_probe,
+    mos,
     mote,
     qkd,
+    ranpac,
     simplecil,
+    tuna,
 )
 
 __all__ = [
+    "aper",
     "apt",
     "coda_prompt",
     "dualprompt",
     "ease",
     "finetune",
     "inflora",
+    "joint",
     "l2p",
+    "linear_probe",
+    "mos",
     "mote",
     "qkd",
+    "ranpac",
     "simplecil",
+    "tuna",
 ]

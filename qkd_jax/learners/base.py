@@ -543,15 +543,21 @@ def finish(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
     config = state.config
     width = state.backbone.spec.width
     statistics = learner_of(config).statistics(config, num_slots(config), width)
-    missing = set(np.asarray(state.task_classes).tolist()) - {-1}
+    missing, given = set(np.asarray(state.task_classes).tolist()) - {-1}, 0
     for batch in batches:
         label = np.asarray(batch["label"])
         mask = np.asarray(batch.get("mask", np.ones(label.shape, bool)))
         missing -= set(label[mask].tolist())
+        given += int(mask.sum())
         features = jnp.asarray(batch["features"])
         statistics = _accumulate(state, statistics, features, jnp.asarray(label), jnp.asarray(mask))
     if missing:
         raise DataError(f"end_task: no image of classes {sorted(missing)} was given")
+    if 0 < config.max_task_images < given:
+        raise DataError(
+            f"end_task: {given} images were given, more than max_task_images="
+            f"{config.max_task_images}; set it to the training images of the largest task, or to 0"
+        )
     return _finish(state, statistics)
 
 

@@ -24,15 +24,25 @@ def init(key, backbone, config):
 
 
 def begin(state, key):
+    trainable = {"adapter": state.trainable["adapter"], "head": next_head(state, key)}
+    return trainable, state.memory
+
+
+def next_head(state, key):
+    """New rows for the classes of the task that starts; the scale goes on."""
     head = new_head(key, state.backbone, state.config)
     scale = jnp.where(state.task == 0, head["scale"], state.trainable["head"]["scale"])
-    trainable = {"adapter": state.trainable["adapter"], "head": {**head, "scale": scale}}
-    return trainable, state.memory
+    return {**head, "scale": scale}
 
 
 def loss(trainable, state, images, batch, rows):
     features = encode_with(state, trainable["adapter"], images, rows.keys)
-    head, kind = trainable["head"], state.config.head.kind
+    return head_loss(trainable["head"], state, features, batch)
+
+
+def head_loss(head, state, features, batch):
+    """Cross-entropy of features [B, D] over the classes of the current task."""
+    kind = state.config.head.kind
     logits = head_logits(features, head["rows"], head["scale"], kind)
     labels = local_labels(state, batch["label"])
     ce = cross_entropy(logits, labels, valid_task_classes(state))
@@ -55,10 +65,13 @@ def extract(state, images, slot, features):
 
 
 def score(state, features):
-    feature = features[:, state.task]
-    head, kind = state.trainable["head"], state.config.head.kind
-    logits = head_logits(feature, state.memory["rows"], head["scale"], kind)
-    return mask_unseen(state, logits), None
+    return mask_unseen(state, class_logits(state, features[:, state.task])), None
+
+
+def class_logits(state, feature):
+    """[B, C] of features [B, D] on the stored rows of all classes."""
+    scale, kind = state.trainable["head"]["scale"], state.config.head.kind
+    return head_logits(feature, state.memory["rows"], scale, kind)
 
 
 # Every task has a slot of its own, since the one adapter changes with each.

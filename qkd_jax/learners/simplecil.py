@@ -2,23 +2,56 @@
 
 Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", arXiv 2303.07338. Its
 last accuracy needs no class order, so it checks weights, preprocessing and split at once.
+
+With `simplecil.whiten` means and features are compared in the metric of the pooled covariance
+within classes, shrunk towards a multiple of the identity and summed up over the tasks, as QKD's
+head and gate do: the part of QKD that needs no adapter. Relatives: Deep SLDA (Hayes and Kanan,
+CVPRW 2020, arXiv 1909.01520) has such a running covariance too, but scores by the linear
+discriminant, where lengths count; FeCAM (Goswami et al., NeurIPS 2023, arXiv 2309.14062) has a
+covariance for each class, a power transform of the feature, and scores by Mahalanobis distance.
+Here the score is the cosine between whitened vectors, centred at the mean of the class means.
 """
 
 import jax.numpy as jnp
 
 from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import encode_with, mask_unseen
-from qkd_jax.nn.heads import class_means, head_logits
+from qkd_jax.nn.heads import class_means, empty_statistics, head_logits, within_class_scatter
+from qkd_jax.nn.whitening import identity_metric, learned_metric, whiten
+from qkd_jax.state import seen_classes
 
 
 def init(key, backbone, config):
-    return {}, {"rows": jnp.zeros((config.num_classes, backbone.spec.width))}
+    width = backbone.spec.width
+    rows = jnp.zeros((config.num_classes, width))
+    if not config.simplecil.whiten:
+        return {}, {"rows": rows}
+    return {}, {
+        "rows": rows,
+        "scatter": jnp.zeros((width, width)),
+        "count": jnp.float32(0),
+        "metric": identity_metric(width),
+        "whitened_rows": rows,
+    }
+
+
+def statistics(config, num_slots, width):
+    """Second moments only where the metric needs them."""
+    moments = int(config.simplecil.whiten)
+    return empty_statistics(num_slots, config.max_task_classes, width, moments)
 
 
 def finish(state, statistics, key):
     means = class_means(statistics)[0]
     rows = state.memory["rows"].at[class_columns(state)].set(means, mode="drop")
-    return state.replace(memory={"rows": rows})
+    if not state.config.simplecil.whiten:
+        return state.replace(memory={"rows": rows})
+    scatter = state.memory["scatter"] + within_class_scatter(statistics)[0]
+    count = state.memory["count"] + statistics.count.sum()
+    shrinkage = state.config.simplecil.shrinkage
+    metric = learned_metric(scatter, count, rows, seen_classes(state), shrinkage)
+    memory = {"rows": rows, "scatter": scatter, "count": count, "metric": metric}
+    return state.replace(memory={**memory, "whitened_rows": whiten(metric, rows)})
 
 
 def extract(state, images, slot, features):
@@ -26,8 +59,10 @@ def extract(state, images, slot, features):
 
 
 def score(state, features):
-    logits = head_logits(features[:, 0], state.memory["rows"], jnp.float32(1.0), "cosine")
-    return mask_unseen(state, logits), None
+    feature, rows = features[:, 0], state.memory["rows"]
+    if state.config.simplecil.whiten:
+        feature, rows = whiten(state.memory["metric"], feature), state.memory["whitened_rows"]
+    return mask_unseen(state, head_logits(feature, rows, jnp.float32(1.0), "cosine")), None
 
 
 LEARNER = register(
@@ -41,5 +76,6 @@ LEARNER = register(
         extract=extract,
         score=score,
         slots=lambda task: (0,),
+        statistics=statistics,
     )
 )

@@ -1,0 +1,49 @@
+"""Linear probe: a head on the frozen model's feature, trained task by task; a lower reference.
+
+The feature cannot forget, since nothing under the head moves. What is lost is the comparison
+between tasks: each task's rows are trained by cross-entropy over its own classes only, and stay as
+they are afterwards. `head.kind` says whether rows score by cosine or by dot product. The first task
+starts the scale of the cosine head, later ones go on from it: one scale for all classes.
+"""
+
+import jax.numpy as jnp
+
+from qkd_jax.learners.base import Learner, register
+from qkd_jax.learners.finetune import class_logits, finish, head_loss, next_head
+from qkd_jax.learners.prompted import query_of
+from qkd_jax.learners.simplecil import extract
+from qkd_jax.learners.task_adapters import mask_unseen, new_head
+
+
+def init(key, backbone, config):
+    rows = jnp.zeros((config.num_classes, backbone.spec.width))
+    return {"head": new_head(key, backbone, config)}, {"rows": rows}
+
+
+def begin(state, key):
+    return {"head": next_head(state, key)}, state.memory
+
+
+def loss(trainable, state, images, batch, rows):
+    return head_loss(trainable["head"], state, query_of(state, images, batch), batch)
+
+
+def score(state, features):
+    return mask_unseen(state, class_logits(state, features[:, 0])), None
+
+
+# Slot 0 is the frozen model: what training reads is what is scored later, computed once.
+LEARNER = register(
+    Learner(
+        name="linear_probe",
+        init=init,
+        begin=begin,
+        loss=loss,
+        freeze=lambda state: state,
+        finish=finish,
+        extract=extract,
+        score=score,
+        slots=lambda task: (0,),
+        teachers=lambda task: (0,),
+    )
+)
