@@ -1,0 +1,242 @@
+"""TUNA: an adapter for each task, one universal adapter fused from all, chosen and added by
+confidence.
+
+Wang, Zhou and Ye, "Integrating Task-Specific and Universal Adapters for Pre-Trained Model-based
+Class-Incremental Learning", ICCV 2025, arXiv 2508.08165. One adapter goes on from task to task,
+trained with a cosine head (scale s, margin m) on the task's own classes and kept away from the
+stored adapters. From the second task on the head over all classes is trained once more on Gaussian
+pseudo-features. The universal adapter takes, for every parameter, the sign of the mean over tasks
+and the largest magnitude of that sign. At test, every task's adapter speaks, the one with the least
+entropy is believed, and its softmax and the universal adapter's are added.
+
+Slot 2 i is the adapter of task i, slot 2 i + 1 the universal adapter after task i. Published
+settings: bottleneck 16, scale 0.1, dropout 0.1; s 20; momentum 0.9, cosine, weight decay 5e-4 on
+every leaf; alignment.period 5.
+
+Where we differ from the authors' code (commit 77d4f10 of a public copy with their history):
+- At test it asks for the adapter after the last, meaning the universal one, but the count of stored
+  adapters answers with the newest task's: the fused adapter is never used. Ours is; `tuna.universal
+  =newest` is theirs.
+- It scales the class means that alignment draws around by the age of a class, but a task's size
+  enters with a minus sign, so that new classes shrink instead of old ones: `tuna.mean_decay=new`
+  (ImageNet-R, ImageNet-A, ObjectNet); `old` is what was meant (SSIAT, arXiv 2403.19979).
+- Its optimiser also holds the stored adapters, so that the orthogonality loss moves them a little;
+  ours are frozen. Old head rows shrink by weight decay there, which a cosine does not see.
+- After the first task it shows the bare cosines; the sum of two equal softmaxes ranks the same.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from qkd_jax.learners.base import Learner, class_columns, register
+from qkd_jax.learners.task_adapters import (
+    empty_adapters,
+    encode_with,
+    mask_unseen,
+    new_adapter,
+    store_adapter,
+)
+from qkd_jax.nn.alignment import (
+    add_to_moments,
+    align_head,
+    empty_gaussians,
+    empty_moments,
+    store_gaussians,
+)
+from qkd_jax.nn.heads import head_logits, unit
+from qkd_jax.nn.losses import cross_entropy, entropy
+from qkd_jax.state import local_labels, old_classes, seen_classes, valid_task_classes
+
+
+def init(key, backbone, config):
+    width, classes = backbone.spec.width, config.num_classes
+    adapter = new_adapter(jax.random.fold_in(key, 0), backbone, config)
+    trainable = {
+        "adapter": adapter,
+        "head": new_cosine_head(jax.random.fold_in(key, 1), backbone, config),
+    }
+    memory = {
+        "adapters": empty_adapters(backbone, config),
+        "universal": jax.tree.map(jnp.zeros_like, adapter),
+        "rows": jnp.zeros((classes, width)),
+        "order": jnp.zeros(classes, jnp.int32),  # how many classes came before each
+        "gaussians": empty_gaussians(classes, width, config.alignment.statistics),
+    }
+    return trainable, memory
+
+
+def new_cosine_head(key, backbone, config):
+    """Rows [M, D] of one task's classes; how fast SGD turns them depends on their length."""
+    return {"rows": 0.02 * jax.random.normal(key, (config.max_task_classes, backbone.spec.width))}
+
+
+def begin(state, key):
+    """The adapter goes on; the head's rows are new."""
+    head = new_cosine_head(key, state.backbone, state.config)
+    return {"adapter": state.trainable["adapter"], "head": head}, state.memory
+
+
+def logits_of(state, features, rows):
+    """s cos(feature, row)."""
+    return head_logits(features, rows, jnp.float32(state.config.tuna.scale), "cosine")
+
+
+def overlap(state, adapter):
+    """Sum over old tasks of the mean over blocks of |mean_de u_d . v_e|, with u_d, v_e the [R]
+    columns of both up-projections at unit length: |mean_d u_d . mean_e v_e|.
+    """
+
+    def mean_direction(adapters):  # [..., R, D] -> [..., R]
+        return jnp.mean(unit(jnp.swapaxes(adapters["up"]["kernel"], -1, -2)), axis=-2)
+
+    mine, stored = mean_direction(adapter), mean_direction(state.memory["adapters"])
+    each = jnp.mean(jnp.abs(jnp.einsum("lr,tlr->tl", mine, stored)), axis=1)
+    return jnp.sum(jnp.where(jnp.arange(len(each)) < state.task, each, 0.0))
+
+
+def loss(trainable, state, images, batch, rows):
+    settings = state.config.tuna
+    features = encode_with(state, trainable["adapter"], images, rows.keys)
+    logits = logits_of(state, features, trainable["head"]["rows"])
+    labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
+    own = jax.nn.one_hot(labels, logits.shape[1])
+    ce = cross_entropy(logits - settings.scale * settings.margin * own, labels, valid)
+    shared = jnp.broadcast_to(overlap(state, trainable["adapter"]), ce.shape)
+    weight = settings.orthogonality * jnp.exp(-(state.task + 1).astype(jnp.float32))
+    correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
+    return {
+        "loss": ce + weight * shared,
+        "loss_ce": ce,
+        "loss_orthogonality": shared,
+        "train_accuracy": 100.0 * correct.astype(jnp.float32),
+    }
+
+
+def fused(adapters, known):
+    """One adapter from those [T, ...] that are `known` [T]: for every parameter the sign of their
+    mean (0 counts as negative) times the largest magnitude among those of that sign.
+    """
+
+    def fuse(values):
+        mask = known.reshape(-1, *[1] * (values.ndim - 1))
+        values = jnp.where(mask, values, 0.0)
+        sign = jnp.where(jnp.sum(values, axis=0) > 0, 1.0, -1.0)
+        return sign * jnp.max(jnp.maximum(values * sign[None], 0.0), axis=0)
+
+    return jax.tree.map(fuse, adapters)
+
+
+def freeze(state):
+    """The adapter fills its slot; the universal one is fused anew."""
+    adapters = store_adapter(state)
+    universal = fused(adapters, jnp.arange(state.config.max_tasks) <= state.task)
+    return state.replace(memory={**state.memory, "adapters": adapters, "universal": universal})
+
+
+def statistics(config, num_slots, width):
+    return empty_moments(config.max_task_classes, width, config.alignment.statistics)
+
+
+def accumulate(state, statistics, features, labels, mask):
+    positions = local_labels(state, labels)
+    return add_to_moments(statistics, features[:, 2 * state.task], positions, mask)
+
+
+def finish(state, statistics, key):
+    memory, columns = state.memory, class_columns(state)
+    rows = memory["rows"].at[columns].set(state.trainable["head"]["rows"], mode="drop")
+    place = jnp.sum(old_classes(state)) + jnp.arange(len(columns))
+    memory = {
+        **memory,
+        "order": memory["order"].at[columns].set(place.astype(jnp.int32), mode="drop"),
+        "gaussians": store_gaussians(
+            memory["gaussians"], statistics, columns, state.config.alignment.jitter
+        ),
+    }
+    state = state.replace(memory=memory)
+    rows = lax.cond(state.task > 0, lambda: aligned(state, key, rows), lambda: rows)
+    return state.replace(memory={**memory, "rows": rows})
+
+
+def aligned(state, key, rows):
+    """The head's rows after training on draws of every class seen."""
+    settings, seen, gaussians = (
+        state.config.alignment,
+        seen_classes(state),
+        state.memory["gaussians"],
+    )
+
+    def objective(rows, features, labels):
+        return jnp.mean(cross_entropy(logits_of(state, features, rows), labels, seen))
+
+    return align_head(
+        key,
+        rows,
+        objective,
+        gaussians.replace(mean=mean_factors(state)[:, None] * gaussians.mean),
+        seen,
+        epochs=settings.epochs,
+        samples=settings.samples or 5 * state.config.train.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=state.config.train.weight_decay,
+        period=settings.period,
+    )
+
+
+def mean_factors(state):
+    """[C]: 0.9 + 0.1 (i + 1) / (t + 1) for classes of task i; see `tuna.mean_decay`."""
+    kind, owner = state.config.tuna.mean_decay, state.task_of_class
+    if kind == "none":
+        return jnp.ones(len(owner))
+    if kind == "new":  # i = floor(place of the class / -(number of the task's classes))
+        size = jnp.sum(valid_task_classes(state)).astype(jnp.int32)
+        owner = -((state.memory["order"] + size - 1) // size)
+    share = (owner + 1).astype(jnp.float32) / (state.task + 1).astype(jnp.float32)
+    return 0.9 + 0.1 * share
+
+
+def extract(state, images, slot, features):
+    is_universal, memory = slot % 2 == 1, state.memory
+    adapter = jax.tree.map(
+        lambda stored, universal: jnp.where(is_universal, universal, stored[slot // 2]),
+        memory["adapters"],
+        memory["universal"],
+    )
+    if state.config.tuna.universal == "fused":
+        return encode_with(state, adapter, images)
+    newest = features[:, jnp.maximum(slot - 1, 0)].astype(jnp.float32)  # extracted just before
+    return lax.cond(is_universal, lambda: newest, lambda: encode_with(state, adapter, images))
+
+
+def score(state, features):
+    """softmax(z of the adapter with the least entropy) + softmax(z of the universal adapter)."""
+    tasks = jnp.arange(state.config.max_tasks)
+    logits = jax.vmap(
+        lambda f: mask_unseen(state, logits_of(state, f, state.memory["rows"])),
+        in_axes=1,
+        out_axes=1,
+    )(features)  # [B, S, C]
+    softmax = jax.nn.softmax(logits)
+    doubt = jnp.where((tasks <= state.task)[None, :], entropy(softmax[:, 0::2]), jnp.inf)
+    chosen = jnp.argmin(doubt, axis=1)
+    scores = softmax[jnp.arange(len(features)), 2 * chosen] + softmax[:, 2 * state.task + 1]
+    return mask_unseen(state, scores), jax.nn.one_hot(chosen, len(tasks))
+
+
+LEARNER = register(
+    Learner(
+        name="tuna",
+        init=init,
+        begin=begin,
+        loss=loss,
+        freeze=freeze,
+        finish=finish,
+        extract=extract,
+        score=score,
+        slots=lambda task: (*range(0, 2 * task + 1, 2), 2 * task + 1),
+        finish_slots=lambda task: (2 * task,),
+        statistics=statistics,
+        accumulate=accumulate,
+    )
+)
