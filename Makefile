@@ -1,11 +1,15 @@
 # make run                      QKD on the embedded stream, from nothing to a report
 # make run EXP=imagenet_r METHOD=ease SEED="1993 1994 1995" ARGS="--set train.epochs=5"
+# make compare METHODS="qkd ease" SEEDS="1993 1994 1995" JOBS=2   one table; METHODS empty = all
 # make test                     the default suite
 # make lint
 
 EXP ?= renditions
 METHOD ?= qkd
 SEED ?= 1993
+METHODS ?=
+SEEDS ?= 1993 1994 1995
+JOBS ?= 1
 ARGS ?=
 VENV ?= .venv
 PYTHON ?= python3
@@ -16,11 +20,14 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run test lint format clean
+.PHONY: run compare test lint format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
 	$(BIN)/python -m qkd_jax run $(EXP) --method $(METHOD) --seed "$(SEED)" $(ARGS)
+
+compare: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
+	$(BIN)/python -m qkd_jax compare $(EXP) --methods "$(METHODS)" --seeds "$(SEEDS)" --jobs $(JOBS) $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TESTS)

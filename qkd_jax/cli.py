@@ -1,4 +1,4 @@
-"""The command line: run, report, list, doctor, weights, data."""
+"""The command line: run, compare, report, list, doctor, weights, data."""
 
 import argparse
 import importlib.util
@@ -41,18 +41,21 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", _run, "train and evaluate an experiment; continues an unfinished run")
-    run.add_argument("experiment", help="a name from `list`, or the path of an experiment file")
     run.add_argument("--method", default="qkd")
-    run.add_argument("--preset", default="", help="qkd (default) or paper")
     run.add_argument("--seed", default="1993", help="one or more, as in --seed '1993 1994 1995'")
-    run.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
-    run.add_argument(
-        "--variant", default="", help="names a run with other settings: <method>-<variant>"
+    _add_run_options(run)
+    # What `compare` starts: the tables of an experiment have one writer.
+    run.add_argument("--bare", action="store_true", help="only train and evaluate: no tables")
+
+    compare = command(
+        "compare", _compare, "run many methods with many seeds, and put them into one table"
     )
-    run.add_argument("--weights", default="", help="a local weight file (or QKD_JAX_WEIGHTS)")
-    run.add_argument("--data", default="", help="folder of the data (EXP=folder, vtab, ...)")
-    run.add_argument("--out", default="runs", type=Path)
-    run.add_argument("--no-report", action="store_true", help="skip figures and page")
+    compare.add_argument("--methods", default="", help="as in 'qkd ease simplecil'; empty = all")
+    compare.add_argument("--seeds", default="1993", help="as in '1993 1994 1995'")
+    _add_run_options(compare)
+    compare.add_argument(
+        "--jobs", default=1, type=int, help="runs at a time, each on its share of the cores"
+    )
 
     report = command(
         "report", _report, "figures, page and results tables of finished runs, made again"
@@ -76,6 +79,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", help="a name from `list`, or an experiment file's path")
+    command.add_argument("--preset", default="", help="qkd (default) or paper")
+    command.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
+    command.add_argument(
+        "--variant", default="", help="names a run with other settings: <method>-<variant>"
+    )
+    command.add_argument("--weights", default="", help="a local weight file (or QKD_JAX_WEIGHTS)")
+    command.add_argument("--data", default="", help="folder of the data (EXP=folder, vtab, ...)")
+    command.add_argument("--out", default="runs", type=Path)
+    command.add_argument("--no-report", action="store_true", help="skip figures and page")
+
+
 def _run(options: argparse.Namespace) -> int:
     from qkd_jax.report import write_report
     from qkd_jax.results import write_results
@@ -83,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
     from qkd_jax.weights.load import load_backbone
 
     seeds = _seeds(options.seed)
-    configs = [_config_of(options, seed) for seed in seeds]
+    configs = [_config_of(options, options.method, seed) for seed in seeds]
     backbone = load_backbone(
         configs[0].backbone.name,
         image_size=configs[0].backbone.image_size,
@@ -105,12 +121,82 @@ def _run(options: argparse.Namespace) -> int:
         except Interrupted:
             print(f"saved in {folder}; the same command continues", file=sys.stderr)
             return 130
+        if options.bare:
+            continue
         _print_table(folder)
         if not options.no_report:
             print(f"report: {write_report(folder)}")
-    results = write_results(options.out / configs[0].experiment)
-    print(f"all methods and seeds: {results}")
+    if not options.bare:
+        print(f"all methods and seeds: {write_results(options.out / configs[0].experiment)}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from qkd_jax.compare import core_shares, planned_runs, run_all, without_finished
+    from qkd_jax.learners.base import learner_names
+    from qkd_jax.report import write_report
+    from qkd_jax.results import comparison_table, write_results
+    from qkd_jax.run_files import read_json
+
+    methods = options.methods.replace(",", " ").split() or list(learner_names())
+    for method in methods:
+        if method not in learner_names():
+            near = configuration.nearest(method, learner_names())
+            known = ", ".join(learner_names())
+            raise ConfigError(f"unknown method {method!r}{near}; known: {known}")
+    seeds = _seeds(options.seeds)
+    core_shares(options.jobs)
+    # Seed after seed: the first complete comparison stands as early as it can.
+    configs = [
+        _config_of(options, method, seed)
+        for seed in dict.fromkeys(seeds)
+        for method in dict.fromkeys(methods)
+    ]
+    runs = planned_runs(
+        configs, options.out, options.variant, lambda config: _run_arguments(options, config)
+    )
+
+    def show(line: str) -> None:
+        print(line, flush=True)
+
+    def finished(run) -> None:
+        if not options.no_report:
+            write_report(run.folder)
+        write_results(options.out / configs[0].experiment)
+
+    left, failures = without_finished(runs, show)
+    failed, stopped = run_all(runs, left, options.jobs, show=show, finished=finished)
+    failures += failed
+    folder = options.out / configs[0].experiment
+    if folder.is_dir():
+        results = write_results(folder)
+        console = Console()
+        names = {run.folder.parent.name for run in runs}
+        rows = read_json(folder / "results.json")
+        console.print(comparison_table(rows, names, console.width))
+        print(f"all methods and seeds: {results}", flush=True)
+    if failures:
+        print(f"\n{len(failures)} of {len(runs)} runs failed:", file=sys.stderr)
+        for name, message in failures:
+            print(f"  {name}: " + message.replace("\n", "\n    "), file=sys.stderr)
+    if stopped:
+        print("stopped; what ran was saved, the same command continues", file=sys.stderr)
+        return 130
+    return 1 if failures else 0
+
+
+def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
+    """The `run` command of one method and seed of a comparison."""
+    given = {"preset": options.preset, "variant": options.variant}
+    given |= {"weights": options.weights, "data": options.data}
+    return [
+        *("run", options.experiment, "--method", config.method, "--seed", str(config.seed)),
+        *(f"--set={setting}" for setting in options.settings),
+        *(f"--{name}={value}" for name, value in given.items() if value),
+        *("--out", str(options.out), "--bare"),
+    ]
 
 
 def _print_table(folder: Path) -> None:
@@ -135,10 +221,10 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _config_of(options: argparse.Namespace, seed: int) -> Config:
+def _config_of(options: argparse.Namespace, method: str, seed: int) -> Config:
     """Experiment, then preset, then --set: later ones win."""
     experiment = load_experiment(options.experiment)
-    config = experiment.get_config(options.method)
+    config = experiment.get_config(method)
     if options.preset:
         config = configuration.apply_preset(config, options.preset)
     settings = list(options.settings)

@@ -35,8 +35,10 @@ def is_begun(folder: Path) -> bool:
     return (folder / "config.json").exists() and ((folder / "summary.json").exists() or any(kept))
 
 
-def stored_summary(folder: Path, planned: Plan, backbone: Backbone) -> dict | None:
+def stored_summary(folder: Path, planned: Plan, backbone: Backbone | None = None) -> dict | None:
     """The summary of a finished run; None if there is work to do.
+
+    Without `backbone` the weights are not compared.
 
     Raises:
       CheckpointError: the folder holds a run with other settings, data or weights, or is damaged.
@@ -71,12 +73,10 @@ def stored_summary(folder: Path, planned: Plan, backbone: Backbone) -> dict | No
     return summary if summary.get("finished") else None
 
 
-def _identity(planned: Plan, backbone: Backbone) -> dict[str, str]:
+def _identity(planned: Plan, backbone: Backbone | None) -> dict[str, str]:
     """What must not change while a run is continued, beside its settings."""
-    return {
-        "backbone_fingerprint": fingerprint(backbone),
-        "data_fingerprint": data_fingerprint(planned.data),
-    }
+    weights = {} if backbone is None else {"backbone_fingerprint": fingerprint(backbone)}
+    return weights | {"data_fingerprint": data_fingerprint(planned.data)}
 
 
 def begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:

@@ -87,7 +87,9 @@ def test_quantum_knows_nothing_of_learning():
 
 CORE = ("nn", "gate.py", "state.py", "learners", "quantum")
 RIM = [f"qkd_jax.{room}" for room in ("run", "run_files", "checkpoint", "report", "figures")]
-RIM += [f"qkd_jax.{room}" for room in ("results", "cli", "parallel", "progress", "weights")]
+RIM += [
+    f"qkd_jax.{room}" for room in ("results", "cli", "compare", "parallel", "progress", "weights")
+]
 IMPURE = ("os", "io", "pathlib", "shutil", "tempfile", "time", "datetime", "logging", "urllib")
 IMPURE += ("random", "socket", "subprocess", "threading", "multiprocessing", "signal", "json")
 
