@@ -258,6 +258,10 @@ def validate(config: Config) -> None:
         )
         need(c.train.epochs >= 0, f"train.epochs: expected 0 or more, found {c.train.epochs}")
         need(
+            c.train.later_epochs >= 0,
+            f"train.later_epochs: expected 0 (as epochs) or more, found {c.train.later_epochs}",
+        )
+        need(
             c.train.batch_size >= 1,
             f"train.batch_size: expected at least 1, found {c.train.batch_size}",
         )

@@ -117,7 +117,10 @@ class _Loop:
     def epochs_of(self, task: protocol.Task) -> int:
         """Epochs of a task; 0 where the method trains nothing in it."""
         trains = self.learner.loss is not None and self.learner.trains(self.config, task.index)
-        return self.config.train.epochs if trains else 0
+        epochs = self.config.train.epochs
+        if task.index > 0:
+            epochs = self.config.train.later_epochs or epochs
+        return epochs if trains else 0
 
     def images_of(self, task: protocol.Task) -> int:
         """Images trained on in a task, every epoch counted."""

@@ -429,6 +429,7 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     adapter_start: Literal["random", "previous"] = "random"
     epochs: int = 20
+    later_epochs: int = 0  # epochs of every task after the first; 0 = `epochs`
     batch_size: int = 32
     eval_batch_size: int = 32
     checkpoint_every: int = 200  # steps; a finished task is always saved

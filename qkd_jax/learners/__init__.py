@@ -16,6 +16,7 @@ from qkd_jax.learners import (
     qkd,
     ranpac,
     simplecil,
+    ssiat,
     tuna,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "qkd",
     "ranpac",
     "simplecil",
+    "ssiat",
     "tuna",
 ]
