@@ -212,12 +212,14 @@ def begin_task(
     Args:
       task: `Task(index, classes)`; index must follow the last one, classes must be new.
       num_steps: length of the cosine schedule; 0 keeps the rate constant.
-      batches: the task's training images, for methods that look at them before training (inflora).
+      batches: the task's training images as for `end_task`, for methods that look at them before
+        training (inflora).
 
     Raises:
       ProtocolError: task out of turn, classes seen before, out of range, or more than the config
         has room for.
       ConfigError: the method needs `batches`.
+      DataError: there is no image in `batches`, or not what `train_task` takes.
     """
     state = open_task(state, task, num_steps)
     if learner_of(state.config).survey is None:
@@ -277,12 +279,15 @@ def _absorb(state, sums):
 
 def sum_survey(state: LearnerState, batches: Iterable[Batch]) -> Any:
     """The learner's survey of a task's images, summed over batches."""
-    total = None
+    checked, total = state.replace(config=_without_augmentation(state.config)), None
     for batch in batches:
+        check_batch(checked, batch)
         images = jnp.asarray(batch["image"])
         mask = jnp.asarray(batch.get("mask", np.ones(images.shape[0], bool)))
         sums = _survey(state, images, mask)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    if total is None:
+        raise DataError(f"{state.config.method} looks at a task's images, but none was given")
     return total
 
 

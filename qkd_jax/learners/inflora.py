@@ -1,0 +1,155 @@
+"""InfLoRA: a low-rank branch a task that reads only directions which older tasks do not use.
+
+Liang and Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning", CVPR 2024,
+arXiv 2404.00228; the authors' code is liangyanshuo/InfLoRA. Keys and values of every block get a
+low-rank branch for each task; all branches are added up. Before a task is trained, a pass over its
+images gives the second moment M of every block's attention input under the current model. The new
+branch's down-projection is fixed to the top singular vectors of (I - P) M / sqrt(3), where P
+projects on the directions occupied by older tasks; only the up-projection (from zero) and the
+linear head of the task are trained, by cross-entropy over the task's classes. A second pass after
+training lets P grow (DualGPM) until its share of the squared moment is
+lamb + (lame - lamb) * task / tasks. The score is that of all heads on the one feature.
+
+Published settings (json files of the code; Adam, rate 5e-4, no decay, batch 128, rank 10, lame 1):
+CIFAR-100 Inc10 20 epochs, lamb 0.95; ImageNet-R Inc10, Inc20 and Inc40 50 epochs, lamb 0.98; both
+with `inflora.first_basis = "below"`.
+
+Where this differs from the code:
+- DualGPM stores P or, past half the width, its complement. Both forms give the same directions, so
+  here P itself is stored. Where the first basis takes more than half the width the code stops with
+  an assertion, and at exactly half it takes the basis for its complement; neither happens here.
+- `first_basis`: GPM takes the fewest directions that reach the threshold (Saha et al., ICLR 2021,
+  arXiv 2103.09762, Eq. 5). The code's first update takes one less, but at least one: "below".
+- A direction without energy is zero instead of an arbitrary vector.
+- The two passes see each image once as a test does; the code's see random crops.
+- The rate falls along a half cosine, step by step; the code's along a quarter, epoch by epoch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.learners.base import Learner, register
+from qkd_jax.learners.prompted import (
+    classification,
+    empty_head,
+    encode_prompted,
+    new_head,
+    store_head,
+)
+from qkd_jax.learners.task_adapters import mask_unseen
+from qkd_jax.nn.heads import linear_logits
+from qkd_jax.nn.lora import attention_moments, branch_inserts, free_directions, occupy
+
+# The down-projection of a branch: its directions have this length.
+DOWN_LENGTH = 3**-0.5
+
+
+def new_branch(backbone, config):
+    """{"key", "value"}: up-projections [L, R, D] of one task's branch, which start at zero."""
+    shape = (backbone.spec.depth, config.inflora.rank, backbone.spec.width)
+    return {"key": jnp.zeros(shape), "value": jnp.zeros(shape)}
+
+
+def init(key, backbone, config):
+    depth, width = backbone.spec.depth, backbone.spec.width
+    rank, tasks = config.inflora.rank, config.max_tasks
+    if rank > width:
+        raise ConfigError(f"inflora.rank: {rank} is wider than the backbone ({width})")
+    up = new_branch(backbone, config)
+    memory = {
+        "down": jnp.zeros((depth, width, tasks, rank)),
+        "up": jax.tree.map(lambda a: jnp.stack([a] * tasks, axis=1), up),
+        "occupied": jnp.zeros((depth, width, width)),  # P of every block
+        **empty_head(backbone, config),
+    }
+    return {"up": up, "head": new_head(key, backbone, config)}, memory
+
+
+def begin(state, key):
+    head = new_head(key, state.backbone, state.config)
+    return {"up": new_branch(state.backbone, state.config), "head": head}, state.memory
+
+
+def stored_branch(state, up):
+    """`memory["up"]` with the current task's branch in its place."""
+    return jax.tree.map(lambda all_, one: all_.at[:, state.task].set(one), state.memory["up"], up)
+
+
+def survey(state, images, mask):
+    """Sums over images for M of every block, with the branches that are in memory."""
+    backbone, dtype = state.backbone, jnp.dtype(state.config.backbone.compute_dtype)
+    inserts = branch_inserts(state.memory["down"], state.memory["up"])
+    tokens = jnp.sum(mask.astype(jnp.float32)) * backbone.spec.num_tokens
+    sums = attention_moments(backbone.params, backbone.spec, images, mask, inserts, dtype)
+    return {"moments": sums, "tokens": tokens}
+
+
+def moments_of(sums):
+    """M = mean of x x^T over all tokens: [L, D, D]."""
+    return sums["moments"] / jnp.maximum(sums["tokens"], 1.0)
+
+
+def prepare(state, sums, key):
+    rank, occupied = state.config.inflora.rank, state.memory["occupied"]
+    found = jax.vmap(lambda m, p: free_directions(m, p, rank))(moments_of(sums), occupied)
+    down = state.memory["down"].at[:, :, state.task].set(DOWN_LENGTH * found)
+    return state.replace(memory={**state.memory, "down": down})
+
+
+def loss(trainable, state, images, batch, rows):
+    inserts = branch_inserts(state.memory["down"], stored_branch(state, trainable["up"]))
+    features = encode_prompted(state, inserts, images)
+    return classification(trainable["head"], state, features, batch["label"])
+
+
+def freeze(state):
+    up = stored_branch(state, state.trainable["up"])
+    return state.replace(memory={**state.memory, "up": up})
+
+
+def absorb(state, sums):
+    settings = state.config.inflora
+    progress = state.task.astype(jnp.float32) / state.config.max_tasks
+    threshold = settings.lamb + (settings.lame - settings.lamb) * progress
+    below = (state.task == 0) & (settings.first_basis == "below")
+    occupied = jax.vmap(lambda m, p: occupy(m, p, threshold, below))(
+        moments_of(sums), state.memory["occupied"]
+    )
+    return state.replace(memory={**state.memory, "occupied": occupied})
+
+
+def finish(state, statistics, key):
+    return state.replace(memory=store_head(state))
+
+
+def extract(state, images, slot, features):
+    inserts = branch_inserts(state.memory["down"], state.memory["up"])
+    return encode_prompted(state, inserts, images)
+
+
+def score(state, features):
+    feature = features[:, state.task]
+    logits = linear_logits(feature, state.memory["rows"], state.memory["bias"])
+    return mask_unseen(state, logits), None
+
+
+# Every task has a slot of its own, since each branch changes the one feature.
+LEARNER = register(
+    Learner(
+        name="inflora",
+        init=init,
+        begin=begin,
+        loss=loss,
+        freeze=freeze,
+        finish=finish,
+        extract=extract,
+        score=score,
+        slots=lambda task: (task,),
+        finish_slots=lambda task: (),
+        first_block=lambda config: 0,
+        survey=survey,
+        prepare=prepare,
+        absorb=absorb,
+    )
+)
