@@ -1,6 +1,6 @@
 """Smoke: three tasks of synthetic patterns on a tiny random transformer; seconds on any machine.
 
-    make run EXP=smoke
+    make run EXP=smoke            (any METHOD)
 
 It shows that everything runs. Its accuracies mean nothing.
 """
@@ -9,7 +9,7 @@ from qkd_jax.config import Config, override
 
 
 def get_config(method: str = "qkd") -> Config:
-    """The settings of this experiment for one method."""
+    """The settings of this experiment for one method; small for every method."""
     return override(
         Config(experiment="smoke", method=method),
         "backbone.name=tiny_random",
@@ -20,8 +20,20 @@ def get_config(method: str = "qkd") -> Config:
         "adapter.bottleneck=4",
         "gate.num_qubits=5",
         "gate.calibration_steps=20",
+        "alignment.epochs=2",
+        "alignment.samples=8",
+        "ranpac.projection_dim=64",
+        "inflora.rank=2",
         "coda_prompt.pool=6",
-        "coda_prompt.blocks=3",
+        "coda_prompt.length=2",
+        "coda_prompt.blocks=2",
+        "l2p.pool=4",
+        "l2p.length=2",
+        "l2p.top_k=2",
+        "dualprompt.general_blocks=1",
+        "dualprompt.expert_blocks=1",
+        "dualprompt.general_length=2",
+        "dualprompt.expert_length=2",
         "train.epochs=2",
         "train.batch_size=8",
         "train.eval_batch_size=8",
