@@ -145,16 +145,21 @@ def alignment_loss(rows, state, features, labels):
     return jnp.mean(cross_entropy(logits, labels, seen_classes(state)))
 
 
+def scaled(state, gaussians):
+    """Old classes are drawn around a part of their mean: 0.9 for the oldest, 1 for new ones."""
+    age = (state.task_of_class + 1).astype(jnp.float32) / (state.task + 1).astype(jnp.float32)
+    factor = 1.0 - state.config.ssiat.mean_decay * (1.0 - age)
+    return gaussians.replace(mean=factor[:, None] * gaussians.mean)
+
+
 def aligned(state, key, rows, gaussians):
     """The head's rows after training on draws of every class seen."""
     settings, train = state.config.alignment, state.config.train
-    age = (state.task_of_class + 1).astype(jnp.float32) / (state.task + 1).astype(jnp.float32)
-    factor = 1.0 - state.config.ssiat.mean_decay * (1.0 - age)
     return align_head(
         key,
         rows,
         lambda rows, features, labels: alignment_loss(rows, state, features, labels),
-        gaussians.replace(mean=factor[:, None] * gaussians.mean),
+        scaled(state, gaussians),
         seen_classes(state),
         epochs=settings.epochs,
         samples=settings.samples or 5 * train.batch_size,
