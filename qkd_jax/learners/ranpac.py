@@ -19,7 +19,7 @@ How this differs from the reference, and why:
 - Float32 knows the spectrum of G to about eps sqrt(M) times its mean diagonal; with fewer images
   than M the rest is rounding, and a lambda below that gives noise in the reference. Here the search
   leaves out directions that float32 cannot tell from zero, and the last solve raises lambda to that
-  size, and tenfold while the Cholesky factor is not finite. Lambdas above it are kept.
+  size, and further while the Cholesky factor is not finite. Lambdas above it are kept.
 - The held-out fifth is drawn from the run's key; the reference takes the end of a shuffled loader.
 - A task of one image says nothing about lambda: the last one is kept.
 - LAMDA-PILOT's port scores by the cosine between h and the ridge solution: `ranpac.readout=cosine`.
@@ -170,7 +170,8 @@ def ridge_solution(gram, moments, ridge):
         return ~jnp.isfinite(lower[-1, -1]) & (ridge < jnp.sum(diagonal))
 
     def retry(carry):
-        return 10.0 * carry[0], factor(10.0 * carry[0])
+        larger = jnp.maximum(10.0 * carry[0], EPS * jnp.sum(diagonal))
+        return larger, factor(larger)
 
     ridge = jnp.maximum(ridge, smallest)
     ridge, lower = lax.while_loop(failed, retry, (ridge, factor(ridge)))
