@@ -16,9 +16,11 @@ m 0.3 except where said; ViT-B/16 tuned on ImageNet-1k, pixels in [0, 1].
 
 As the authors' code, not as its text: the head's LayerNorm has parameters that no optimiser ever
 gets, so it only standardises; the head's bias is never added; "dropout 0.01" is never applied; the
-normal of deviation 0.02 is cut at 2 (100 deviations), so it is not cut. Differences: our cosine
-falls with every step to 0, theirs with every epoch to a hundredth; the authors train on AutoAugment
-and drop the last incomplete batch of each task's test images, we score every image.
+normal of deviation 0.02 is cut at 2 (100 deviations), so it is not cut.
+
+Differences: their rate falls by epoch as CODA-Prompt's (see `coda_prompt`), ours by step; the
+authors train on AutoAugment and drop the last incomplete batch of each task's test images, we score
+every image.
 """
 
 import jax
