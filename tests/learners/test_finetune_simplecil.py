@@ -1,4 +1,4 @@
-"""The two references: SimpleCIL and finetune against direct NumPy in float64.
+"""SimpleCIL, plain and whitened, and finetune against direct NumPy in float64.
 
 Error budget: means of 8 features near 1 and cosines of 12 numbers, below 100 eps = 1.2e-5; the
 backbone itself is only compared with itself.
@@ -66,6 +66,59 @@ def test_simplecil_needs_no_class_order(tiny, simple):
         original = by_class[task.classes]
         state = qkd_jax.end_task(state, [tiny.batch(original, s) for s in range(2)])
     np.testing.assert_array_equal(state.memory["rows"], simple[-1].ended.memory["rows"])
+
+
+@pytest.fixture(scope="module")
+def whitened(tiny):
+    config = tiny.config("method=simplecil", "simplecil.whiten=true", "simplecil.shrinkage=0.3")
+    return tiny.run(tiny.backbone, config)
+
+
+def test_whitened_simplecil_compares_in_the_pooled_within_class_metric(tiny, simple, whitened):
+    """S = 0.7 Sigma + 0.3 tr(Sigma) / D I over all images seen; cosines of S^-1/2 (x - centre).
+
+    The metric multiplies the rounding of a feature by its condition, below 10 here.
+    """
+    for count in (1, 3):
+        state, centred, means = whitened[count - 1].ended, [], {}
+        for task in tiny.tasks[:count]:
+            images, labels = all_of(tiny, task)
+            features = np.float64(base.slot_features(state, images)[:, 0])
+            means |= {c: features[labels == c].mean(0) for c in task.classes}
+            centred.append(features - np.stack([means[c] for c in labels]))
+        centred, columns = np.concatenate(centred), sorted(means)
+        sigma = centred.T @ centred / len(centred)
+        metric = 0.7 * sigma + 0.3 * np.trace(sigma) / 12 * np.eye(12)
+        values, vectors = np.linalg.eigh(metric)
+        root = vectors / np.sqrt(values) @ vectors.T
+        assert np.sqrt(values[-1] / values[0]) < 10
+        rows = np.stack([means[c] for c in columns])
+        queries = tiny.batch(tiny.tasks[0], 9)["image"]
+        features = np.float64(base.slot_features(state, queries)[:, 0])
+        centre = rows.mean(0)
+        expected = cosines((features - centre) @ root, (rows - centre) @ root)
+        scores = np.asarray(qkd_jax.predict(state, queries))
+        np.testing.assert_allclose(scores[:, columns], expected, atol=10 * BUDGET)
+        np.testing.assert_array_equal(state.memory["rows"], simple[count - 1].ended.memory["rows"])
+        assert (np.delete(scores, columns, axis=1) == -np.inf).all()
+
+
+def test_whitened_simplecil_with_one_image_a_class(tiny, whitened):
+    """No spread within classes is known: the metric is a multiple of the identity, nothing NaN."""
+    state = qkd_jax.init_state(jax.random.key(0), tiny.backbone, whitened[0].ended.config)
+    state = qkd_jax.begin_task(state, tiny.tasks[0])
+    batch = tiny.batch(tiny.tasks[0], size=2)
+    state = qkd_jax.end_task(state, [batch])
+    features = np.float64(base.slot_features(state, batch["image"])[:, 0])
+    offsets = features - features.mean(0)
+    scores = np.asarray(qkd_jax.predict(state, batch["image"]))[:, list(tiny.tasks[0].classes)]
+    # Two class means lie on opposite sides of their mean.
+    np.testing.assert_allclose(scores, cosines(offsets, offsets), atol=10 * BUDGET)
+
+
+def test_the_shrinkage_is_a_share():
+    with pytest.raises(ConfigError, match=r"shrinkage is 1\.5; it must be in"):
+        qkd_jax.override(qkd_jax.Config(), "simplecil.shrinkage=1.5")
 
 
 def test_simplecil_trains_nothing(tiny, simple):

@@ -13,7 +13,8 @@ search computed them: 17 for each task; it fits the first 80 % of the given orde
 
 Error budget: sums of at most 85 products of float32 numbers, 100 eps of the largest. A mean squared
 error follows the fitted solution, whose condition is that of the smaller Gram matrix, below 2e4:
-2e4 eps = 2.4e-3 for the smallest lambdas. Solutions and scores: 4 eps times the condition.
+2e4 eps = 2.4e-3 for the smallest lambdas, of which rounding takes a part: 5e-4. Solutions and
+scores: 4 eps times the condition.
 """
 
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_search_for_lambda(golden, index):
     targets = jax.nn.one_hot(LABELS[index], 5)
     fitted = np.arange(len(hidden)) < int(0.8 * len(hidden))
     errors = np.asarray(jax.jit(ranpac.held_out_errors)(hidden, targets, fitted, ~fitted))
-    np.testing.assert_allclose(errors, golden["losses"][index], rtol=2.4e-3)
+    np.testing.assert_allclose(errors, golden["losses"][index], rtol=5e-4)
     assert ranpac.RIDGES[errors.argmin()] == golden["ridges"][index]
 
 
@@ -104,13 +105,13 @@ def test_solution_and_scores(golden, states, index):
     )
     np.testing.assert_allclose(taken, ridge, rtol=EPS)
     rows, expected = np.asarray(solution).T, golden[f"rows_{index}"]
-    budget = 4 * EPS * np.linalg.cond(gram + ridge * np.eye(40)) * np.abs(expected).max()
-    np.testing.assert_allclose(rows[: len(expected)], expected, atol=budget)
-    assert budget < 2e-3 * np.abs(expected).max()
+    budget = 4 * EPS * np.linalg.cond(gram + ridge * np.eye(40))
+    assert budget < 1e-4
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(rows[: len(expected)], expected, atol=budget * scale)
     if index == 1:
         memory = {**state.memory, "rows": jnp.asarray(rows)}
         queries = jnp.asarray(golden["queries"])[:, None]
         scores, _ = base.score(state.replace(memory=memory), queries)
-        hidden = np.maximum(golden["queries"] @ golden["projection"], 0)
-        budget = np.abs(hidden).sum(1).max() * budget
-        np.testing.assert_allclose(scores, golden["scores"], atol=budget)
+        scale = np.abs(golden["scores"]).max()
+        np.testing.assert_allclose(scores, golden["scores"], atol=budget * scale)
