@@ -33,12 +33,18 @@ def config(tiny):
     return tiny.config("method=inflora", f"inflora.rank={RANK}", "train.learning_rate=0.5")
 
 
+def batches_of(tiny, task, images=4):
+    """Two batches of a task; rows from `images` on are padding."""
+    mask = np.arange(4) < images
+    return [{**tiny.batch(task, step), "mask": mask} for step in range(2)]
+
+
 @pytest.fixture(scope="module")
 def history(tiny, config):
     """(begun, trained, ended) of three tasks; the second has one class."""
     state, history = qkd_jax.init_state(jax.random.key(7), tiny.backbone, config), []
     for task in tiny.tasks:
-        batches = [tiny.batch(task, step) for step in range(2)]
+        batches = batches_of(tiny, task)
         begun = qkd_jax.begin_task(state, task, num_steps=4, batches=batches)
         state = tiny.copy(begun)
         for batch in batches:
@@ -161,7 +167,7 @@ def test_memory_grows_by_the_rising_threshold(tiny, history):
     """From 0.95 by (1 - 0.95) task / tasks, on the moments under the trained model."""
     occupied = np.zeros((2, 12, 12))
     for task, (_, _, ended) in zip(tiny.tasks, history, strict=True):
-        batches = [tiny.batch(task, step) for step in range(2)]
+        batches = batches_of(tiny, task)
         moments = np.float64(inflora.moments_of(base.sum_survey(ended, batches)))
         threshold = 0.95 + 0.05 * task.index / 4
         occupied = np.stack(
@@ -246,8 +252,8 @@ def test_a_survey_leaves_padding_out_on_one_and_on_eight_devices(tiny, history):
 
 
 def test_a_task_of_one_image(tiny, history, config):
-    """Five tokens span five of twelve directions."""
-    batch = {name: value[:1] for name, value in tiny.batch(tiny.tasks[1]).items()}
+    """Five tokens span five of twelve directions; the rest of the batch is padding."""
+    batch = batches_of(tiny, tiny.tasks[1], images=1)[0]
     state = qkd_jax.init_state(jax.random.key(1), tiny.backbone, config)
     state = qkd_jax.begin_task(state, qkd_jax.Task(0, (0,)), batches=[batch])
     state, metrics = qkd_jax.train_task(state, batch)
@@ -256,7 +262,7 @@ def test_a_task_of_one_image(tiny, history, config):
     ranks = [rank_of(p) for p in np.asarray(state.memory["occupied"])]
     assert all(1 <= rank <= 5 for rank in ranks)
     scores = np.asarray(qkd_jax.predict(state, batch["image"]))
-    assert np.isfinite(scores[0, 0]) and np.isinf(scores[0, 1:]).all()
+    assert np.isfinite(scores[:, 0]).all() and np.isinf(scores[:, 1:]).all()
 
 
 def test_errors(tiny, config, history):
