@@ -82,6 +82,7 @@ BOTTLENECK = {"mos": 16, "tuna": 16}  # all others 64; on VTAB 16
 
 DECAY_ALL = "train.decay_leaves=kernel,bias,rows,scale"
 ADAM = "train.optimizer=adam"
+QUARTER = "train.schedule=quarter_cosine"
 # What a method has on every data set.
 FORM = {
     "ease": ("head.scale=1.0", DECAY_ALL),
@@ -111,10 +112,10 @@ FORM = {
         *("dualprompt.expert_length=5", "dualprompt.key_weight=0.1", "dualprompt.start=signed"),
     ),
     "coda_prompt": (
-        *(ADAM, "coda_prompt.pool=100", "coda_prompt.length=8", "coda_prompt.penalty=0.0"),
+        *(ADAM, QUARTER, "coda_prompt.pool=100", "coda_prompt.length=8", "coda_prompt.penalty=0.0"),
     ),
     "apt": (ADAM, "apt.merge=0.3"),
-    "inflora": (ADAM, "inflora.rank=10", "inflora.lamb=0.95"),
+    "inflora": (ADAM, QUARTER, "inflora.rank=10", "inflora.lamb=0.95"),
 }
 # What it has on one.
 SPECIAL = {

@@ -426,7 +426,8 @@ class TrainConfig:
     weight_decay: float = 5e-4
     decay_leaves: tuple[str, ...] = ("kernel", "rows")
     clip_norm: float = 0.0  # clip the gradient's global norm to this; 0 = never
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # To zero; from the rate to a hundredth of it, as CODA-Prompt and InfLoRA do; or not at all.
+    schedule: Literal["cosine", "quarter_cosine", "constant"] = "cosine"
     adapter_start: Literal["random", "previous"] = "random"
     epochs: int = 20
     later_epochs: int = 0  # epochs of every task after the first; 0 = `epochs`

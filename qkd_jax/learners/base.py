@@ -151,12 +151,20 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def learning_rate(config: TrainConfig, step: jax.Array, num_steps: jax.Array) -> jax.Array:
-    """Rate of `step`: cosine from the base rate to 0 over `num_steps`; constant where that is 0."""
+    """Rate of `step`: constant where `num_steps` is 0, else with p = step / num_steps
+
+    cosine: (1 + cos(pi p)) / 2. quarter_cosine: cos(99 pi p / 200), of which the CODA-Prompt code
+    takes one value an epoch.
+    """
     if config.schedule == "constant":
         return jnp.float32(config.learning_rate)
     progress = step.astype(jnp.float32) / jnp.maximum(num_steps, 1).astype(jnp.float32)
-    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
-    return config.learning_rate * jnp.where(num_steps > 0, cosine, 1.0)
+    progress = jnp.minimum(progress, 1.0)
+    if config.schedule == "cosine":
+        factor = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    else:
+        factor = jnp.cos(0.495 * jnp.pi * progress)
+    return config.learning_rate * jnp.where(num_steps > 0, factor, 1.0)
 
 
 def _decayed(names: tuple[str, ...], tree: Any) -> Any:

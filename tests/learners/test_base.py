@@ -132,7 +132,7 @@ def test_end_task_names_a_class_without_images(tiny, begun):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (["method=qdk"], "unknown method 'qdk'; known: ease, finetune"),
+        (["method=qdk"], "unknown method 'qdk'; known: aper, apt, coda_prompt"),
         (["adapter.bottleneck=13"], "wider than the backbone (12)"),
         (["adapter.first_block=2"], "adapter.first_block"),
         (["gate.encoding=amplitude", "gate.kind=quantum"], "set gate.num_qubits=4"),
@@ -159,6 +159,11 @@ def test_cosine_schedule(tiny):
             found = base.learning_rate(config, jnp.int32(step), jnp.int32(steps))
             assert abs(float(found) - expected) < 0.2 * 4e-7
     assert float(base.learning_rate(config, jnp.int32(5), jnp.int32(0))) == np.float32(0.2)
+    quarter = tiny.config("train.schedule=quarter_cosine", "train.learning_rate=0.2").train
+    for step in (0, 3, 10, 12):
+        expected = 0.2 * np.cos(99 * np.pi / 200 * min(step / 10, 1))
+        found = base.learning_rate(quarter, jnp.int32(step), jnp.int32(10))
+        assert abs(float(found) - expected) < 0.2 * 4e-7
     constant = tiny.config("train.schedule=constant", "train.learning_rate=0.2").train
     assert float(base.learning_rate(constant, jnp.int32(5), jnp.int32(9))) == np.float32(0.2)
 
