@@ -110,6 +110,7 @@ def test_all_range_problems_are_listed_at_once():
         "gate.calibration_batch": 0,
         "distillation.temperature": -1.0,
         "train.epochs": -1,
+        "train.later_epochs": -1,
         "train.batch_size": 0,
         "train.eval_batch_size": 0,
         "train.checkpoint_every": 0,
