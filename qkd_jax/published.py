@@ -78,7 +78,8 @@ STANDS_IN = {
     "imagenet_r": ("cifar100",),
     "imagenet_a": ("imagenet_r", "cifar100"),
 }
-BOTTLENECK = {"mos": 16, "tuna": 16}  # all others 64; on VTAB 16
+BOTTLENECK = {"mos": 16, "tuna": 16}  # all others 64 ...
+ON_VTAB = {"aper": 64, "ranpac": 64}  # ... and on VTAB all others 16
 
 DECAY_ALL = "train.decay_leaves=kernel,bias,rows,scale"
 ADAM = "train.optimizer=adam"
@@ -151,7 +152,9 @@ def published(method: str, data_set: str) -> tuple[str, ...]:
         return ()
     source = source_of(method, data_set)
     rate, batch, decay, epochs = RUNS[method][source]
-    bottleneck = 16 if data_set == "vtab" else BOTTLENECK.get(method, 64)
+    bottleneck = BOTTLENECK.get(method, 64)
+    if data_set == "vtab":
+        bottleneck = ON_VTAB.get(method, 16)
     return (
         f"train.learning_rate={rate}",
         f"train.batch_size={batch}",

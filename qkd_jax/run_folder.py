@@ -87,7 +87,7 @@ def begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:
         {
             "order": planned.order.tolist(),
             "order_seed": config.protocol.order_seed if config.protocol.shuffle else None,
-            "split": protocol.split_name(config.protocol.base, config.protocol.increment),
+            "split": _split_name(planned),
             "tasks": [list(task.classes) for task in planned.tasks],
             "class_names": list(planned.data.train.class_names),
         },
@@ -97,6 +97,14 @@ def begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:
     if circuit:
         write_atomically(folder / "circuit.txt", circuit.encode())
     write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
+
+
+def _split_name(planned: Plan) -> str:
+    """B0-Inc10; a method that learns all classes at once has its own split, whatever was asked."""
+    if len(planned.tasks) == 1:
+        return protocol.split_name(0, planned.config.num_classes)
+    wanted = planned.config.protocol
+    return protocol.split_name(wanted.base, wanted.increment)
 
 
 def versions() -> dict[str, str]:
