@@ -35,7 +35,7 @@ NUMBERS = {
     "trainable_parameters": "numbers optimised in one task",
     "wall_seconds": "seconds, everything included",
     "train_seconds": "seconds from the start of a task to its evaluation, all tasks",
-    "train_images_per_second": "images a second in optimisation steps, compilation left out",
+    "training_images_per_second": "images a second in optimisation steps, compilation left out",
     "inference_images_per_second": "new images a second by the final model",
     "peak_memory_mb": "largest resident memory of the process, MiB",
     "compilations": "compilations of the training step",

@@ -23,7 +23,7 @@ COLUMNS = {
     "forgetting": "forgetting",
     "routing_accuracy": "routing accuracy",
     "trainable_parameters": "trainable parameters",
-    "train_images_per_second": "training images/s",
+    "training_images_per_second": "training images/s",
     "inference_images_per_second": "inference images/s",
     "peak_memory_mb": "peak memory, MiB",
     "wall_seconds": "wall seconds",

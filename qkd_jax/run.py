@@ -447,7 +447,7 @@ class _Loop:
             "wall_seconds": self.clock(),
             "train_seconds": spent["train"],
             "eval_seconds": spent["eval"],
-            "train_images_per_second": timed / spent["steps"] if timed else None,
+            "training_images_per_second": timed / spent["steps"] if timed else None,
             "inference_images_per_second": inference_rate,
             "peak_memory_mb": self._peak_memory_mb(),
             "finished": finished,

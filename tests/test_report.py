@@ -16,6 +16,7 @@ import pytest
 
 from qkd_jax import figures, metrics, report
 from qkd_jax.errors import DataError
+from qkd_jax.results import comparison_table
 from qkd_jax.run_files import read_records, read_run
 
 CIRCUIT = """0: ──RY(0.10)─╭●────┤ ╭Probs
@@ -53,7 +54,7 @@ def write_run(folder, num_tasks=3, finished=True, relevance=True, **summary):
         "num_tasks": num_tasks,
         "routing_accuracy": 100.0,
         "wall_seconds": 12.5,
-        "train_images_per_second": 800.0,
+        "training_images_per_second": 800.0,
         "trainable_parameters": 1189632,
         "finished": finished,
     }
@@ -324,6 +325,59 @@ def test_results_warn_when_seeds_were_run_with_different_settings(tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
     table = report.write_results(tmp_path).read_text(encoding="utf-8")
     assert "**qkd: seeds differ in `train.epochs`**" in table
+
+
+def test_what_a_run_does_not_have_is_a_dash(tmp_path):
+    """Nothing trained; and a folder of before there were these keys."""
+    write_run(tmp_path / "simplecil/seed1", training_images_per_second=None, trainable_parameters=0)
+    write_run(tmp_path / "old/seed1")
+    summary = tmp_path / "old/seed1/summary.json"
+    old = json.loads(summary.read_text())
+    old["train_images_per_second"] = old.pop("training_images_per_second")
+    summary.write_text(json.dumps(old))
+    write_run(tmp_path / "new/seed1", inference_images_per_second=41.26, peak_memory_mb=1234.5)
+    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    header, _, *lines = [columns(line) for line in table.splitlines() if line.startswith("|")]
+    rows = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert rows["simplecil"]["training images/s"] == rows["old"]["training images/s"] == "–"
+    assert rows["simplecil"]["trainable parameters"] == "0"
+    assert rows["new"]["training images/s"] == "800.0"
+    assert rows["new"]["inference images/s"] == "41.3"
+    assert rows["new"]["peak memory, MiB"] == "1,234"
+    assert rows["old"]["inference images/s"] == rows["old"]["peak memory, MiB"] == "–"
+
+
+def test_runs_on_other_weights_or_data_are_named(tmp_path):
+    for method, weights in (("qkd", "a"), ("ease", "a"), ("mos", "b")):
+        folder = tmp_path / f"{method}/seed1"
+        write_run(folder)
+        environment = {"backbone_fingerprint": weights, "data_fingerprint": "d"}
+        (folder / "environment.json").write_text(json.dumps(environment))
+    write_run(tmp_path / "old/seed1")  # did not record them
+    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    assert "**Not all runs have the same weights**; others than most: mos/seed1." in table
+    assert "the same data" not in table
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_comparison_fits_the_console(tmp_path, width):
+    from rich.console import Console
+
+    for method, value in (("qkd", 80.0), ("coda_prompt", 90.0), ("left_out", 70.0)):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{method}/seed{seed}", average_accuracy=value + seed, seed=seed)
+    report.write_results(tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(comparison_table(results, {"qkd", "coda_prompt"}, width))
+    lines = console.export_text().splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    rows = [line.split() for line in lines if "±" in line and "mean" not in line]
+    assert [row[:5] for row in rows] == [
+        ["coda_prompt", "2", "91.50", "±", "0.71"],
+        ["qkd", "2", "81.50", "±", "0.71"],
+    ]
+    assert ("12.5" in "".join(lines)) == (width == 200)  # seconds: where there is room
 
 
 def test_results_without_runs(tmp_path):

@@ -94,16 +94,36 @@ def test_summary_has_the_promised_keys(finished):
     promised = {
         *("experiment", "method", "seed", "num_tasks", "average_accuracy", "last_accuracy"),
         *("accuracy_curve", "forgetting", "routing_accuracy", "wall_seconds"),
-        *("train_images_per_second", "inference_images_per_second", "peak_memory_mb"),
+        *("training_images_per_second", "inference_images_per_second", "peak_memory_mb"),
         *("train_seconds", "eval_seconds"),
         *("trainable_parameters", "compilations", "finished"),
     }
     assert promised <= summary.keys()
     assert summary["finished"] is True and summary["method"] == "qkd" and summary["seed"] == 1993
     assert summary["compilations"] == 1 and summary["devices"] == 1
-    for rate in ("wall_seconds", "train_images_per_second", "inference_images_per_second"):
+    for rate in ("wall_seconds", "training_images_per_second", "inference_images_per_second"):
         assert summary[rate] > 0
     assert summary["train_seconds"] + summary["eval_seconds"] < summary["wall_seconds"]
+
+
+def test_throughput_is_of_the_steps_after_the_first_and_of_new_images(finished):
+    """A run that trains nothing has no rate of training; the state remembers what was timed."""
+    out, folder, summary = finished
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        planned = plan(smoke()).config
+        state = base.init_state(
+            jax.random.key(planned.seed), load_backbone("tiny_random", image_size=32), planned
+        )
+        spent = checkpoints.restore(state)[1]["spent"]
+    steps = TASKS * EPOCHS * CLASSES_PER_TASK * TRAIN // BATCH
+    assert spent["timed_images"] == (steps - 1) * BATCH  # the first step compiles
+    rate = spent["timed_images"] / spent["steps"]
+    assert summary["training_images_per_second"] == pytest.approx(rate, rel=1e-12)
+    assert spent["steps"] < spent["train"] and 0 < spent["peak_memory_mb"]
+    assert summary["peak_memory_mb"] >= spent["peak_memory_mb"]
+    idle = run(smoke("simplecil"), load_backbone("tiny_random", image_size=32), out)
+    assert idle["training_images_per_second"] is None and idle["trainable_parameters"] == 0
+    assert idle["inference_images_per_second"] > 0
 
 
 def test_predictions_hold_every_seen_test_image_once(finished):

@@ -38,7 +38,7 @@ SETTINGS = ("train.devices=1", "gate.encoding=angle", "train.checkpoint_every=3"
 # Of a summary: what may differ between two runs that did the same.
 OWN_TO_A_SESSION = {
     *("wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "compilations"),
-    *("train_images_per_second", "inference_images_per_second"),
+    *("training_images_per_second", "inference_images_per_second"),
 }
 DEADLINE = 240  # seconds; a starved machine is slow, not wrong
 
