@@ -45,7 +45,7 @@ from qkd_jax.nn.alignment import (
     store_gaussians,
 )
 from qkd_jax.nn.heads import head_logits, unit
-from qkd_jax.nn.losses import cross_entropy, entropy
+from qkd_jax.nn.losses import cross_entropy, entropy, margin_cross_entropy
 from qkd_jax.state import local_labels, old_classes, seen_classes, valid_task_classes
 
 
@@ -101,13 +101,12 @@ def overlap(state, adapter):
 def loss(trainable, state, images, batch, rows):
     settings = state.config.tuna
     features = encode_with(state, trainable["adapter"], images, rows.keys)
-    logits = logits_of(state, features, trainable["head"]["rows"])
+    cosines = unit(features) @ unit(trainable["head"]["rows"]).T
     labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
-    own = jax.nn.one_hot(labels, logits.shape[1])
-    ce = cross_entropy(logits - settings.scale * settings.margin * own, labels, valid)
+    ce = margin_cross_entropy(cosines, labels, valid, settings.scale, settings.margin)
     shared = jnp.broadcast_to(overlap(state, trainable["adapter"]), ce.shape)
     weight = settings.orthogonality * jnp.exp(-(state.task + 1).astype(jnp.float32))
-    correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
+    correct = jnp.argmax(jnp.where(valid, cosines, -jnp.inf), axis=1) == labels
     return {
         "loss": ce + weight * shared,
         "loss_ce": ce,
