@@ -20,7 +20,8 @@ from jax import lax
 
 from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.task_adapters import encode_with, mask_unseen, new_adapter, new_head
+from qkd_jax.learners.task_adapters import encode_with, new_tuned
+from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits
 
 FROZEN, TUNED = 0, 1  # slots
@@ -30,14 +31,6 @@ def init(key, backbone, config):
     trainable = new_tuned(key, backbone, config)
     rows = jnp.zeros((config.num_classes, 2 * backbone.spec.width))
     return trainable, {"adapter": jax.tree.map(jnp.zeros_like, trainable["adapter"]), "rows": rows}
-
-
-def new_tuned(key, backbone, config):
-    """What the first task trains."""
-    return {
-        "adapter": new_adapter(jax.random.fold_in(key, 0), backbone, config),
-        "head": new_head(jax.random.fold_in(key, 1), backbone, config),
-    }
 
 
 def begin(state, key):

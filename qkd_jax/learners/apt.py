@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.base import Learner, register
-from qkd_jax.learners.prompted import class_terms, encode_prompted, new_head, store_head
-from qkd_jax.learners.task_adapters import mask_unseen
+from qkd_jax.learners.prompted import encode_prompted
+from qkd_jax.learners.task_heads import class_terms, mask_unseen, new_linear_head, stored_head
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.layers import AttentionInsert, standardize
 from qkd_jax.nn.vit import Inserts
@@ -39,7 +39,7 @@ HEAD_EPS = 1e-5
 
 def new_rows(key, backbone, config):
     """{"rows": [M, D]}; their length sets how far one step turns them."""
-    return {"rows": new_head(key, backbone, config)["rows"]}
+    return {"rows": new_linear_head(key, backbone, config)["rows"]}
 
 
 def init(key, backbone, config):
@@ -89,7 +89,7 @@ def freeze(state):
 
 
 def finish(state, statistics, key):
-    return state.replace(memory=store_head(state))
+    return state.replace(memory=stored_head(state, state.memory))
 
 
 def extract(state, images, slot, features):

@@ -35,14 +35,8 @@ from jax import lax
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import register
-from qkd_jax.learners.prompted import (
-    classification,
-    empty_head,
-    encode_prompted,
-    new_head,
-    prompt_learner,
-    query_of,
-)
+from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
+from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.prompts import check_blocks, in_blocks, split_prefix
 from qkd_jax.nn.vit import Inserts
@@ -94,8 +88,8 @@ def init(key, backbone, config):
     key_head, key_pool = jax.random.split(key)
     pool = new_pool(key_pool, config, width, size)
     prompt = jax.tree.map(lambda a: jnp.zeros_like(a[:, 0]), pool)
-    trainable = {"prompt": prompt, "head": new_head(key_head, backbone, config)}
-    return trainable, {"prompt": pool, **empty_head(backbone, config)}
+    trainable = {"prompt": prompt, "head": new_linear_head(key_head, backbone, config)}
+    return trainable, {"prompt": pool, **empty_linear_head(backbone, config)}
 
 
 def begin(state, key):
@@ -106,7 +100,7 @@ def begin(state, key):
         if form != "paper":
             drawn = jax.random.normal(jax.random.fold_in(key_prompt, i), prompt[name].shape)
             prompt[name] = orthogonal_start(form, pool, drawn, state.task)
-    head = new_head(key_head, state.backbone, state.config)
+    head = new_linear_head(key_head, state.backbone, state.config)
     return {"prompt": prompt, "head": head}, state.memory
 
 

@@ -34,13 +34,11 @@ from qkd_jax.learners.base import register
 from qkd_jax.learners.prompted import (
     class_scores,
     classification,
-    empty_head,
     encode_prompted,
-    new_head,
     prompt_learner,
     query_of,
-    with_key_loss,
 )
+from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
 from qkd_jax.nn.layers import AttentionInsert
 from qkd_jax.nn.prompts import check_blocks, cosines, in_blocks, key_loss, nearest, new_rows
 from qkd_jax.nn.vit import Inserts
@@ -65,7 +63,7 @@ def _new_task(key, backbone, config):
     return {
         "expert": new_rows(key_expert, expert, settings.start),
         "keys": new_rows(key_keys, keys, settings.start),
-        "head": new_head(key_head, backbone, config, head_start),
+        "head": new_linear_head(key_head, backbone, config, head_start),
     }
 
 
@@ -86,7 +84,7 @@ def init(key, backbone, config):
         **_new_task(key_task, backbone, config),
     }
     memory = {"experts": jnp.zeros((tasks, *expert)), "keys": jnp.zeros((tasks, *keys))}
-    return trainable, {**empty_head(backbone, config), **memory}
+    return trainable, {**empty_linear_head(backbone, config), **memory}
 
 
 def begin(state, key):
@@ -116,7 +114,7 @@ def loss(trainable, state, images, batch, rows):
         key_loss(cosines(query, k[None]), only, settings.key_loss, rows.mask, rows.gather)
         for k in trainable["keys"]
     ]
-    return with_key_loss(terms, settings.key_weight, sum(pulls))
+    return with_term(terms, "key", settings.key_weight, sum(pulls))
 
 
 def freeze(state):

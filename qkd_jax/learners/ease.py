@@ -8,7 +8,6 @@ c]), t = index of the last task. Rows of old classes in new subspaces come from 
 the new classes (`complemented`).
 """
 
-import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.base import Learner, class_columns, register
@@ -18,32 +17,23 @@ from qkd_jax.learners.task_adapters import (
     complemented,
     empty_adapters,
     encode_with,
-    mask_unseen,
     means_in_slots,
-    new_adapter,
-    new_head,
+    new_tuned,
     store_adapter,
     store_rows,
 )
+from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, unit
 
 
 def init(key, backbone, config):
-    trainable = {
-        "adapter": new_adapter(jax.random.fold_in(key, 0), backbone, config),
-        "head": new_head(jax.random.fold_in(key, 1), backbone, config),
-    }
     shape = (config.max_tasks, config.num_classes, backbone.spec.width)
-    return trainable, {"adapters": empty_adapters(backbone, config), "rows": jnp.zeros(shape)}
+    memory = {"adapters": empty_adapters(backbone, config), "rows": jnp.zeros(shape)}
+    return new_tuned(key, backbone, config), memory
 
 
 def begin(state, key):
-    key_adapter, key_head = jax.random.split(key)
-    trainable = {
-        "adapter": new_adapter(key_adapter, state.backbone, state.config),
-        "head": new_head(key_head, state.backbone, state.config),
-    }
-    return trainable, state.memory
+    return new_tuned(key, state.backbone, state.config), state.memory
 
 
 def freeze(state):

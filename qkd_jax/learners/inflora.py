@@ -30,14 +30,13 @@ import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import Learner, register
-from qkd_jax.learners.prompted import (
-    classification,
-    empty_head,
-    encode_prompted,
-    new_head,
-    store_head,
+from qkd_jax.learners.prompted import classification, encode_prompted
+from qkd_jax.learners.task_heads import (
+    empty_linear_head,
+    mask_unseen,
+    new_linear_head,
+    stored_head,
 )
-from qkd_jax.learners.task_adapters import mask_unseen
 from qkd_jax.nn.heads import linear_logits
 from qkd_jax.nn.lora import attention_moments, branch_inserts, free_directions, occupy
 
@@ -61,13 +60,13 @@ def init(key, backbone, config):
         "down": jnp.zeros((depth, width, tasks, rank)),
         "up": jax.tree.map(lambda a: jnp.stack([a] * tasks, axis=1), up),
         "occupied": jnp.zeros((depth, width, width)),  # P of every block
-        **empty_head(backbone, config),
+        **empty_linear_head(backbone, config),
     }
-    return {"up": up, "head": new_head(key, backbone, config)}, memory
+    return {"up": up, "head": new_linear_head(key, backbone, config)}, memory
 
 
 def begin(state, key):
-    head = new_head(key, state.backbone, state.config)
+    head = new_linear_head(key, state.backbone, state.config)
     return {"up": new_branch(state.backbone, state.config), "head": head}, state.memory
 
 
@@ -120,7 +119,7 @@ def absorb(state, sums):
 
 
 def finish(state, statistics, key):
-    return state.replace(memory=store_head(state))
+    return state.replace(memory=stored_head(state, state.memory))
 
 
 def extract(state, images, slot, features):

@@ -34,16 +34,8 @@ import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import register
-from qkd_jax.learners.prompted import (
-    classification,
-    empty_head,
-    encode_prompted,
-    new_head,
-    prompt_learner,
-    query_of,
-    store_head,
-    with_key_loss,
-)
+from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
+from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, stored_head, with_term
 from qkd_jax.nn.prompts import (
     check_blocks,
     chosen_rows,
@@ -82,11 +74,13 @@ def init(key, backbone, config):
         "keys": new_rows(key_keys, (*shape, width), settings.start),
         "head": _head(key_head, backbone, config),
     }
-    return trainable, {**empty_head(backbone, config), "chosen": jnp.zeros(shape)}
+    return trainable, {**empty_linear_head(backbone, config), "chosen": jnp.zeros(shape)}
 
 
 def _head(key, backbone, config):
-    return new_head(key, backbone, config, "zeros" if config.l2p.form == "official" else "uniform")
+    return new_linear_head(
+        key, backbone, config, "zeros" if config.l2p.form == "official" else "uniform"
+    )
 
 
 def begin(state, key):
@@ -134,7 +128,7 @@ def loss(trainable, state, images, batch, rows):
     terms = classification(trainable["head"], state, features, batch["label"])
     reduction = settings.key_loss
     pulls = [key_loss(cos, chosen, reduction, rows.mask, rows.gather) for cos, chosen in found]
-    return with_key_loss(terms, settings.key_weight, sum(pulls))
+    return with_term(terms, "key", settings.key_weight, sum(pulls))
 
 
 def empty_counts(config, num_slots, width):
@@ -150,7 +144,7 @@ def count_choices(state, counts, features, labels, mask):
 
 
 def finish(state, counts, key):
-    memory = store_head(state)
+    memory = stored_head(state, state.memory)
     return state.replace(memory={**memory, "chosen": memory["chosen"] + counts})
 
 

@@ -9,10 +9,16 @@ starts the scale of the cosine head, later ones go on from it: one scale for all
 import jax.numpy as jnp
 
 from qkd_jax.learners.base import Learner, register
-from qkd_jax.learners.finetune import class_logits, finish, head_loss, next_head
+from qkd_jax.learners.finetune import finish
 from qkd_jax.learners.prompted import query_of
 from qkd_jax.learners.simplecil import extract
-from qkd_jax.learners.task_adapters import mask_unseen, new_head
+from qkd_jax.learners.task_heads import (
+    class_logits,
+    head_loss,
+    mask_unseen,
+    new_head,
+    next_head,
+)
 
 
 def init(key, backbone, config):
@@ -25,7 +31,7 @@ def begin(state, key):
 
 
 def loss(trainable, state, images, batch, rows):
-    return head_loss(trainable["head"], state, query_of(state, images, batch), batch)
+    return head_loss(trainable["head"], state, query_of(state, images, batch), batch["label"])
 
 
 def score(state, features):

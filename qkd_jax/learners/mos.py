@@ -34,20 +34,27 @@ from qkd_jax.learners.task_adapters import (
     adapter_of,
     empty_adapters,
     encode_with,
-    mask_unseen,
     new_adapter,
     store_adapter,
 )
+from qkd_jax.learners.task_heads import (
+    aligned,
+    class_terms,
+    empty_linear_head,
+    mask_unseen,
+    new_linear_head,
+    stored_head,
+    with_term,
+)
 from qkd_jax.nn.alignment import (
     add_to_moments,
-    align_head,
     empty_gaussians,
     empty_moments,
     store_gaussians,
 )
-from qkd_jax.nn.heads import unit
-from qkd_jax.nn.losses import MASKED, cross_entropy
-from qkd_jax.state import local_labels, old_classes, seen_classes, valid_task_classes
+from qkd_jax.nn.heads import linear_logits, unit
+from qkd_jax.nn.losses import MASKED
+from qkd_jax.state import local_labels, old_classes
 
 TEMPERATURE = 0.8  # of the similarities in the orthogonality loss
 
@@ -62,26 +69,16 @@ def init(key, backbone, config):
     memory = {
         "adapters": adapters,
         "sum": jax.tree.map(lambda a: jnp.zeros(a.shape[1:]), adapters),  # of trained adapters
-        "head": {"rows": jnp.zeros((classes, width)), "bias": jnp.zeros(classes)},
+        "head": empty_linear_head(backbone, config),
         "prototypes": jnp.zeros((classes, width)),  # class means under the first adapter
         "gaussians": empty_gaussians(classes, width, config.alignment.statistics),
     }
     return trainable, memory
 
 
-def new_linear_head(key, backbone, config):
-    """Rows [M, D] and biases [M] of one task's classes, uniform in +-1 / sqrt(D)."""
-    bound, count = backbone.spec.width**-0.5, config.max_task_classes
-    key_rows, key_bias = jax.random.split(key)
-    options = {"minval": -bound, "maxval": bound}
-    rows = jax.random.uniform(key_rows, (count, backbone.spec.width), **options)
-    return {"rows": rows, "bias": jax.random.uniform(key_bias, (count,), **options)}
-
-
-def linear_logits(head, features):
+def logits_of(head, features):
     """features [..., D] on rows [C, D] with biases [C]."""
-    logits = features @ head["rows"].T
-    return logits + jnp.broadcast_to(head["bias"], logits.shape)
+    return linear_logits(features, head["rows"], head["bias"])
 
 
 def begin(state, key):
@@ -150,18 +147,9 @@ def loss(trainable, state, images, batch, rows):
     if state.config.mos.merge == "every_pass":
         adapter = as_in_forward(state, adapter)
     features = encode_with(state, adapter, images, rows.keys)
-    logits, labels = linear_logits(trainable["head"], features), local_labels(state, batch["label"])
-    valid = valid_task_classes(state)
-    ce = cross_entropy(logits, labels, valid)
+    terms = class_terms(state, logits_of(trainable["head"], features), batch["label"])
     apart = orthogonality(state, rows.gather(features), rows.gather(rows.mask))
-    apart = jnp.broadcast_to(apart, ce.shape)
-    correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
-    return {
-        "loss": ce + state.config.mos.orthogonality * apart,
-        "loss_ce": ce,
-        "loss_orthogonality": apart,
-        "train_accuracy": 100.0 * correct.astype(jnp.float32),
-    }
+    return with_term(terms, "orthogonality", state.config.mos.orthogonality, apart)
 
 
 def freeze(state):
@@ -195,33 +183,13 @@ def accumulate(state, statistics, features, labels, mask):
 def finish(state, statistics, key):
     own, first = statistics
     memory, columns = state.memory, class_columns(state)
-    trained = state.trainable["head"]
-    head = {n: memory["head"][n].at[columns].set(trained[n], mode="drop") for n in memory["head"]}
+    head = stored_head(state, memory["head"])
     prototypes = memory["prototypes"].at[columns].set(first.mean, mode="drop")
     jitter = state.config.alignment.jitter
     gaussians = store_gaussians(memory["gaussians"], own, columns, jitter)
-    head = lax.cond(
-        state.task > 0, lambda: aligned(state, key, head, gaussians), lambda: head
-    )  # the first task's head has seen all there is
+    head = aligned(state, key, head, logits_of, gaussians)
     memory = {**memory, "head": head, "prototypes": prototypes, "gaussians": gaussians}
     return state.replace(memory=memory)
-
-
-def aligned(state, key, head, gaussians):
-    """The head after training on draws of every class seen."""
-    settings, seen = state.config.alignment, seen_classes(state)
-    return align_head(
-        key,
-        head,
-        lambda head, f, labels: jnp.mean(cross_entropy(linear_logits(head, f), labels, seen)),
-        gaussians,
-        seen,
-        epochs=settings.epochs,
-        samples=settings.samples or 5 * state.config.train.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=state.config.train.weight_decay,
-        period=settings.period,
-    )
 
 
 def extract(state, images, slot, features):
@@ -235,7 +203,7 @@ def score(state, features):
     settings, owner = state.config.mos, state.task_of_class
     cosines = mask_unseen(state, unit(features[:, 0]) @ unit(state.memory["prototypes"]).T)
     logits = jax.vmap(
-        lambda f: mask_unseen(state, linear_logits(state.memory["head"], f)), in_axes=1, out_axes=1
+        lambda f: mask_unseen(state, logits_of(state.memory["head"], f)), in_axes=1, out_axes=1
     )(features)  # [B, S, C]
     following = owner[jnp.argmax(logits, axis=2)]  # [B, S]
     image = jnp.arange(len(features))

@@ -28,25 +28,17 @@ import jax.numpy as jnp
 from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.ease import begin, extract, freeze
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.task_adapters import (
-    empty_adapters,
-    mask_unseen,
-    new_adapter,
-    new_head,
-    store_rows,
-)
+from qkd_jax.learners.task_adapters import empty_adapters, new_tuned, store_rows
+from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits
 from qkd_jax.nn.losses import MASKED
 from qkd_jax.state import seen_classes
 
 
 def init(key, backbone, config):
-    trainable = {
-        "adapter": new_adapter(jax.random.fold_in(key, 0), backbone, config),
-        "head": new_head(jax.random.fold_in(key, 1), backbone, config),
-    }
     rows = jnp.zeros((1, config.num_classes, backbone.spec.width))
-    return trainable, {"adapters": empty_adapters(backbone, config), "rows": rows}
+    memory = {"adapters": empty_adapters(backbone, config), "rows": rows}
+    return new_tuned(key, backbone, config), memory
 
 
 def finish(state, statistics, key):
@@ -100,5 +92,6 @@ LEARNER = register(
         extract=extract,
         score=score,
         slots=lambda task: range(task + 1),
+        finish_slots=lambda task: (task,),
     )
 )

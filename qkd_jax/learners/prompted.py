@@ -13,36 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.config import Config
-from qkd_jax.learners.base import Learner, class_columns
-from qkd_jax.learners.task_adapters import encode_with, mask_unseen
+from qkd_jax.learners.base import Learner
+from qkd_jax.learners.task_adapters import encode_with
+from qkd_jax.learners.task_heads import class_terms, mask_unseen, stored_head
 from qkd_jax.nn.heads import linear_logits
-from qkd_jax.nn.losses import cross_entropy
-from qkd_jax.nn.vit import Backbone, Inserts, encode
-from qkd_jax.state import LearnerState, local_labels, valid_task_classes
-
-
-def new_head(key: jax.Array, backbone: Backbone, config: Config, start: str = "uniform") -> dict:
-    """Rows [M, D] and bias [M] of one task's classes: zero, or uniform in +-1 / sqrt(D)."""
-    width, size = backbone.spec.width, config.max_task_classes
-    if start == "zeros":
-        return {"rows": jnp.zeros((size, width)), "bias": jnp.zeros(size)}
-    bound = width**-0.5
-    drawn = jax.random.uniform(key, (size, width + 1), minval=-bound, maxval=bound)
-    return {"rows": drawn[:, :width], "bias": drawn[:, width]}
-
-
-def empty_head(backbone: Backbone, config: Config) -> dict:
-    """Room in memory for the head of every class."""
-    shape = (config.num_classes, backbone.spec.width)
-    return {"rows": jnp.zeros(shape), "bias": jnp.zeros(config.num_classes)}
-
-
-def store_head(state: LearnerState) -> dict:
-    """`memory` with the trained head of the current task's classes; padding is dropped."""
-    columns, head = class_columns(state), state.trainable["head"]
-    stored = {name: state.memory[name].at[columns].set(head[name], mode="drop") for name in head}
-    return {**state.memory, **stored}
+from qkd_jax.nn.vit import Inserts, encode
+from qkd_jax.state import LearnerState
 
 
 def query_of(state: LearnerState, images: jax.Array, batch: dict) -> jax.Array:
@@ -63,19 +39,6 @@ def classification(
 ) -> dict[str, jax.Array]:
     """Terms [B] of cross-entropy over the current task's classes, for features [B, D]."""
     return class_terms(state, linear_logits(features, head["rows"], head["bias"]), labels)
-
-
-def class_terms(state: LearnerState, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """The same of logits [B, M]."""
-    labels, valid = local_labels(state, labels), valid_task_classes(state)
-    ce = cross_entropy(logits, labels, valid)
-    correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
-    return {"loss": ce, "loss_ce": ce, "train_accuracy": 100.0 * correct.astype(jnp.float32)}
-
-
-def with_key_loss(terms: dict, weight: float, pull: jax.Array) -> dict[str, jax.Array]:
-    """`terms` with weight * pull [B] added to the loss."""
-    return {**terms, "loss": terms["loss"] + weight * pull, "loss_key": pull}
 
 
 def class_scores(state: LearnerState, features: jax.Array) -> jax.Array:
@@ -110,7 +73,9 @@ def prompt_learner(
 
     shared = {
         "freeze": lambda state: state,
-        "finish": lambda state, statistics, key: state.replace(memory=store_head(state)),
+        "finish": lambda state, statistics, key: state.replace(
+            memory=stored_head(state, state.memory)
+        ),
         "extract": extract,
         "score": lambda state, features: (class_scores(state, features), None),
         "slots": lambda task: (0, 1 + task),

@@ -17,13 +17,12 @@ from qkd_jax.learners.task_adapters import (
     complemented,
     empty_adapters,
     encode_with,
-    mask_unseen,
     means_in_slots,
     new_adapter,
-    new_head,
     store_adapter,
     store_rows,
 )
+from qkd_jax.learners.task_heads import mask_unseen, new_head, next_head
 from qkd_jax.nn.adapters import mixed_adapter
 from qkd_jax.nn.heads import (
     class_means,
@@ -89,11 +88,9 @@ def begin(state, key):
         follow = state.task > 0
         previous = adapter_of(state, jnp.maximum(state.task - 1, 0))
         adapter = jax.tree.map(lambda new, old: jnp.where(follow, old, new), adapter, previous)
-    head = new_head(key_head, state.backbone, state.config)
-    scale = jnp.where(state.task == 0, head["scale"], state.trainable["head"]["scale"])
     trainable = {
         "adapter": adapter,
-        "head": {**head, "scale": scale},
+        "head": next_head(state, key_head),
         "gate": state.trainable["gate"],
     }
     return trainable, {**state.memory, "start": adapter}

@@ -36,7 +36,8 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners import aper
 from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.task_adapters import encode_with, mask_unseen
+from qkd_jax.learners.task_adapters import encode_with, new_tuned
+from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import unit
 from qkd_jax.state import local_labels
 
@@ -60,7 +61,7 @@ def init(key, backbone, config):
     }
     if not config.ranpac.first_session:
         return {}, memory
-    trainable = aper.new_tuned(key, backbone, config)
+    trainable = new_tuned(key, backbone, config)
     return trainable, {**memory, "adapter": jax.tree.map(jnp.zeros_like, trainable["adapter"])}
 
 

@@ -30,29 +30,31 @@ Where we differ from the authors' code:
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.finetune import freeze
-from qkd_jax.learners.task_adapters import encode_with, mask_unseen, new_adapter
-from qkd_jax.learners.tuna import begin as go_on
-from qkd_jax.learners.tuna import new_cosine_head
+from qkd_jax.learners.task_adapters import encode_with, new_adapter
+from qkd_jax.learners.task_heads import (
+    aligned,
+    class_terms,
+    mask_unseen,
+    new_cosine_rows,
+    stored_head,
+)
 from qkd_jax.nn.alignment import (
     add_to_moments,
-    align_head,
     empty_gaussians,
     empty_moments,
     store_gaussians,
 )
 from qkd_jax.nn.heads import head_logits
-from qkd_jax.nn.losses import cross_entropy, margin_cross_entropy
-from qkd_jax.state import local_labels, old_classes, seen_classes, valid_task_classes
+from qkd_jax.state import local_labels, old_classes
 
 
 def init(key, backbone, config):
     width, classes = backbone.spec.width, config.num_classes
     adapter = new_adapter(jax.random.fold_in(key, 0), backbone, config)
-    head = new_cosine_head(jax.random.fold_in(key, 1), backbone, config)
+    head = new_cosine_rows(jax.random.fold_in(key, 1), backbone, config)
     memory = {
         "previous": adapter,
         "rows": jnp.zeros((classes, width)),
@@ -63,22 +65,20 @@ def init(key, backbone, config):
 
 def begin(state, key):
     """The adapter goes on and leaves a copy behind; the head's rows are new."""
-    trainable, memory = go_on(state, key)
-    return trainable, {**memory, "previous": state.trainable["adapter"]}
+    adapter, head = state.trainable["adapter"], new_cosine_rows(key, state.backbone, state.config)
+    return {"adapter": adapter, "head": head}, {**state.memory, "previous": adapter}
 
 
-def cosines(features, rows):
-    return head_logits(features, rows, jnp.float32(1.0), "cosine")
+def logits_of(state, features, rows):
+    """s cos(feature, row)."""
+    return head_logits(features, rows, jnp.float32(state.config.ssiat.scale), "cosine")
 
 
 def loss(trainable, state, images, batch, rows):
     settings = state.config.ssiat
     features = encode_with(state, trainable["adapter"], images, rows.keys)
-    found = cosines(features, trainable["head"]["rows"])
-    labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
-    ce = margin_cross_entropy(found, labels, valid, settings.scale, settings.margin)
-    correct = jnp.argmax(jnp.where(valid, found, -jnp.inf), axis=1) == labels
-    return {"loss": ce, "loss_ce": ce, "train_accuracy": 100.0 * correct.astype(jnp.float32)}
+    logits = logits_of(state, features, trainable["head"]["rows"])
+    return class_terms(state, logits, batch["label"], settings.scale * settings.margin)
 
 
 def extract(state, images, slot, features):
@@ -129,20 +129,13 @@ def shifts(state, statistics):
 
 
 def finish(state, statistics, key):
-    memory, columns, settings = state.memory, class_columns(state), state.config.alignment
-    rows = memory["rows"].at[columns].set(state.trainable["head"]["rows"], mode="drop")
-    gaussians = memory["gaussians"]
+    memory, columns = stored_head(state, state.memory), class_columns(state)
+    gaussians, jitter = memory["gaussians"], state.config.alignment.jitter
     gaussians = gaussians.replace(mean=gaussians.mean + shifts(state, statistics))
-    gaussians = store_gaussians(gaussians, statistics["moments"], columns, settings.jitter)
-    if settings.epochs > 0:
-        rows = lax.cond(state.task > 0, lambda: aligned(state, key, rows, gaussians), lambda: rows)
+    gaussians = store_gaussians(gaussians, statistics["moments"], columns, jitter)
+    drawn, start = scaled(state, gaussians), memory["rows"]
+    rows = aligned(state, key, start, lambda r, f: logits_of(state, f, r), drawn)
     return state.replace(memory={**memory, "rows": rows, "gaussians": gaussians})
-
-
-def alignment_loss(rows, state, features, labels):
-    """Mean cross-entropy over all classes seen, without margin."""
-    logits = state.config.ssiat.scale * cosines(features, rows)
-    return jnp.mean(cross_entropy(logits, labels, seen_classes(state)))
 
 
 def scaled(state, gaussians):
@@ -152,25 +145,8 @@ def scaled(state, gaussians):
     return gaussians.replace(mean=factor[:, None] * gaussians.mean)
 
 
-def aligned(state, key, rows, gaussians):
-    """The head's rows after training on draws of every class seen."""
-    settings, train = state.config.alignment, state.config.train
-    return align_head(
-        key,
-        rows,
-        lambda rows, features, labels: alignment_loss(rows, state, features, labels),
-        scaled(state, gaussians),
-        seen_classes(state),
-        epochs=settings.epochs,
-        samples=settings.samples or 5 * train.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=train.weight_decay,
-        period=settings.period,
-    )
-
-
 def score(state, features):
-    logits = state.config.ssiat.scale * cosines(features[:, state.task], state.memory["rows"])
+    logits = logits_of(state, features[:, state.task], state.memory["rows"])
     return mask_unseen(state, logits), None
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.config import Config
+from qkd_jax.learners.task_heads import new_head
 from qkd_jax.nn.adapters import init_adapter
-from qkd_jax.nn.heads import init_rows, unit
+from qkd_jax.nn.heads import unit
 from qkd_jax.nn.losses import MASKED
 from qkd_jax.nn.vit import Backbone, Inserts, encode, encode_from
-from qkd_jax.state import LearnerState, seen_classes
+from qkd_jax.state import LearnerState
 
 
 def empty_adapters(backbone: Backbone, config: Config) -> dict:
@@ -29,10 +30,12 @@ def new_adapter(key: jax.Array, backbone: Backbone, config: Config) -> dict:
     return init_adapter(key, config.adapter, backbone.spec.width, backbone.spec.depth)
 
 
-def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:
-    """Rows of one task's classes [M, D] and the learnable scale of the cosine head."""
-    rows = init_rows(key, config.max_task_classes, backbone.spec.width)
-    return {"rows": rows, "scale": jnp.float32(config.head.scale)}
+def new_tuned(key: jax.Array, backbone: Backbone, config: Config) -> dict:
+    """What a task trains: a fresh adapter and a head of `task_heads.new_head`."""
+    return {
+        "adapter": new_adapter(jax.random.fold_in(key, 0), backbone, config),
+        "head": new_head(jax.random.fold_in(key, 1), backbone, config),
+    }
 
 
 def encode_with(
@@ -143,8 +146,3 @@ def complemented(
         return jnp.where(missing[:, None], guessed, rows[slot])
 
     return lax.map(guess, slots)
-
-
-def mask_unseen(state: LearnerState, scores: jax.Array) -> jax.Array:
-    """-inf in the columns of classes that no task has brought."""
-    return jnp.where(seen_classes(state)[None, :], scores, -jnp.inf)

@@ -33,20 +33,26 @@ from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import (
     empty_adapters,
     encode_with,
-    mask_unseen,
     new_adapter,
     store_adapter,
 )
+from qkd_jax.learners.task_heads import (
+    aligned,
+    class_terms,
+    mask_unseen,
+    new_cosine_rows,
+    stored_head,
+    with_term,
+)
 from qkd_jax.nn.alignment import (
     add_to_moments,
-    align_head,
     empty_gaussians,
     empty_moments,
     store_gaussians,
 )
 from qkd_jax.nn.heads import head_logits, unit
-from qkd_jax.nn.losses import cross_entropy, entropy, margin_cross_entropy
-from qkd_jax.state import local_labels, old_classes, seen_classes, valid_task_classes
+from qkd_jax.nn.losses import entropy
+from qkd_jax.state import local_labels, old_classes, valid_task_classes
 
 
 def init(key, backbone, config):
@@ -54,7 +60,7 @@ def init(key, backbone, config):
     adapter = new_adapter(jax.random.fold_in(key, 0), backbone, config)
     trainable = {
         "adapter": adapter,
-        "head": new_cosine_head(jax.random.fold_in(key, 1), backbone, config),
+        "head": new_cosine_rows(jax.random.fold_in(key, 1), backbone, config),
     }
     memory = {
         "adapters": empty_adapters(backbone, config),
@@ -66,17 +72,9 @@ def init(key, backbone, config):
     return trainable, memory
 
 
-def new_cosine_head(key, backbone, config):
-    """Rows [M, D] of one task's classes. How fast SGD turns them depends on their length: at width
-    768 their entries have deviation 0.02 as published, and every width has the same length.
-    """
-    shape = (config.max_task_classes, backbone.spec.width)
-    return {"rows": 0.02 * (768 / shape[1]) ** 0.5 * jax.random.normal(key, shape)}
-
-
 def begin(state, key):
     """The adapter goes on; the head's rows are new."""
-    head = new_cosine_head(key, state.backbone, state.config)
+    head = new_cosine_rows(key, state.backbone, state.config)
     return {"adapter": state.trainable["adapter"], "head": head}, state.memory
 
 
@@ -101,18 +99,11 @@ def overlap(state, adapter):
 def loss(trainable, state, images, batch, rows):
     settings = state.config.tuna
     features = encode_with(state, trainable["adapter"], images, rows.keys)
-    cosines = unit(features) @ unit(trainable["head"]["rows"]).T
-    labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
-    ce = margin_cross_entropy(cosines, labels, valid, settings.scale, settings.margin)
-    shared = jnp.broadcast_to(overlap(state, trainable["adapter"]), ce.shape)
+    logits = logits_of(state, features, trainable["head"]["rows"])
+    margin = settings.scale * settings.margin
+    terms = class_terms(state, logits, batch["label"], margin)
     weight = settings.orthogonality * jnp.exp(-(state.task + 1).astype(jnp.float32))
-    correct = jnp.argmax(jnp.where(valid, cosines, -jnp.inf), axis=1) == labels
-    return {
-        "loss": ce + weight * shared,
-        "loss_ce": ce,
-        "loss_orthogonality": shared,
-        "train_accuracy": 100.0 * correct.astype(jnp.float32),
-    }
+    return with_term(terms, "orthogonality", weight, overlap(state, trainable["adapter"]))
 
 
 def fused(adapters, known):
@@ -147,43 +138,19 @@ def accumulate(state, statistics, features, labels, mask):
 
 def finish(state, statistics, key):
     memory, columns = state.memory, class_columns(state)
-    rows = memory["rows"].at[columns].set(state.trainable["head"]["rows"], mode="drop")
     place = jnp.sum(old_classes(state)) + jnp.arange(len(columns))
     memory = {
-        **memory,
+        **stored_head(state, memory),
         "order": memory["order"].at[columns].set(place.astype(jnp.int32), mode="drop"),
         "gaussians": store_gaussians(
             memory["gaussians"], statistics, columns, state.config.alignment.jitter
         ),
     }
     state = state.replace(memory=memory)
-    rows = lax.cond(state.task > 0, lambda: aligned(state, key, rows), lambda: rows)
+    drawn = memory["gaussians"]
+    drawn = drawn.replace(mean=mean_factors(state)[:, None] * drawn.mean)
+    rows = aligned(state, key, memory["rows"], lambda r, f: logits_of(state, f, r), drawn)
     return state.replace(memory={**memory, "rows": rows})
-
-
-def aligned(state, key, rows):
-    """The head's rows after training on draws of every class seen."""
-    settings, seen, gaussians = (
-        state.config.alignment,
-        seen_classes(state),
-        state.memory["gaussians"],
-    )
-
-    def objective(rows, features, labels):
-        return jnp.mean(cross_entropy(logits_of(state, features, rows), labels, seen))
-
-    return align_head(
-        key,
-        rows,
-        objective,
-        gaussians.replace(mean=mean_factors(state)[:, None] * gaussians.mean),
-        seen,
-        epochs=settings.epochs,
-        samples=settings.samples or 5 * state.config.train.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=state.config.train.weight_decay,
-        period=settings.period,
-    )
 
 
 def mean_factors(state):

@@ -15,14 +15,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax
     return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
 
 
-def margin_cross_entropy(
-    cosines: jax.Array, labels: jax.Array, valid: jax.Array, scale: float, margin: float
-) -> jax.Array:
-    """[B]: cross-entropy of s (cos - m [own class]) (CosFace, arXiv 1801.09414); cosines [B, M]."""
-    own = jax.nn.one_hot(labels, cosines.shape[1], dtype=cosines.dtype)
-    return cross_entropy(scale * (cosines - margin * own), labels, valid)
-
-
 def masked_kl(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax.Array:
     """KL( softmax(teacher) || softmax(student) ) over the columns that hold: [...].
 

@@ -128,7 +128,7 @@ def test_loss_and_gradient_with_padding(stored, learned):
             lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5 * np.abs(b).max()), ours, wanted
         )
     feature = encode_with(state, state.trainable["adapter"], images[:5])
-    logits = mos.linear_logits(state.trainable["head"], feature)
+    logits = mos.logits_of(state.trainable["head"], feature)
     np.testing.assert_allclose(logits, arrays["logits"], atol=5 * BUDGET)
 
 
@@ -140,7 +140,7 @@ def test_alignment_on_the_same_draws(stored):
     velocity = jax.tree.map(jnp.zeros_like, head)
 
     def objective(head, features, labels):
-        return jnp.mean(cross_entropy(mos.linear_logits(head, features), labels, seen))
+        return jnp.mean(cross_entropy(mos.logits_of(head, features), labels, seen))
 
     gradient = jax.jit(jax.grad(objective))
     for step, (draws, labels) in enumerate(

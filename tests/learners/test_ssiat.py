@@ -16,6 +16,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base, ssiat
 from qkd_jax.learners.base import Rows
 from qkd_jax.learners.task_adapters import encode_with
+from qkd_jax.learners.task_heads import aligned, alignment_loss
 
 BUDGET = 2e-5
 SETTINGS = (
@@ -147,8 +148,19 @@ def test_alignment_lowers_its_loss_and_can_be_left_out(history):
     gaussians = state.memory["gaussians"]
     start = 0.02 * jax.random.normal(jax.random.key(1), state.memory["rows"].shape)
     config = qkd_jax.override(state.config, "alignment.epochs=20", "alignment.learning_rate=0.001")
-    run = jax.jit(lambda s: ssiat.aligned(s, jax.random.key(0), start, gaussians))
-    cost_of = jax.jit(ssiat.alignment_loss)
+    drawn = ssiat.scaled(state, gaussians)
+
+    @jax.jit
+    def run(s):
+        def logits_of(rows, features):
+            return ssiat.logits_of(s, features, rows)
+
+        return aligned(s, jax.random.key(0), start, logits_of, drawn)
+
+    @jax.jit
+    def cost_of(rows, s, features, labels):
+        return alignment_loss(s, ssiat.logits_of(s, features, rows), labels)
+
     seen = jnp.array([4, 1, 0, 5, 2])
     draws = jnp.repeat(gaussians.mean[seen], 2, axis=0)
     cost = [

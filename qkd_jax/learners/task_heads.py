@@ -1,0 +1,143 @@
+"""Heads that tasks train: rows for a task's own classes, kept in memory when the task ends.
+
+Three kinds: `cosine` with a learnable scale (`new_head`, or linear without bias by `head.kind`),
+`linear` with a bias (`new_linear_head`), and cosine rows whose scale is fixed (`new_cosine_rows`).
+Each trains M rows, one for every class of the task, by cross-entropy that sees no other class.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.config import Config
+from qkd_jax.learners.base import class_columns
+from qkd_jax.nn.alignment import Gaussians, align_head
+from qkd_jax.nn.heads import head_logits, init_rows
+from qkd_jax.nn.losses import cross_entropy
+from qkd_jax.nn.vit import Backbone
+from qkd_jax.state import LearnerState, local_labels, seen_classes, valid_task_classes
+
+
+def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:
+    """Rows of one task's classes [M, D] and the learnable scale of the cosine head."""
+    rows = init_rows(key, config.max_task_classes, backbone.spec.width)
+    return {"rows": rows, "scale": jnp.float32(config.head.scale)}
+
+
+def next_head(state: LearnerState, key: jax.Array) -> dict:
+    """New rows for the classes of the task that starts; the scale goes on."""
+    head = new_head(key, state.backbone, state.config)
+    scale = jnp.where(state.task == 0, head["scale"], state.trainable["head"]["scale"])
+    return {**head, "scale": scale}
+
+
+def new_linear_head(
+    key: jax.Array, backbone: Backbone, config: Config, start: str = "uniform"
+) -> dict:
+    """Rows [M, D] and bias [M] of one task's classes: zero, or uniform in +-1 / sqrt(D)."""
+    width, size = backbone.spec.width, config.max_task_classes
+    if start == "zeros":
+        return {"rows": jnp.zeros((size, width)), "bias": jnp.zeros(size)}
+    bound = width**-0.5
+    drawn = jax.random.uniform(key, (size, width + 1), minval=-bound, maxval=bound)
+    return {"rows": drawn[:, :width], "bias": drawn[:, width]}
+
+
+def empty_linear_head(backbone: Backbone, config: Config) -> dict:
+    """Room in memory for the rows and biases of every class."""
+    shape = (config.num_classes, backbone.spec.width)
+    return {"rows": jnp.zeros(shape), "bias": jnp.zeros(config.num_classes)}
+
+
+def new_cosine_rows(key: jax.Array, backbone: Backbone, config: Config) -> dict:
+    """{"rows": [M, D]} of one task's classes. How fast SGD turns them depends on their length: at
+    width 768 their entries have deviation 0.02, and every width has the same length.
+    """
+    shape = (config.max_task_classes, backbone.spec.width)
+    return {"rows": 0.02 * (768 / shape[1]) ** 0.5 * jax.random.normal(key, shape)}
+
+
+def head_loss(head: dict, state: LearnerState, features: jax.Array, labels: jax.Array) -> dict:
+    """`class_terms` of features [B, D] under a head of `new_head`."""
+    logits = head_logits(features, head["rows"], head["scale"], state.config.head.kind)
+    return class_terms(state, logits, labels)
+
+
+def class_terms(state: LearnerState, logits: jax.Array, labels: jax.Array, margin=0.0) -> dict:
+    """Terms [B] of cross-entropy over the current task's classes, for logits [B, M].
+
+    `margin` is taken off the logit of each image's own class (CosFace, arXiv 1801.09414, where
+    logits are s cos: s times its m).
+    """
+    labels, valid = local_labels(state, labels), valid_task_classes(state)
+    own = jax.nn.one_hot(labels, logits.shape[1])
+    ce = cross_entropy(logits - margin * own, labels, valid)
+    correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
+    return {"loss": ce, "loss_ce": ce, "train_accuracy": 100.0 * correct.astype(jnp.float32)}
+
+
+def with_term(terms: dict, name: str, weight: float | jax.Array, term: jax.Array) -> dict:
+    """`terms` with weight * term added to the loss; `term` is [B], or one number for all."""
+    term = jnp.broadcast_to(term, terms["loss"].shape)
+    return {**terms, "loss": terms["loss"] + weight * term, f"loss_{name}": term}
+
+
+def stored_head(state: LearnerState, memory: dict) -> dict:
+    """`memory` {"rows", "bias"?} with the trained head of the current task's classes; padding is
+    dropped.
+    """
+    columns, head = class_columns(state), state.trainable["head"]
+    stored = {n: memory[n].at[columns].set(head[n], mode="drop") for n in head if n in memory}
+    return {**memory, **stored}
+
+
+def class_logits(state: LearnerState, features: jax.Array) -> jax.Array:
+    """[B, C] of features [B, D] on the stored rows of all classes, with the head of `new_head`."""
+    scale, kind = state.trainable["head"]["scale"], state.config.head.kind
+    return head_logits(features, state.memory["rows"], scale, kind)
+
+
+def mask_unseen(state: LearnerState, scores: jax.Array) -> jax.Array:
+    """-inf in the columns of classes that no task has brought."""
+    return jnp.where(seen_classes(state)[None, :], scores, -jnp.inf)
+
+
+def alignment_loss(state: LearnerState, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy of logits [N, C] over all classes seen."""
+    return jnp.mean(cross_entropy(logits, labels, seen_classes(state)))
+
+
+def aligned(
+    state: LearnerState,
+    key: jax.Array,
+    head: Any,
+    logits_of: Callable[[Any, jax.Array], jax.Array],
+    gaussians: Gaussians,
+) -> Any:
+    """The head of all classes after training on draws of every class seen, from the second task on;
+    the first task's head has seen all there is.
+
+    Args:
+      logits_of: (head, features [N, D]) -> [N, C].
+    """
+    settings, train, seen = state.config.alignment, state.config.train, seen_classes(state)
+    if settings.epochs == 0:
+        return head
+
+    def train_again():
+        return align_head(
+            key,
+            head,
+            lambda head, f, labels: alignment_loss(state, logits_of(head, f), labels),
+            gaussians,
+            seen,
+            epochs=settings.epochs,
+            samples=settings.samples or 5 * train.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=train.weight_decay,
+            period=settings.period,
+        )
+
+    return jax.lax.cond(state.task > 0, train_again, lambda: head)
