@@ -29,9 +29,19 @@ METHODS = {
     "ease": ("train.learning_rate=0.05",),
     "finetune": ("adapter.first_block=6", "train.learning_rate=0.2"),
 }
+# Twenty steps a task are few: prompts and low-rank branches need more than the published rate.
+RATES = {
+    "mos": 0.2,
+    "mote": 0.2,
+    "coda_prompt": 0.004,
+    "dualprompt": 0.004,
+    "inflora": 0.002,
+}
 
 
 def get_config(method: str = "qkd") -> Config:
     """The settings of this experiment for one method."""
     config = Config(experiment="renditions", method=method)
-    return override(config, *COMMON, *METHODS.get(method, on_few_images(method)))
+    own = METHODS.get(method, on_few_images(method))
+    rate = [f"train.learning_rate={RATES[method]}"] if method in RATES else []
+    return override(config, *COMMON, *own, *rate)
