@@ -36,6 +36,7 @@ RATES = {
     "coda_prompt": 0.004,
     "dualprompt": 0.004,
     "inflora": 0.002,
+    "l2p": 0.0075,
 }
 
 
