@@ -426,7 +426,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     decay_leaves: tuple[str, ...] = ("kernel", "rows")
     clip_norm: float = 0.0  # clip the gradient's global norm to this; 0 = never
-    # To zero; from the rate to a hundredth of it, as CODA-Prompt and InfLoRA do; or not at all.
+    # By step to zero; by epoch to a hundredth, as CODA-Prompt and InfLoRA do; or not at all.
     schedule: Literal["cosine", "quarter_cosine", "constant"] = "cosine"
     adapter_start: Literal["random", "previous"] = "random"
     epochs: int = 20

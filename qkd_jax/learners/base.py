@@ -150,20 +150,25 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(*clip, decay, optax.trace(decay=config.momentum))
 
 
-def learning_rate(config: TrainConfig, step: jax.Array, num_steps: jax.Array) -> jax.Array:
-    """Rate of `step`: constant where `num_steps` is 0, else with p = step / num_steps
+def learning_rate(
+    config: TrainConfig, step: jax.Array, num_steps: jax.Array, task: jax.Array
+) -> jax.Array:
+    """Rate of `step` of a task; constant where `num_steps` is 0.
 
-    cosine: (1 + cos(pi p)) / 2. quarter_cosine: cos(99 pi p / 200), of which the CODA-Prompt code
-    takes one value an epoch.
+    cosine: lr (1 + cos(pi p)) / 2 with p = step / num_steps. quarter_cosine, by epoch as the code
+    of CODA-Prompt: lr cos(99 pi e / (200 (E - 1))) with e = 0, 0, 1, ..., E - 2 in the E epochs.
     """
     if config.schedule == "constant":
         return jnp.float32(config.learning_rate)
-    progress = step.astype(jnp.float32) / jnp.maximum(num_steps, 1).astype(jnp.float32)
-    progress = jnp.minimum(progress, 1.0)
+    total = jnp.maximum(num_steps, 1)
     if config.schedule == "cosine":
+        progress = jnp.minimum(step.astype(jnp.float32) / total.astype(jnp.float32), 1.0)
         factor = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
     else:
-        factor = jnp.cos(0.495 * jnp.pi * progress)
+        epochs = jnp.where(task > 0, config.later_epochs or config.epochs, config.epochs)
+        epoch = jnp.minimum(step * epochs // total, epochs - 1)
+        progress = jnp.maximum(epoch - 1, 0).astype(jnp.float32)
+        factor = jnp.cos(0.495 * jnp.pi * progress / jnp.maximum(epochs - 1, 1).astype(jnp.float32))
     return config.learning_rate * jnp.where(num_steps > 0, factor, 1.0)
 
 
@@ -402,7 +407,7 @@ def device_step(
     # Adam's bias correction raises a float to an int32 count, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimiser(config.train).update(grads, state.opt_state, state.trainable)
-    rate = learning_rate(config.train, state.step, state.num_steps)
+    rate = learning_rate(config.train, state.step, state.num_steps, state.task)
     updates = _scale_head(config.train.head_rate, updates)
     trainable = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.trainable, updates)
     trainable = learner.project(trainable, state)

@@ -12,18 +12,15 @@ older tasks are used and stay as they are, those of later tasks are absent. Loss
 the task's classes plus mu times the distance of K, A and P from orthogonal rows.
 
 Published settings (the authors' scripts; LAMDA-PILOT's are the same): M 100, L 8, mu 0, Adam at
-0.001 without decay, batch 128, cosine, 20 epochs (CIFAR-100), 50 (ImageNet-R), 5 (DomainNet);
-pixels in [0, 1]. The authors' first code: `form=paper`, `penalty=1e-7` (its mu 0.1 stands before a
-mean of squares times 1e-6).
+0.001 without decay along a quarter of a cosine by epoch, batch 128, 20 epochs (CIFAR-100), 50
+(ImageNet-R), 5 (DomainNet); pixels in [0, 1]. The authors' first code: `form=paper`,
+`penalty=1e-7` (its mu 0.1 stands before a mean of squares times 1e-6).
 
 Differences from the authors' code:
 
 - Their Gram-Schmidt subtracts a new row's part along each older row by itself. Once training has
   moved the older rows these are no longer orthogonal, and neither is the result. `gram_schmidt`
   projects off what older rows span; `published` is theirs.
-- Their rate falls by epoch along a quarter of a cosine, lr cos(99 pi e / (200 (E - 1))) with
-  e = 0, 0, 1, ..., E - 2 (the first counts twice); ours by step along a half, to 0. The mean is
-  0.69 lr there (E = 20) and 0.5 lr here.
 - Training drops no incomplete batch, and with several devices mu counts once, not once a device.
 """
 

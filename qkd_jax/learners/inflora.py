@@ -10,9 +10,9 @@ linear head of the task are trained, by cross-entropy over the task's classes. A
 training lets P grow (DualGPM) until its share of the squared moment is
 lamb + (lame - lamb) * task / tasks. The score is that of all heads on the one feature.
 
-Published settings (json files of the code; Adam, rate 5e-4, no decay, batch 128, rank 10, lame 1):
-CIFAR-100 Inc10 20 epochs, lamb 0.95; ImageNet-R Inc10, Inc20 and Inc40 50 epochs, lamb 0.98; both
-with `inflora.first_basis = "below"`.
+Published settings (json files of the code): Adam at 5e-4 without decay along a quarter of a cosine
+by epoch, batch 128, rank 10, lame 1; CIFAR-100 Inc10 20 epochs, lamb 0.95; ImageNet-R Inc10, Inc20
+and Inc40 50 epochs, lamb 0.98; both with `inflora.first_basis = "below"`.
 
 Where this differs from the code:
 - DualGPM stores P or, past half the width, its complement. Both forms give the same directions, so
@@ -22,7 +22,6 @@ Where this differs from the code:
   arXiv 2103.09762, Eq. 5). The code's first update takes one less, but at least one: "below".
 - A direction without energy is zero instead of an arbitrary vector.
 - The two passes see each image once as a test does; the code's see random crops.
-- The rate falls along a half cosine, step by step; the code's along a quarter, epoch by epoch.
 """
 
 import jax

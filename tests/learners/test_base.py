@@ -153,19 +153,37 @@ def test_init_state_wants_a_typed_key(tiny):
 
 def test_cosine_schedule(tiny):
     config = tiny.config("train.schedule=cosine", "train.learning_rate=0.2").train
+    first, five = jnp.int32(0), jnp.int32(5)
     for steps in (1, 4, 10):
         for step in range(steps + 2):
             expected = 0.2 * 0.5 * (1 + np.cos(np.pi * min(step / steps, 1)))
-            found = base.learning_rate(config, jnp.int32(step), jnp.int32(steps))
+            found = base.learning_rate(config, jnp.int32(step), jnp.int32(steps), first)
             assert abs(float(found) - expected) < 0.2 * 4e-7
-    assert float(base.learning_rate(config, jnp.int32(5), jnp.int32(0))) == np.float32(0.2)
-    quarter = tiny.config("train.schedule=quarter_cosine", "train.learning_rate=0.2").train
-    for step in (0, 3, 10, 12):
-        expected = 0.2 * np.cos(99 * np.pi / 200 * min(step / 10, 1))
-        found = base.learning_rate(quarter, jnp.int32(step), jnp.int32(10))
-        assert abs(float(found) - expected) < 0.2 * 4e-7
+    assert float(base.learning_rate(config, five, jnp.int32(0), first)) == np.float32(0.2)
     constant = tiny.config("train.schedule=constant", "train.learning_rate=0.2").train
-    assert float(base.learning_rate(constant, jnp.int32(5), jnp.int32(9))) == np.float32(0.2)
+    assert float(base.learning_rate(constant, five, jnp.int32(9), first)) == np.float32(0.2)
+
+
+@pytest.mark.parametrize("epochs, later", [(5, 0), (5, 3), (2, 1), (1, 4)])
+@pytest.mark.parametrize("task", [0, 1])
+def test_quarter_cosine_goes_by_epoch(tiny, epochs, later, task):
+    """Beside the loop of the CODA-Prompt code: its scheduler starts at 0 and steps to 0 first."""
+    config = tiny.config(
+        *("train.schedule=quarter_cosine", "train.learning_rate=0.2"),
+        *(f"train.epochs={epochs}", f"train.later_epochs={later}"),
+    ).train
+    num_epochs = later if task and later else epochs
+    counted, expected = [0, *range(num_epochs - 1)], []
+    for e in counted:
+        angle = 99 * np.pi * e / (200 * max(num_epochs - 1, 1))
+        expected += 3 * [0.2 * np.cos(angle)]
+    expected += expected[-1:]  # a step too many keeps the last rate
+    total = jnp.int32(3 * num_epochs)
+    found = [
+        float(base.learning_rate(config, jnp.int32(step), total, jnp.int32(task)))
+        for step in range(3 * num_epochs + 1)
+    ]
+    np.testing.assert_allclose(found, expected, atol=0.2 * 4e-7)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
