@@ -125,7 +125,7 @@ def environment(backbone: Backbone) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions(),
         "devices": [str(device) for device in jax.local_devices()],
-        "command": sys.argv,
+        "command": ["python", "-m", "qkd_jax", *sys.argv[1:]],
         "backbone": backbone.name,
     }
 

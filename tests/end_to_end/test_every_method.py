@@ -1,0 +1,59 @@
+"""Every method: two devices, stopped in the middle and continued, against one device in one go.
+
+Three tasks, the last of one class. The devices divide batches and sums, so parameters differ by
+rounding; accuracies are those of the same images, each of them counted.
+"""
+
+import numpy as np
+import pytest
+
+from qkd_jax.cli import load_experiment
+from qkd_jax.config import override
+from qkd_jax.learners import base
+from qkd_jax.learners.base import learner_names
+from qkd_jax.run import run, run_folder
+from qkd_jax.run_files import read_run
+from qkd_jax.weights.load import load_backbone
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+# Those that between them use every hook of a `Learner`; the others take minutes more.
+DEFAULT = ("coda_prompt", "inflora", "ranpac", "simplecil")
+
+
+def config(method, devices):
+    return override(
+        load_experiment("smoke").get_config(method),
+        *("data.num_classes=5", "train.epochs=1", "train.checkpoint_every=3"),
+        f"train.devices={devices}",
+    )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[] if m in DEFAULT else pytest.mark.slow) for m in learner_names()],
+)
+def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch):
+    backbone = load_backbone("tiny_random", image_size=32)
+    whole = run(config(method, 1), backbone, tmp_path / "whole")
+    finish, ended = base.finish, []
+
+    def stops_once(*arguments):
+        ended.append(1)
+        if len(ended) == min(2, whole["num_tasks"]):
+            raise KeyboardInterrupt
+        return finish(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(base, "finish", stops_once)
+        run(config(method, 2), backbone, tmp_path / "parts")
+    parts = run(config(method, 2), backbone, tmp_path / "parts")
+    assert (whole["devices"], parts["devices"]) == (1, 2)
+    assert whole["num_tasks"] == (1 if method == "joint" else 3)
+    found, expected = (
+        read_run(run_folder(tmp_path / name, config(method, 1))) for name in ("parts", "whole")
+    )
+    np.testing.assert_array_equal(found.total, expected.total)
+    np.testing.assert_array_equal(found.correct, expected.correct)
+    assert parts["train_images"] == whole["train_images"]
+    assert parts["extracted_features"] == whole["extracted_features"]
