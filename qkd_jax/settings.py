@@ -115,9 +115,16 @@ class SparsityConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Inference: every adapter's logits mixed by relevance, or adapters mixed in every block."""
+    """Inference: every adapter's logits mixed by relevance, adapters mixed in every block, or the
+    logits of each image's `top_k` most relevant adapters.
+    """
 
-    kind: Literal["logits", "block_mix"] = "logits"
+    kind: Literal["logits", "block_mix", "routed"] = "logits"
+    top_k: int = 2
+
+    def __post_init__(self):
+        if self.top_k < 1:
+            raise ConfigError(f"fusion.top_k is {self.top_k!r}; it must be at least 1.")
 
 
 @dataclass(frozen=True)

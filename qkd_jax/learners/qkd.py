@@ -12,6 +12,7 @@ from jax import lax
 
 from qkd_jax import gate
 from qkd_jax.learners.base import Learner, class_columns, register
+from qkd_jax.learners.fusion import anchors, gate_inputs, metric_of, predict, route, score
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     complemented,
@@ -22,8 +23,7 @@ from qkd_jax.learners.task_adapters import (
     store_adapter,
     store_rows,
 )
-from qkd_jax.learners.task_heads import mask_unseen, new_head, next_head
-from qkd_jax.nn.adapters import mixed_adapter
+from qkd_jax.learners.task_heads import new_head, next_head
 from qkd_jax.nn.heads import (
     class_means,
     empty_statistics,
@@ -94,32 +94,6 @@ def begin(state, key):
         "gate": state.trainable["gate"],
     }
     return trainable, {**state.memory, "start": adapter}
-
-
-def gate_inputs(state, vectors):
-    """Features of slot 0 as the gate sees them."""
-    return whiten(metric_of(state, 0), vectors) if state.config.gate.whiten else vectors
-
-
-def metric_of(state, slot):
-    """The metric that features of a slot are compared in (slot 0's where there is only one)."""
-    metrics = state.memory["metrics"]
-    last = metrics.centre.shape[0] - 1
-    return jax.tree.map(lambda a: a[jnp.minimum(slot, last)], metrics)
-
-
-def anchors(state):
-    """(vectors [A, D], owner [A]): what stands for each learned task in the gate."""
-    if state.config.gate.states == "class":
-        return gate_inputs(state, state.memory["class_means"]), state.task_of_class
-    return state.memory["task_states"], jnp.arange(state.config.max_tasks)
-
-
-def route(state, gate_params, query, open_tasks):
-    """Relevance of the open tasks to images with features `query` [B, D] of slot 0."""
-    vectors, owner = gate.anchor_states(gate_params, *anchors(state))
-    query = gate_inputs(state, query)
-    return gate.relevance(gate_params, state.config.gate, query, vectors, owner, open_tasks)
 
 
 def slot_logits(state, features, rows, scale):
@@ -297,39 +271,6 @@ def extract(state, images, slot, features):
     return encode_with(state, adapter_of(state, slot), images)
 
 
-def score(state, features):
-    """Inference: z = sum_i alpha_i z^(i) over the learned tasks, alpha from slot 0's feature."""
-    tasks = jnp.arange(state.config.max_tasks)
-    found = route(state, state.trainable["gate"], features[:, 0], tasks <= state.task)
-    rows = state.memory["rows"]
-    if state.config.head.whiten:
-        rows = state.memory["whitened_rows"]
-        metrics = jax.vmap(lambda slot: metric_of(state, slot))(tasks)
-        features = jax.vmap(whiten, in_axes=(0, 1), out_axes=1)(metrics, features)
-    logits = slot_logits(state, features, rows, state.trainable["head"]["scale"])
-    fused = jnp.einsum("bt,btc->bc", found.weights, logits)
-    return mask_unseen(state, fused), found.weights
-
-
-def predict_mixed(state, images):
-    """Inference with adapters mixed by relevance in every block: a pass for h, and one mixed."""
-    tasks = jnp.arange(state.config.max_tasks)
-    query = encode_with(state, adapter_of(state, 0), images)
-    found = route(state, state.trainable["gate"], query, tasks <= state.task)
-    adapter, factors = mixed_adapter(state.memory["adapters"], found.weights)
-    feature = encode_with(state, adapter, images, hidden_factors=factors)
-    # A mixed feature belongs to no slot: every class is read in the slot of its own task.
-    rows = state.memory["rows"]
-    own = jnp.minimum(jnp.maximum(state.task_of_class, 0), len(rows) - 1)
-    rows = rows[own, jnp.arange(rows.shape[1])]
-    if state.config.head.whiten:
-        metric = metric_of(state, 0)
-        feature, rows = whiten(metric, feature), whiten(metric, rows)
-    scale = state.trainable["head"]["scale"]
-    logits = head_logits(feature, rows, scale, state.config.head.kind)
-    return mask_unseen(state, logits), found.weights
-
-
 LEARNER = register(
     Learner(
         name="qkd",
@@ -343,7 +284,7 @@ LEARNER = register(
         slots=lambda task: range(task + 1),
         teachers=lambda task: range(task),
         statistics=statistics,
-        reads_images=lambda config: config.fusion.kind == "block_mix",
-        predict=predict_mixed,
+        reads_images=lambda config: config.fusion.kind != "logits",
+        predict=predict,
     )
 )

@@ -69,6 +69,11 @@ def adapter_of(state: LearnerState, slot: jax.Array) -> dict:
     return jax.tree.map(lambda a: a[slot], state.memory["adapters"])
 
 
+def chosen_adapters(state: LearnerState, slots: jax.Array) -> dict:
+    """Adapters of slots [B], one for each image of a batch: leaves [L, B, ...]."""
+    return jax.tree.map(lambda a: jnp.moveaxis(a[slots], 0, 1), state.memory["adapters"])
+
+
 def store_adapter(state: LearnerState) -> dict:
     """`memory["adapters"]` with the trained adapter in the current task's slot."""
     return jax.tree.map(

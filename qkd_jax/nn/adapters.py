@@ -155,8 +155,8 @@ def apply_adapter(
 
     Args:
         adapter_block: {"down": {"kernel": [D, R], "bias": [R]},
-            "up": {"kernel": [R, D], "bias": [D]}}.
-        x: [..., D]; its dtype is the dtype of the products.
+            "up": {"kernel": [R, D], "bias": [D]}}, or leaves [B, ...]: an adapter for each image.
+        x: [..., D], [B, N, D] for an adapter each; its dtype is the dtype of the products.
         dropout_mask: [..., R] factors, or None for no dropout.
 
     Returns:
@@ -165,11 +165,16 @@ def apply_adapter(
     down = jax.tree.map(lambda a: a.astype(x.dtype), adapter_block["down"])
     up = jax.tree.map(lambda a: a.astype(x.dtype), adapter_block["up"])
     hidden = matmul_trainable(x, down["kernel"])
-    hidden = jax.nn.relu(hidden + as_row(down["bias"], hidden))
+    hidden = jax.nn.relu(hidden + _bias_rows(down["bias"], hidden))
     if dropout_mask is not None:
         hidden = hidden * dropout_mask.astype(x.dtype)
     out = matmul_trainable(hidden, up["kernel"])
-    return spec.scale * (out + as_row(up["bias"], out))
+    return spec.scale * (out + _bias_rows(up["bias"], out))
+
+
+def _bias_rows(bias, like):
+    """A bias [E], or [B, E] with a row for each image, in a shape that adds to `like` [..., E]."""
+    return as_row(bias, like) if bias.ndim == 1 else bias[:, None, :]
 
 
 def mixed_adapter(adapters: dict, weights: jax.Array) -> tuple[dict, jax.Array]:

@@ -14,7 +14,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax import gate
-from qkd_jax.learners import base, qkd
+from qkd_jax.learners import base, fusion, qkd
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.whitening import shrunk_factor
 from qkd_jax.state import local_labels, split
@@ -335,7 +335,7 @@ def test_loss_against_float64(tiny, history):
     encode = jax.jit(lambda images: encode_with(state, state.trainable["adapter"], images, keys))
     student = np.float64(encode(images))
     alpha = np.float64(
-        qkd.route(state, state.trainable["gate"], features[:, 0], jnp.arange(4) < 2).weights
+        fusion.route(state, state.trainable["gate"], features[:, 0], jnp.arange(4) < 2).weights
     )
     head, scale = state.trainable["head"], float(state.trainable["head"]["scale"])
     rows, teachers = np.float64(state.memory["rows"]), np.float64(features)
