@@ -6,6 +6,7 @@ not in it: it is frozen, and its hash is in the run's environment.json.
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ logger = logging.getLogger("qkd_jax")
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`; use as a context manager."""
+    """The checkpoints of one run, in `folder`; use as a context manager.
 
-    def __init__(self, folder: Path):
+    `shared` makes of a host's arrays what all hosts write and read together; one host's are it.
+    """
+
+    def __init__(self, folder: Path, shared: Callable[[Any], Any] = lambda arrays: arrays):
+        self._shared = shared
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every file
         # and forgets the reads that were still to come when one fails.
         warnings.filterwarnings("ignore", "coroutine '_read_array", RuntimeWarning)
@@ -57,7 +62,7 @@ class Checkpoints:
                 "another --variant or --out)."
             )
         args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+            arrays=ocp.args.StandardSave(self._shared(arrays)), meta=ocp.args.JsonSave(meta)
         )
         try:
             self._manager.save(number, args=args, force=True)
@@ -77,7 +82,7 @@ class Checkpoints:
           CheckpointError: checkpoints exist, but none can be read.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(state))
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._shared(_arrays(state)))
         failures = []
         for number in numbers:
             found, failure = self._read(number, state, target)

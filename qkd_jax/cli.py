@@ -44,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--method", default="qkd")
     run.add_argument("--seed", default="1993", help="one or more, as in --seed '1993 1994 1995'")
     _add_run_options(run)
+    hosts = run.add_argument_group("several hosts, one command each; a TPU pod needs none of these")
+    hosts.add_argument("--coordinator", default="", help="address:port of host 0")
+    hosts.add_argument("--num-hosts", default=0, type=int)
+    hosts.add_argument("--host-id", default=-1, type=int, help="which host this is, from 0")
     # What `compare` starts: the tables of an experiment have one writer.
     run.add_argument("--bare", action="store_true", help="only train and evaluate: no tables")
 
@@ -93,12 +97,14 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from qkd_jax.parallel import connect
     from qkd_jax.report import write_report
     from qkd_jax.results import write_results
     from qkd_jax.run import Interrupted, run, run_folder
     from qkd_jax.weights.load import load_backbone
 
     seeds = _seeds(options.seed)
+    shows = connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
     backbone = load_backbone(
         configs[0].backbone.name,
@@ -108,12 +114,15 @@ def _run(options: argparse.Namespace) -> int:
     )
     import jax
 
-    devices = jax.local_devices()
-    print(
-        f"{options.experiment}, {options.method}: {backbone.name} at "
-        f"{configs[0].backbone.image_size} px on "
-        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
-    )
+    devices = jax.devices()
+    if shows:
+        print(
+            f"{options.experiment}, {options.method}: {backbone.name} at "
+            f"{configs[0].backbone.image_size} px on "
+            f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+            + f" of {jax.process_count()} hosts"
+            * (jax.process_count() > 1)
+        )
     for config in configs:
         folder = run_folder(options.out, config, options.variant)
         try:
@@ -121,12 +130,12 @@ def _run(options: argparse.Namespace) -> int:
         except Interrupted:
             print(f"saved in {folder}; the same command continues", file=sys.stderr)
             return 130
-        if options.bare:
+        if options.bare or not shows:
             continue
         _print_table(folder)
         if not options.no_report:
             print(f"report: {write_report(folder)}")
-    if not options.bare:
+    if shows and not options.bare:
         print(f"all methods and seeds: {write_results(options.out / configs[0].experiment)}")
     return 0
 

@@ -3,8 +3,13 @@
 One device runs the per-device functions under `jax.jit`; several run the same functions under
 `jax.pmap` with `axis_name="data"`. What every device reads is passed as one logical copy
 (`in_axes=None`) and placed on all of them once a task, not once a step.
+
+Several hosts run the same program, each with its own copy of the state. A host reads, decodes and
+encodes its own rows of every batch (`own_rows`); gradients are averaged over the devices of all
+hosts, features and scores are gathered. All else is computed by every host from the same numbers.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -12,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax.errors import ConfigError
@@ -21,6 +27,40 @@ from qkd_jax.state import LearnerState, Moving
 AXIS = "data"
 
 
+def connect(coordinator: str = "", num_hosts: int = 0, host_id: int = -1) -> int:
+    """Joins the hosts of one run; call it before anything else touches a device. Returns which host
+    this is.
+
+    With nothing given it joins on a TPU pod, whose hosts know one another, and does nothing
+    elsewhere.
+
+    Args:
+      coordinator: address:port of host 0, the same on every host.
+      num_hosts: how many hosts there are. host_id: which one this is, from 0.
+
+    Raises:
+      ConfigError: some of the three are missing, or the hosts do not find one another.
+    """
+    given = (bool(coordinator), num_hosts > 0, host_id >= 0)
+    if not any(given):
+        if len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+            jax.distributed.initialize()
+        return jax.process_index()
+    if not all(given) or host_id >= num_hosts:
+        raise ConfigError(
+            "several hosts need --coordinator ADDRESS:PORT --num-hosts N --host-id I, I from 0 to "
+            f"N - 1; found {coordinator!r}, {num_hosts} and {host_id}"
+        )
+    try:
+        jax.distributed.initialize(coordinator, num_hosts, host_id)
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"host {host_id} of {num_hosts} cannot join at {coordinator}: {first}"
+        ) from None
+    return host_id
+
+
 class Runner:
     """Compiled steps and passes over a fixed set of devices.
 
@@ -28,12 +68,18 @@ class Runner:
     """
 
     def __init__(self, num_devices: int = 0):
-        """`num_devices`: how many local devices to use; 0 = all.
+        """`num_devices`: how many local devices to use; 0 = all. Several hosts use all of theirs.
 
         Raises:
-          ConfigError: more devices are asked for than there are.
+          ConfigError: more devices are asked for than there are, or some of several hosts'.
         """
         available = jax.local_devices()
+        self.num_hosts, self.host = jax.process_count(), jax.process_index()
+        if self.num_hosts > 1 and num_devices not in (0, len(available)):
+            raise ConfigError(
+                f"train.devices={num_devices}: with {self.num_hosts} hosts every device is used; "
+                "leave it at 0"
+            )
         if num_devices > len(available):
             raise ConfigError(
                 f"train.devices={num_devices}, but this process has {len(available)} "
@@ -41,15 +87,51 @@ class Runner:
             )
         self.devices = available[: num_devices or len(available)]
         self.compilations = 0
-        self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
-        self._extract = self._build(_extract, (None, 0, None, 0), 0)
-        self._survey = self._build(_survey, (None, 0, 0), 0)
-        self._prefix = self._build(frozen_prefix, (None, 0), 0)
-        self._predict = self._build(_predict, (None, 0), 0)
+        everywhere = jax.devices() if self.num_hosts > 1 else self.devices
+        self._step = self._build(self._counted_step, everywhere, (None, None, 0), None, (1,))
+        # What needs no other device runs on this host's alone, whatever the other hosts do.
+        self._extract = self._build(_extract, self.devices, (None, 0, None, 0), 0)
+        self._survey = self._build(_survey, self.devices, (None, 0, 0), 0)
+        self._prefix = self._build(frozen_prefix, self.devices, (None, 0), 0)
+        self._predict = self._build(_predict, self.devices, (None, 0), 0)
 
     @property
     def num_devices(self) -> int:
-        return len(self.devices)
+        """Devices of all hosts."""
+        return len(self.devices) * self.num_hosts
+
+    @property
+    def is_first_host(self) -> bool:
+        """The one that writes and shows."""
+        return self.host == 0
+
+    def own_rows(self, rows: np.ndarray) -> np.ndarray:
+        """This host's part of the rows of a batch."""
+        size = len(rows) // self.num_hosts
+        return rows[self.host * size : (self.host + 1) * size]
+
+    def any_host(self, flag: bool) -> bool:
+        """Whether `flag` holds on any host. All hosts must ask at the same place."""
+        return flag if self.num_hosts == 1 else bool(self._gathered(np.asarray([flag])).any())
+
+    def wait_for_all(self, name: str) -> None:
+        """Returns when every host is here."""
+        if self.num_hosts > 1:
+            multihost_utils.sync_global_devices(name)
+
+    def shared(self, tree: Any) -> Any:
+        """The hosts' equal copies as one array each, as checkpoints of several hosts want them."""
+        if self.num_hosts == 1:
+            return tree
+        mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
+        to_global = multihost_utils.host_local_array_to_global_array
+        return jax.tree.map(lambda a: to_global(np.asarray(a), mesh, PartitionSpec()), tree)
+
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all hosts, in the order of `own_rows`."""
+        if self.num_hosts == 1:
+            return rows
+        return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
 
     def check_batch_size(self, name: str, batch_size: int) -> None:
         """Raises ConfigError unless the batch divides over the devices."""
@@ -63,7 +145,9 @@ class Runner:
 
     def place(self, tree: Any) -> Any:
         """`tree` with one copy on every device; call it when a task begins, not in every step."""
-        if self.num_devices == 1:
+        if self.num_hosts > 1:
+            tree = jax.tree.map(_on_this_host, tree)
+        if len(self.devices) == 1:
             return jax.device_put(tree, self.devices[0])
         mesh = Mesh(np.asarray(self.devices), (AXIS,))
         return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -71,67 +155,79 @@ class Runner:
     def step(
         self, held: LearnerState, moving: Moving, batch: Mapping[str, np.ndarray]
     ) -> tuple[Moving, dict[str, jax.Array]]:
-        """One optimisation step on a global batch; `moving` is donated."""
-        return self._step(held, moving, self._shard(batch))
+        """One optimisation step on this host's rows of a batch; `moving` is donated."""
+        return self._step(held, moving, batch)
 
     def extract(
         self, state: LearnerState, images: np.ndarray, slot: int, features: np.ndarray
     ) -> np.ndarray:
-        """Features [B, D] of one filled slot, on the host; images [B, H, W, 3] or kept tokens
-        [B, N, D], features [B, S, D] of the slots extracted before.
+        """Features [B, D] of one filled slot, of a whole batch and on the host, from this host's
+        rows: images [b, H, W, 3] or kept tokens [b, N, D], features [b, S, D] of the slots
+        extracted before.
         """
-        found = self._extract(state, self._shard(images), jnp.int32(slot), self._shard(features))
-        return np.asarray(found).reshape(len(images), -1)
+        found = self._extract(state, images, jnp.int32(slot), features)
+        return self._gathered(np.asarray(found).reshape(len(images), -1))
 
     def survey(self, state: LearnerState, batches: Iterable[Mapping[str, np.ndarray]]) -> Any:
-        """The learner's survey of images in batches {"image", "mask"}, summed."""
+        """The learner's survey of images in batches of this host's rows {"image", "mask"}, summed
+        over batches and hosts.
+        """
         total = None
         for batch in batches:
-            images, mask = self._shard(batch["image"]), self._shard(batch["mask"])
-            sums = self._survey(state, images, mask)
-            if self.num_devices > 1:
+            sums = self._survey(state, batch["image"], batch["mask"])
+            if len(self.devices) > 1:
                 sums = jax.tree.map(lambda a: np.asarray(a).sum(0), sums)
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+        if self.num_hosts > 1:
+            total = jax.tree.map(lambda a: self._gathered(np.asarray(a)[None]).sum(0), total)
         return total
 
     def prefix(self, state: LearnerState, images: np.ndarray) -> np.ndarray:
         """The residual stream [B, N, D] before the first adapter, on the host."""
-        tokens = np.asarray(self._prefix(state, self._shard(images)))
+        tokens = np.asarray(self._prefix(state, images))
         return tokens.reshape(len(images), *tokens.shape[-2:])
 
     def predict(self, state: LearnerState, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(scores [B, C], relevance [B, T]) for settings that read images; pixels or kept
-        tokens.
+        """(scores [B, C], relevance [B, T]) of a whole batch for settings that read images, from
+        this host's rows: pixels or kept tokens.
         """
-        found = self._predict(state, self._shard(images))
-        return tuple(np.asarray(part).reshape(len(images), -1) for part in found)
+        found = self._predict(state, images)
+        return tuple(self._gathered(np.asarray(part).reshape(len(images), -1)) for part in found)
 
     def _counted_step(self, held, moving, batch):
         self.compilations += 1
         return device_step(held, moving, batch, AXIS if self.num_devices > 1 else None)
 
-    def _build(self, function: Callable, in_axes, out_axes, donate=()) -> Callable:
-        if self.num_devices == 1:
+    def _build(self, function: Callable, devices, in_axes, out_axes, donate=()) -> Callable:
+        """`function` compiled for `devices`; arguments with axis 0 are this host's rows."""
+        if len(devices) == 1:
             return jax.jit(function, donate_argnums=donate)
-        return jax.pmap(
+        mapped = jax.pmap(
             function,
             axis_name=AXIS,
             in_axes=in_axes,
             out_axes=out_axes,
             donate_argnums=donate,
-            devices=self.devices,
+            devices=devices,
         )
+        divide = partial(jax.tree.map, partial(_split_rows, len(self.devices)))
 
-    def _shard(self, batch: Any) -> Any:
-        """[B, ...] -> [devices, B / devices, ...] where there are several."""
-        if self.num_devices == 1:
-            return batch
-        split = partial(_split_rows, self.num_devices)
-        return jax.tree.map(split, batch)
+        def call(*arguments):
+            pairs = zip(arguments, in_axes, strict=True)
+            return mapped(*(divide(a) if axis == 0 else a for a, axis in pairs))
+
+        return call
 
 
 def _split_rows(parts: int, array: np.ndarray) -> np.ndarray:
     return array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
+
+
+def _on_this_host(array: Any) -> Any:
+    """This host's copy of an array that all hosts hold."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return array.addressable_data(0)
+    return array
 
 
 def _extract(

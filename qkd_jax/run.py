@@ -28,14 +28,12 @@ from qkd_jax.parallel import Runner
 from qkd_jax.plan import Plan, plan
 from qkd_jax.progress import NullProgress, Progress
 from qkd_jax.run_folder import (
+    Writer,
     begin_folder,
     exclusive,
     is_begun,
     run_folder,
-    save_arrays,
     stored_summary,
-    trim_log,
-    write_json,
 )
 from qkd_jax.slot_features import SlotFeatures
 from qkd_jax.state import join, split
@@ -78,13 +76,15 @@ def run(
         return summary
     # Before the folder is made: settings that do not fit leave nothing behind.
     loop = _Loop(planned, backbone, folder, variant, show_progress)
-    with exclusive(folder):
+    first = loop.runner.is_first_host
+    with exclusive(folder, locks=first):
         # Again under the lock: another process may have ended in between.
         summary = stored_summary(folder, planned, backbone)
         if summary is not None:
             return summary
-        if not is_begun(folder):
+        if first and not is_begun(folder):
             begin_folder(folder, planned, backbone)
+        loop.runner.wait_for_all("begun")
         return loop.run()
 
 
@@ -97,6 +97,7 @@ class _Loop:
         self.show_progress, self.progress = show_progress, NullProgress()
         self.learner = base.learner_of(self.config)
         self.runner = Runner(self.config.train.devices)
+        self.writer = Writer(folder, self.runner.is_first_host)
         self.runner.check_batch_size("train.batch_size", self.config.train.batch_size)
         self.runner.check_batch_size("train.eval_batch_size", self.config.train.eval_batch_size)
         key = jax.random.key(self.config.seed)
@@ -134,11 +135,12 @@ class _Loop:
     def run(self) -> dict[str, Any]:
         from qkd_jax.checkpoint import Checkpoints
 
-        with Checkpoints(self.folder / "checkpoints") as checkpoints, self._signals():
+        folder = self.folder / "checkpoints"
+        with Checkpoints(folder, self.runner.shared) as checkpoints, self._signals():
             first, restored = self._restore(checkpoints)
             steps = [self.steps_of(task) for task in self.tasks]
             images = [self.images_of(task) for task in self.tasks]
-            if self.show_progress:
+            if self.show_progress and self.runner.is_first_host:
                 self.progress = Progress(
                     sum(steps),
                     sum(images),
@@ -151,15 +153,15 @@ class _Loop:
                 for task in self.tasks[first:]:
                     self._learn(task, checkpoints)
         summary = self._summary(finished=True, inference_rate=self._inference_rate())
-        write_json(self.folder / "summary.json", summary)
+        self.writer.json("summary.json", summary)
+        self.runner.wait_for_all("finished")
         return summary
 
     def _restore(self, checkpoints) -> tuple[int, int]:
         """Continues from the newest checkpoint: the task to go on with, the steps done in it."""
-        log = self.folder / "metrics.jsonl"
         found = checkpoints.restore(self.state)
         if found is None:
-            trim_log(log, -1, 0)
+            self.writer.trim_log("metrics.jsonl", -1, 0)
             return 0, 0
         state, meta = found
         self.state = self.runner.place(state)
@@ -168,7 +170,7 @@ class _Loop:
         self.confusion = None if meta["confusion"] is None else np.asarray(meta["confusion"])
         self.spent, self.counts = self.spent | meta["spent"], meta["counts"]
         first = meta["finished_tasks"]
-        trim_log(log, int(self.state.task), int(self.state.step))
+        self.writer.trim_log("metrics.jsonl", int(self.state.task), int(self.state.step))
         learned = np.flatnonzero((self.task_of_class >= 0) & (self.task_of_class < first))
         if 0 < first < len(self.tasks):
             # Counted when they were first computed; a resumed run reports the same number.
@@ -224,7 +226,7 @@ class _Loop:
         done = int(self.state.step)
         # The same in every task, so that the step is compiled once.
         cached = not config.data.augment and bool(self.learner.teachers(len(self.tasks)))
-        with open(self.folder / "metrics.jsonl", "a") as log:
+        with self.writer.log("metrics.jsonl") as log:
             for epoch in range(done // per_epoch, epochs):
                 skipped = done - epoch * per_epoch
                 batches = epoch_batches(
@@ -237,10 +239,9 @@ class _Loop:
                 )
                 loaded = prefetch(self._training_batches(train, features, batches, cached))
                 began = time.monotonic()
-                for batch in loaded:
+                for batch, real in loaded:
                     moving, values = self.runner.step(held, moving, batch)
                     done += 1
-                    real = int(batch["mask"].sum())
                     self.counts["trained"] += real
                     record = {name: float(value) for name, value in values.items()}
                     self._time_step(real, time.monotonic() - began)
@@ -248,14 +249,13 @@ class _Loop:
                         raise QkdError(_not_finite(record, task.index, done, self.folder))
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
                     self.progress.update(1, real, record, epoch, epochs)
-                    if self.stop or (
-                        done % config.train.checkpoint_every == 0 and done < num_steps
-                    ):
+                    stop = self.runner.any_host(self.stop)
+                    if stop or (done % config.train.checkpoint_every == 0 and done < num_steps):
                         log.flush()
                         self._lap("train")
                         self.state = join(held, moving)
                         self._save(checkpoints, task.index)
-                    if self.stop:
+                    if stop:
                         raise Interrupted
                     began = time.monotonic()
         self.state = join(held, moving)
@@ -269,9 +269,11 @@ class _Loop:
             self.spent["timed_images"] += images
         self.compiled = True
 
-    def _training_batches(self, train, features, batches, cached) -> Iterator[dict]:
+    def _training_batches(self, train, features, batches, cached) -> Iterator[tuple[dict, int]]:
+        """(this host's rows of a batch, how many rows of the whole batch are images)."""
         config = self.config
-        for indices, mask in batches:
+        for every_index, every_mask in batches:
+            indices, mask = self.runner.own_rows(every_index), self.runner.own_rows(every_mask)
             if config.data.augment:
                 canvas = config.data.canvas or train.canvas_size(config.backbone.image_size)
                 images = train.load(indices, canvas, "train")
@@ -281,7 +283,8 @@ class _Loop:
                 batch = {"tokens" if inputs.ndim == 3 else "image": inputs}
             if cached:
                 batch["features"] = features.values[indices]
-            yield {**batch, "label": train.labels[indices].astype(np.int32), "mask": mask}
+            batch |= {"label": train.labels[indices].astype(np.int32), "mask": mask}
+            yield batch, int(every_mask.sum())
 
     def _log_line(self, task, epoch, done, record) -> dict:
         return {
@@ -312,7 +315,7 @@ class _Loop:
         scores, relevance = [], []
         for indices, mask in eval_batches(len(rows), self.config.train.eval_batch_size):
             if from_images:
-                inputs = self.test.inputs(self.state, rows[indices])
+                inputs = self.test.inputs(self.state, rows[self.runner.own_rows(indices)])
                 found, weights = self.runner.predict(self.state, inputs)
             else:
                 found, weights = base.score(self.state, self.test.values[rows[indices]])
@@ -342,11 +345,9 @@ class _Loop:
             num_tasks = len(self.tasks)
             self.confusion = metrics.routing_confusion(truth, saved["relevance"], num_tasks)
             line += f"  routing {100.0 * np.trace(self.confusion) / len(rows):.2f}"
-        predictions = self.folder / "predictions"
-        predictions.mkdir(exist_ok=True)
-        save_arrays(predictions / f"after_task_{task.index}.npz", saved)
-        write_json(
-            self.folder / "matrix.json",
+        self.writer.arrays(f"predictions/after_task_{task.index}.npz", saved)
+        self.writer.json(
+            "matrix.json",
             {
                 "orientation": "row = after task, column = evaluated task; counts of images",
                 "correct": self.correct.tolist(),
@@ -373,7 +374,7 @@ class _Loop:
             features.fill(self.state, slots, everything)
             for indices, _ in eval_batches(len(features.set), self.config.train.eval_batch_size):
                 if from_images:
-                    inputs = features.inputs(self.state, indices)
+                    inputs = features.inputs(self.state, self.runner.own_rows(indices))
                     self.runner.predict(self.state, inputs)
                 else:
                     jax.block_until_ready(base.score(self.state, features.values[indices]))
@@ -390,7 +391,7 @@ class _Loop:
             classify(features, slots)
             seconds += time.monotonic() - began
             images += size
-            if seconds >= INFERENCE_SECONDS:
+            if self.runner.any_host(seconds >= INFERENCE_SECONDS):
                 break
         return images / seconds
 
@@ -416,8 +417,8 @@ class _Loop:
         }
         checkpoints.save(finished_tasks * STEPS_PER_TASK + step, self.state, meta)
         if finished_tasks == int(self.state.task) + 1:
-            write_json(self.folder / "summary.json", self._summary(finished=False))
-        if self.stop:
+            self.writer.json("summary.json", self._summary(finished=False))
+        if self.runner.any_host(self.stop):
             raise Interrupted
 
     def _summary(self, finished: bool, inference_rate: float | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -157,9 +157,37 @@ def trim_log(path: Path, task: int, step: int) -> None:
     write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
 
+class Writer:
+    """Writes the files of a run; on all hosts but the first it writes nothing."""
+
+    def __init__(self, folder: Path, writes: bool = True):
+        self.folder, self.writes = folder, writes
+
+    def json(self, name: str, value: Any) -> None:
+        if self.writes:
+            write_json(self.folder / name, value)
+
+    def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        if self.writes:
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            save_arrays(path, arrays)
+
+    def log(self, name: str) -> TextIO:
+        """A file open for more lines."""
+        return open(self.folder / name if self.writes else os.devnull, "a")
+
+    def trim_log(self, name: str, task: int, step: int) -> None:
+        if self.writes:
+            trim_log(self.folder / name, task, step)
+
+
 @contextmanager
-def exclusive(folder: Path):
-    """Refuses two processes in one run folder."""
+def exclusive(folder: Path, locks: bool = True):
+    """Refuses two processes in one run folder; of several hosts only the first one locks it."""
+    if not locks:
+        yield
+        return
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,8 @@ class SlotFeatures:
         if self._tokens is None:
             return self.images(rows)
         missing = np.unique(rows[~self._has_tokens[rows]])
-        size = self.config.train.eval_batch_size
+        # Hosts miss different rows: what they do here, they do alone.
+        size = self.config.train.eval_batch_size // self.runner.num_hosts
         for indices, mask in eval_batches(len(missing), size):
             tokens = self.runner.prefix(state, self.images(missing[indices]))
             self._tokens[missing[indices[mask]]] = tokens[mask]
@@ -79,19 +80,21 @@ class SlotFeatures:
         batch_size = self.config.train.eval_batch_size
         for slot in slots:
             missing = rows[~self.known[rows, slot]]
-            batches = list(eval_batches(len(missing), batch_size))
-            loaded = prefetch((missing[i], m, self.inputs(state, missing[i])) for i, m in batches)
+            batches = [(missing[i], m) for i, m in eval_batches(len(missing), batch_size)]
+            own = self.runner.own_rows
+            loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
             for batch_rows, mask, inputs in loaded:
-                found = self.runner.extract(state, inputs, slot, self.values[batch_rows])
+                found = self.runner.extract(state, inputs, slot, self.values[own(batch_rows)])
                 self.values[batch_rows[mask], slot] = found[mask]
                 self.known[batch_rows[mask], slot] = True
                 self.computed += int(mask.sum())
         return rows
 
     def images_in_batches(self) -> Iterator[dict]:
-        """Pixels and mask of the whole set, in batches of one size."""
+        """This host's pixels and mask of the whole set, in batches of one size."""
+        own = self.runner.own_rows
         for indices, mask in eval_batches(len(self.set), self.config.train.eval_batch_size):
-            yield {"image": self.images(indices), "mask": mask}
+            yield {"image": self.images(own(indices)), "mask": own(mask)}
 
     def batches(self) -> Iterator[dict]:
         """Features and labels of the whole set, in order, in batches of one size."""

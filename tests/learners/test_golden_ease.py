@@ -1,6 +1,43 @@
 """EASE against the authors' code: features, loss, gradient, four steps, rows, scores.
 
-Reference: sun-hailong/CVPR24-Ease at 6d67508ed8b7c4d23350ed4eb28c123914b40ae3.
+Repository sun-hailong/CVPR24-Ease, commit 6d67508ed8b7c4d23350ed4eb28c123914b40ae3 (models/ease.py
+and backbone/vit_ease.py are the same in LAMDA-CL/LAMDA-PILOT, commit 5240714d). The arrays come
+from running models/ease.py `Learner` and utils/inc_net.py `EaseNet` on backbone/vit_ease.py
+`VisionTransformer` (12 wide, 2 blocks, 2 heads, MLP 24, patches of 4 pixels of 8 x 8 images,
+parallel adapters of bottleneck 3 and scale 0.1, their dropout of 0.1 set to 0), in float64 on
+weights rounded to float32: three tasks of three, two and two classes, two to five images a class,
+with random adapters.
+
+- `VisionTransformer.forward_train` in the second task and `forward_test` after the third gave the
+  features of ten images;
+- `_train` with `_init_train`, on all eight images of the second task as one batch, from a given
+  head of scale 3.5: loss and gradients of the first step; then losses and weights of four epochs
+  (SGD 0.05, momentum 0.9, decay 0.005 of all that is trained, cosine to 0);
+- `replace_fc`, and in it `solve_sim_reset`, the rows after each task, under the drawn adapters;
+- `EaseNet.forward` with test=True, so backbone/linears.py `CosineLinear.forward_reweight`, the
+  scores of the ten images after each task. The best leads by more than 0.019.
+
+Rate, decay, alpha and switches are those of exps/ease_inr_in21k.json, its `later_lr` and
+`later_epochs` equal to `init_*`. `recalc_sim` is on in all 14 published files, which is
+`solve_sim_reset`; `solve_similarity`, not run here, would leave what the second task guessed as it
+is. alpha = 0.1 is divided by the index of the task, which in the first has nothing to weigh.
+`use_init_ptm` is off in 11 of the files, and then beta = 0 is never read; the frozen model as one
+more subspace (ease_cub.json, with beta = 1, and the two of OmniBenchmark) is not in ours.
+`EaseNet` leaves `out_dim` of `forward_reweight` at its default of 768: set to 12.
+
+What this cannot show. Their rate falls once an epoch, ours with every step: an epoch is one batch
+here, where both are the same. Their rows start uniform in +-1 / sqrt(D), ours normal with variance
+1 / D: the head is given. Their head for training has `increment` rows also where the last task is
+smaller; here no task is.
+
+Error budget, eps = 1.2e-7. A feature: two blocks of six products and norms in a row, each rounding
+sums of 12 to 48 numbers by about 5 eps: BUDGET, 60 eps of the largest entry. A row is a mean of
+features, or one weighted by a softmax of cosines as good as they are: two budgets. A score is one
+and a tenth of a cosine, which averages over 12 numbers: one. The loss: logits are 3.5 cosines, of
+which a mean probability of 0.2 passes on: two. A gradient has as many steps back, from logits of
+that scale: four, of its largest entry. A weight after four steps: four eps for the additions, and
+of the way it went the four budgets of a gradient. No hidden unit of an adapter comes closer than
+0.016 to the kink of its ReLU in training.
 """
 
 import jax
@@ -15,7 +52,8 @@ from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.protocol import Task
 from qkd_jax.published import FORM
 
-BUDGET = 1.2e-5
+EPS = 1.2e-7
+BUDGET = 60 * EPS
 TASKS = (Task(0, (0, 1, 2)), Task(1, (3, 4)), Task(2, (5, 6)))
 # Eight classes and four tasks have room; the last of each never comes.
 SETTINGS = """
@@ -76,6 +114,11 @@ def head_of(arrays, name):
     return {"rows": arrays[f"{name}/rows"], "scale": arrays[f"{name}/scale"]}
 
 
+def without_padding(trainable):
+    head = trainable["head"]
+    return {**trainable, "head": {**head, "rows": head["rows"][:2]}}
+
+
 def test_features_under_an_adapter(stored, learned):
     """Their forward pass in training, without dropout, and the one at test over all adapters."""
     arrays, state = stored.arrays, learned[2][1]
@@ -104,10 +147,10 @@ def test_loss_and_gradient_of_the_second_task(stored, second):
         )
 
     loss, grads = objective(second.trainable)
-    np.testing.assert_allclose(loss, arrays["loss"], atol=8 * BUDGET)
+    np.testing.assert_allclose(loss, arrays["loss"], atol=2 * BUDGET)
     np.testing.assert_array_equal(grads["head"]["rows"][2], 0.0)
-    grads["head"]["rows"] = grads["head"]["rows"][:2]
-    close(grads, {"adapter": stored.adapter("grad"), "head": head_of(arrays, "grad")}, 4 * BUDGET)
+    expected = {"adapter": stored.adapter("grad"), "head": head_of(arrays, "grad")}
+    close(without_padding(grads), expected, 4 * BUDGET)
 
 
 def test_four_steps_of_the_second_task(stored, second, tiny):
@@ -115,14 +158,17 @@ def test_four_steps_of_the_second_task(stored, second, tiny):
     for _ in range(4):
         state, metrics = qkd_jax.train_task(state, images_of(stored, TASKS[1]))
         losses.append(metrics["loss"])
-    np.testing.assert_allclose(losses, arrays["losses"], atol=8 * BUDGET)
-    found = state.trainable
-    found = {
-        "adapter": found["adapter"],
-        "head": {**found["head"], "rows": found["head"]["rows"][:2]},
-    }
+    np.testing.assert_allclose(losses, arrays["losses"], atol=2 * BUDGET)
     expected = {"adapter": stored.adapter("trained"), "head": head_of(arrays, "trained")}
-    close(found, expected, BUDGET)
+
+    def check(found, expected, start):
+        way = np.abs(expected - start).max()
+        budget = 4 * EPS * np.abs(expected).max() + 4 * BUDGET * way
+        np.testing.assert_allclose(found, expected, atol=budget)
+        assert way > 100 * budget
+
+    found, start = without_padding(state.trainable), without_padding(second.trainable)
+    jax.tree.map(check, found, expected, start)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -133,6 +179,6 @@ def test_rows_and_scores_after_each_task(stored, learned, task):
     close(state.memory["rows"][:slots, :classes], expected, 2 * BUDGET)
     scores, _ = base.score(state, base.slot_features(state, arrays["queries"]))
     expected = arrays[f"scores/{task.index}"]
-    np.testing.assert_allclose(scores[:, :classes], expected, atol=4 * BUDGET)
+    np.testing.assert_allclose(scores[:, :classes], expected, atol=BUDGET)
     assert (np.asarray(scores[:, classes:]) == -np.inf).all()
     np.testing.assert_array_equal(scores.argmax(1), expected.argmax(1))
