@@ -87,6 +87,7 @@ class Runner:
             )
         self.devices = available[: num_devices or len(available)]
         self.compilations = 0
+        self._backbones: tuple[Any, Any] = (None, None)  # on one device, and the same on all
         everywhere = jax.devices() if self.num_hosts > 1 else self.devices
         self._step = self._build(self._counted_step, everywhere, (None, None, 0), None, (1,))
         # What needs no other device runs on this host's alone, whatever the other hosts do.
@@ -143,14 +144,29 @@ class Runner:
                 f"use {fitting}"
             )
 
-    def place(self, tree: Any) -> Any:
-        """`tree` with one copy on every device; call it when a task begins, not in every step."""
-        if self.num_hosts > 1:
-            tree = jax.tree.map(_on_this_host, tree)
+    def place(self, state: LearnerState) -> LearnerState:
+        """The state with one copy on every device of this host, for the passes below."""
         if len(self.devices) == 1:
-            return jax.device_put(tree, self.devices[0])
+            return jax.device_put(state, self.devices[0])
+        single, copies = self._backbones
+        known = _same_arrays(state.backbone, single)
         mesh = Mesh(np.asarray(self.devices), (AXIS,))
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+        placed = jax.device_put(
+            state.replace(backbone=copies) if known else state, NamedSharding(mesh, PartitionSpec())
+        )
+        self._backbones = (state.backbone, placed.backbone)
+        return placed
+
+    def alone(self, state: LearnerState) -> LearnerState:
+        """The state on one device: what is done once a task, all devices would only repeat.
+
+        On CPU it is also a must: several devices in LAPACK at once can block one another for good
+        (each waits for threads that the others hold; jaxlib 0.10).
+        """
+        single, copies = self._backbones
+        if _same_arrays(state.backbone, copies):
+            state = state.replace(backbone=single)
+        return jax.device_put(jax.tree.map(_on_this_host, state), self.devices[0])
 
     def step(
         self, held: LearnerState, moving: Moving, batch: Mapping[str, np.ndarray]
@@ -221,6 +237,11 @@ class Runner:
 
 def _split_rows(parts: int, array: np.ndarray) -> np.ndarray:
     return array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
+
+
+def _same_arrays(tree: Any, other: Any) -> bool:
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=False)
+    return other is not None and all(a is b for a, b in pairs)
 
 
 def _on_this_host(array: Any) -> Any:

@@ -36,7 +36,7 @@ from qkd_jax.run_folder import (
     stored_summary,
 )
 from qkd_jax.slot_features import SlotFeatures
-from qkd_jax.state import join, split
+from qkd_jax.state import LearnerState, join, split
 
 # Checkpoint numbers: task * this + step, so that they rise over the whole run.
 STEPS_PER_TASK = 10_000_000
@@ -101,7 +101,9 @@ class _Loop:
         self.runner.check_batch_size("train.batch_size", self.config.train.batch_size)
         self.runner.check_batch_size("train.eval_batch_size", self.config.train.eval_batch_size)
         key = jax.random.key(self.config.seed)
-        self.state = self.runner.place(base.init_state(key, backbone, self.config))
+        # On one device; `everywhere` has the copies of all.
+        self.state = self.runner.alone(base.init_state(key, backbone, self.config))
+        self._placed: tuple[LearnerState, LearnerState] | None = None
         self.task_of_class = protocol.task_of_class(self.tasks, self.config.num_classes)
         self.correct, self.total = metrics.empty_matrix(len(self.tasks))
         self.within_task = np.zeros_like(self.correct)
@@ -114,6 +116,14 @@ class _Loop:
         self.began = self.lap_began = time.monotonic()
         self.test = self._features_of(self.data.test)
         self.stop = False
+
+    @property
+    def everywhere(self) -> LearnerState:
+        """The state with a copy on every device, made when it is first asked for."""
+        if self._placed is None or self._placed[0] is not self.state:
+            self._placed = None  # gives its memory back first
+            self._placed = (self.state, self.runner.place(self.state))
+        return self._placed[1]
 
     def epochs_of(self, task: protocol.Task) -> int:
         """Epochs of a task; 0 where the method trains nothing in it."""
@@ -164,7 +174,7 @@ class _Loop:
             self.writer.trim_log("metrics.jsonl", -1, 0)
             return 0, 0
         state, meta = found
-        self.state = self.runner.place(state)
+        self.state = self.runner.alone(state)
         names = ("correct", "total", "within_task")
         self.correct, self.total, self.within_task = (np.asarray(meta[k], np.int64) for k in names)
         self.confusion = None if meta["confusion"] is None else np.asarray(meta["confusion"])
@@ -188,7 +198,6 @@ class _Loop:
             self.state = base.open_task(self.state, task, num_steps)
             if self.learner.survey is not None:
                 self.state = base.prepare(self.state, self._survey(features))
-        self.state = self.runner.place(self.state)
         if num_steps:
             if not self.config.data.augment:
                 # Resumed within the task: the checkpoint has counted them.
@@ -205,8 +214,7 @@ class _Loop:
         self._save(checkpoints, task.index + 1)
 
     def _survey(self, features: SlotFeatures) -> Any:
-        self.state = self.runner.place(self.state)
-        return self.runner.survey(self.state, features.images_in_batches())
+        return self.runner.survey(self.everywhere, features.images_in_batches())
 
     def _features_of(self, images: ImageSet) -> SlotFeatures:
         return SlotFeatures(images, self.config, self.state.backbone.spec, self.runner)
@@ -214,7 +222,7 @@ class _Loop:
     def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
         """Computes missing features of `classes` under slots first..end-1; the rows of those."""
         before = features.computed
-        rows = features.fill(self.state, slots, classes)
+        rows = features.fill(self.everywhere, slots, classes)
         self.counts["extracted"] += (features.computed - before) * count
         return rows
 
@@ -222,7 +230,8 @@ class _Loop:
         config, batch_size = self.config, self.config.train.batch_size
         epochs = self.epochs_of(task)
         per_epoch = num_steps // epochs
-        held, moving = split(self.state)
+        start = self.everywhere
+        held, moving = split(start)
         done = int(self.state.step)
         # The same in every task, so that the step is compiled once.
         cached = not config.data.augment and bool(self.learner.teachers(len(self.tasks)))
@@ -237,7 +246,7 @@ class _Loop:
                     epoch=epoch,
                     start_step=skipped,
                 )
-                loaded = prefetch(self._training_batches(train, features, batches, cached))
+                loaded = prefetch(self._training_batches(start, train, features, batches, cached))
                 began = time.monotonic()
                 for batch, real in loaded:
                     moving, values = self.runner.step(held, moving, batch)
@@ -253,12 +262,12 @@ class _Loop:
                     if stop or (done % config.train.checkpoint_every == 0 and done < num_steps):
                         log.flush()
                         self._lap("train")
-                        self.state = join(held, moving)
+                        self.state = self.runner.alone(join(held, moving))
                         self._save(checkpoints, task.index)
                     if stop:
                         raise Interrupted
                     began = time.monotonic()
-        self.state = join(held, moving)
+        self.state = self.runner.alone(join(held, moving))
 
     def _time_step(self, images: int, seconds: float) -> None:
         """Books a step from the wait for its batch to its loss; not a session's first, which
@@ -269,7 +278,9 @@ class _Loop:
             self.spent["timed_images"] += images
         self.compiled = True
 
-    def _training_batches(self, train, features, batches, cached) -> Iterator[tuple[dict, int]]:
+    def _training_batches(
+        self, state, train, features, batches, cached
+    ) -> Iterator[tuple[dict, int]]:
         """(this host's rows of a batch, how many rows of the whole batch are images)."""
         config = self.config
         for every_index, every_mask in batches:
@@ -279,7 +290,7 @@ class _Loop:
                 images = train.load(indices, canvas, "train")
                 batch = {"image": images["image"], "aspect": images["aspect"]}
             else:
-                inputs = features.inputs(self.state, indices)
+                inputs = features.inputs(state, indices)
                 batch = {"tokens" if inputs.ndim == 3 else "image": inputs}
             if cached:
                 batch["features"] = features.values[indices]
@@ -315,8 +326,8 @@ class _Loop:
         scores, relevance = [], []
         for indices, mask in eval_batches(len(rows), self.config.train.eval_batch_size):
             if from_images:
-                inputs = self.test.inputs(self.state, rows[self.runner.own_rows(indices)])
-                found, weights = self.runner.predict(self.state, inputs)
+                inputs = self.test.inputs(self.everywhere, rows[self.runner.own_rows(indices)])
+                found, weights = self.runner.predict(self.everywhere, inputs)
             else:
                 found, weights = base.score(self.state, self.test.values[rows[indices]])
             scores.append(np.asarray(found)[mask])
@@ -371,15 +382,14 @@ class _Loop:
         everything = range(self.config.num_classes)
 
         def classify(features, slots):
-            features.fill(self.state, slots, everything)
+            features.fill(self.everywhere, slots, everything)
             for indices, _ in eval_batches(len(features.set), self.config.train.eval_batch_size):
                 if from_images:
-                    inputs = features.inputs(self.state, self.runner.own_rows(indices))
-                    self.runner.predict(self.state, inputs)
+                    inputs = features.inputs(self.everywhere, self.runner.own_rows(indices))
+                    self.runner.predict(self.everywhere, inputs)
                 else:
                     jax.block_until_ready(base.score(self.state, features.values[indices]))
 
-        self.state = self.runner.place(self.state)
         images, seconds = 0, 0.0
         for start in range(0, len(self.data.test) - size + 1, size):
             batch = self.data.test.take(np.arange(start, start + size))
