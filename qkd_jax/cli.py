@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, list, doctor, weights, data."""
+"""The command line: run, compare, report, record, list, doctor, weights, data."""
 
 import argparse
 import importlib.util
@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("folder", type=Path, help="a run folder, or runs/<experiment>")
 
+    record = command(
+        "record", _record, "copy settings, matrices and summaries of finished runs: small, to keep"
+    )
+    record.add_argument("folder", type=Path, help="runs/<experiment>")
+    record.add_argument("target", type=Path, help="where <experiment>/<method>/seed<k> go")
+
     listing = command("list", _list, "experiments, methods, presets, backbones and settings")
     listing.add_argument("--settings", action="store_true", help="every setting with its default")
 
@@ -97,13 +103,14 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from qkd_jax.parallel import connect
+    from qkd_jax.parallel import connect, keep_compiled_programs
     from qkd_jax.report import write_report
     from qkd_jax.results import write_results
     from qkd_jax.run import Interrupted, run, run_folder
     from qkd_jax.weights.load import load_backbone
 
     seeds = _seeds(options.seed)
+    keep_compiled_programs()
     shows = connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
     backbone = load_backbone(
@@ -283,6 +290,13 @@ def _report(options: argparse.Namespace) -> None:
         print(f"report: {write_report(options.folder)}")
     else:
         print(f"results: {write_results(options.folder)}")
+
+
+def _record(options: argparse.Namespace) -> None:
+    from qkd_jax.results import record_runs, write_results
+
+    copies = record_runs(options.folder, options.target)
+    print(f"{len(copies)} runs: {write_results(options.target / options.folder.name)}")
 
 
 def _list(options: argparse.Namespace) -> None:

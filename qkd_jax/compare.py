@@ -118,13 +118,13 @@ def run_all(
     shares = core_shares(jobs)
     waiting, failures = list(left), []
     live: dict[int, _Child] = {}  # by place among the shares
-    with _compiled_programs() as environment, _forwarded(live) as stop:
+    with _forwarded(live) as stop:
         while live or (waiting and not stop):
             for place in set(range(jobs)) - live.keys():
                 if waiting and not stop:
                     run = waiting.pop(0)
                     show(f"{_place(runs.index(run) + 1, runs)}{run.name}")
-                    live[place] = _Child(run, shares[place], environment, show, jobs > 1)
+                    live[place] = _Child(run, shares[place], show, jobs > 1)
             time.sleep(0.05)
             for place, child in list(live.items()):
                 if child.process.poll() is None:
@@ -162,12 +162,11 @@ def core_shares(jobs: int) -> list[set[int] | None]:
 class _Child:
     """A run's process."""
 
-    def __init__(self, run, cores, environment, show, prefixed):
+    def __init__(self, run, cores, show, prefixed):
         self.run, self.began = run, time.monotonic()
         self.errors: IO[bytes] = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             run.command,
-            env=environment,
             stdout=subprocess.PIPE if prefixed else None,
             stderr=self.errors,
             stdin=subprocess.DEVNULL,
@@ -198,16 +197,6 @@ class _Child:
             return text[text.index("error: ") + len("error: ") :]
         last = text.splitlines()[-1] if text else "no message"
         return f"exit code {code}: {last}" if code > 0 else f"killed by signal {-code}: {last}"
-
-
-@contextmanager
-def _compiled_programs() -> Iterator[dict[str, str]]:
-    """The children's environment: seeds of one method share what they compile."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        yield dict(os.environ)
-        return
-    with tempfile.TemporaryDirectory(prefix="qkd_jax_compiled_") as folder:
-        yield os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
 
 
 @contextmanager

@@ -9,22 +9,26 @@ encodes its own rows of every batch (`own_rows`); gradients are averaged over th
 hosts, features and scores are gathered. All else is computed by every host from the same numbers.
 """
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import device_step, frozen_prefix, learner_of, prepare_images
 from qkd_jax.state import LearnerState, Moving
+from qkd_jax.weights.fetch import cache_folder
 
 AXIS = "data"
+CPU_FACTS = Path("/proc/cpuinfo")  # Linux
 
 
 def connect(coordinator: str = "", num_hosts: int = 0, host_id: int = -1) -> int:
@@ -59,6 +63,21 @@ def connect(coordinator: str = "", num_hosts: int = 0, host_id: int = -1) -> int
             f"host {host_id} of {num_hosts} cannot join at {coordinator}: {first}"
         ) from None
     return host_id
+
+
+def keep_compiled_programs() -> None:
+    """Later processes load what this one compiles, from `compiled/` beside the fetched weights.
+
+    Another folder that jax was told (`JAX_COMPILATION_CACHE_DIR`) stays. Programs for one CPU may
+    not run on another, so every kind of CPU has its own.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    kind = platform.machine()
+    if CPU_FACTS.exists():
+        flags = [line for line in CPU_FACTS.read_text().splitlines() if line.startswith("flags")]
+        kind += "-" + hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / kind))
 
 
 class Runner:
@@ -115,24 +134,28 @@ class Runner:
         """Whether `flag` holds on any host. All hosts must ask at the same place."""
         return flag if self.num_hosts == 1 else bool(self._gathered(np.asarray([flag])).any())
 
-    def wait_for_all(self, name: str) -> None:
+    def wait_for_all(self) -> None:
         """Returns when every host is here."""
-        if self.num_hosts > 1:
-            multihost_utils.sync_global_devices(name)
+        self.any_host(False)
 
     def shared(self, tree: Any) -> Any:
         """The hosts' equal copies as one array each, as checkpoints of several hosts want them."""
         if self.num_hosts == 1:
             return tree
-        mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
-        to_global = multihost_utils.host_local_array_to_global_array
-        return jax.tree.map(lambda a: to_global(np.asarray(a), mesh, PartitionSpec()), tree)
+        copies = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
+        join = jax.make_array_from_process_local_data
+        return jax.tree.map(lambda a: join(copies, np.asarray(a)), tree)
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
         """The rows of all hosts, in the order of `own_rows`."""
         if self.num_hosts == 1:
             return rows
-        return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+        one_each = {device.process_index: device for device in reversed(jax.devices())}
+        mesh = Mesh(np.asarray([one_each[host] for host in range(self.num_hosts)]), ("host",))
+        parts = NamedSharding(mesh, PartitionSpec("host"))
+        whole = jax.make_array_from_process_local_data(parts, rows)
+        copies = jax.device_put(whole, NamedSharding(mesh, PartitionSpec()))
+        return np.asarray(copies.addressable_data(0))
 
     def check_batch_size(self, name: str, batch_size: int) -> None:
         """Raises ConfigError unless the batch divides over the devices."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ COLUMNS = {
 }
 # What rows of one table must share, from environment.json: weights and images, by their hashes.
 SHARED = {"backbone_fingerprint": "weights", "data_fingerprint": "data"}
+# The files of a run that are kept by `record_runs`.
+RECORDED = ("config.json", "environment.json", "matrix.json", "summary.json")
 # Settings that seeds of one method may differ in.
 OWN_SETTINGS = ("seed", "out", "run_folder")
 
@@ -83,6 +86,35 @@ def write_results(experiment_folder: str | Path) -> Path:
     write_text(folder / "results.md", _markdown(results))
     _draw_curves(folder, methods)
     return folder / "results.md"
+
+
+def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]:
+    """Copies what is small of the finished runs of runs/<experiment> to `target`/<experiment>.
+
+    Settings, versions, matrix and summary: enough to make the tables again and to count as done.
+
+    Returns the folders of the copies.
+
+    Raises:
+      DataError: the folder does not exist, or holds no finished run.
+    """
+    folder, copies = Path(experiment_folder), []
+    if not folder.is_dir():
+        raise DataError(f"experiment folder {folder} does not exist; expected runs/<experiment>")
+    for method in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for run, _ in _seed_folders(method):
+            if not (run / "summary.json").is_file():
+                continue
+            if read_json(run / "summary.json").get("finished") is not True:
+                continue
+            copy = Path(target) / folder.name / method.name / run.name
+            copy.mkdir(parents=True, exist_ok=True)
+            for name in RECORDED:
+                shutil.copyfile(run / name, copy / name)
+            copies.append(copy)
+    if not copies:
+        raise DataError(f"{folder} holds no finished run")
+    return copies
 
 
 def comparison_table(results: dict[str, Any], names: set[str], width: int) -> RenderableType:

@@ -84,7 +84,7 @@ def run(
             return summary
         if first and not is_begun(folder):
             begin_folder(folder, planned, backbone)
-        loop.runner.wait_for_all("begun")
+        loop.runner.wait_for_all()
         return loop.run()
 
 
@@ -164,7 +164,7 @@ class _Loop:
                     self._learn(task, checkpoints)
         summary = self._summary(finished=True, inference_rate=self._inference_rate())
         self.writer.json("summary.json", summary)
-        self.runner.wait_for_all("finished")
+        self.runner.wait_for_all()
         return summary
 
     def _restore(self, checkpoints) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import tempfile
 from pathlib import Path
 
 # Must stand before jax is imported: XLA reads it once.
@@ -12,6 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compilation, and tests look at numbers, not at speed. Subprocesses
 # inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs the suite as users compile.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Programs that a test's command line keeps, out of the user's own.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    f"{tempfile.gettempdir()}/qkd_jax_tests/{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}",
+)
 
 import jax
 import pytest

@@ -56,6 +56,23 @@ def test_run_again_shows_the_table_and_computes_nothing(finished, capsys):
     assert "epoch" not in out and "continuing" not in out
 
 
+def test_record_keeps_what_makes_the_tables_again(finished, tmp_path, capsys, monkeypatch):
+    code, out, _ = call(capsys, "record", finished / "smoke", tmp_path)
+    assert code == 0 and out.startswith("2 runs: ")
+    kept = {p.relative_to(tmp_path / "smoke").as_posix() for p in tmp_path.rglob("seed1/*")}
+    names = ("config.json", "environment.json", "matrix.json", "summary.json")
+    assert kept == {f"simplecil/seed1/{name}" for name in names}
+    whole, again = (
+        json.loads((folder / "smoke/results.json").read_text()) for folder in (finished, tmp_path)
+    )
+    assert whole == again
+    # A comparison counts them as done.
+    more = ["--methods", "simplecil", "--seeds", "1 2", "--set", "train.devices=1"]
+    code, out, _ = call(capsys, "compare", "smoke", *more, "--no-report", "--out", tmp_path)
+    assert code == 0 and out.count("finished before") == 2
+    assert "no finished run" in refused(capsys, "record", finished / "smoke/simplecil", tmp_path)
+
+
 def test_variant_names_a_folder_of_its_own(tmp_path, capsys):
     more = ["--variant", "wide", "--no-report", "--out", tmp_path, "--set", "head.scale=10"]
     assert call(capsys, "run", "smoke", *QUICK, *more)[0] == 0

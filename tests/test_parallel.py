@@ -19,7 +19,7 @@ from qkd_jax.config import Config, override
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
-from qkd_jax.parallel import Runner
+from qkd_jax.parallel import Runner, keep_compiled_programs
 from qkd_jax.protocol import Task
 from qkd_jax.state import Moving, join, split
 
@@ -268,3 +268,17 @@ def test_more_devices_than_there_are():
 def test_moving_is_all_that_a_step_changes():
     """What is donated and what is averaged is this; a new field must be thought of."""
     assert [f.name for f in dataclasses.fields(Moving)] == ["trainable", "opt_state", "step"]
+
+
+def test_compiled_programs_are_kept_where_nothing_else_was_said(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("QKD_JAX_CACHE", str(tmp_path))
+    try:
+        jax.config.update("jax_compilation_cache_dir", "mine")
+        keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == "mine"
+        jax.config.update("jax_compilation_cache_dir", None)
+        keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "compiled"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
