@@ -103,7 +103,8 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from qkd_jax.parallel import connect, keep_compiled_programs
+    from qkd_jax import hosts
+    from qkd_jax.parallel import keep_compiled_programs
     from qkd_jax.report import write_report
     from qkd_jax.results import write_results
     from qkd_jax.run import Interrupted, run, run_folder
@@ -111,7 +112,7 @@ def _run(options: argparse.Namespace) -> int:
 
     seeds = _seeds(options.seed)
     keep_compiled_programs()
-    shows = connect(options.coordinator, options.num_hosts, options.host_id) == 0
+    shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
     backbone = load_backbone(
         configs[0].backbone.name,

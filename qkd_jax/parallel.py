@@ -5,12 +5,11 @@ One device runs the per-device functions under `jax.jit`; several run the same f
 (`in_axes=None`) and placed on all of them once a task, not once a step.
 
 Several hosts run the same program, each with its own copy of the state. A host reads, decodes and
-encodes its own rows of every batch (`own_rows`); gradients are averaged over the devices of all
-hosts, features and scores are gathered. All else is computed by every host from the same numbers.
+encodes its own rows of every batch (`hosts.own_rows`); gradients are averaged over the devices of
+all hosts, features and scores are gathered. All else every host computes from the same numbers.
 """
 
 import hashlib
-import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qkd_jax import hosts
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import device_step, frozen_prefix, learner_of, prepare_images
 from qkd_jax.state import LearnerState, Moving
@@ -29,40 +29,6 @@ from qkd_jax.weights.fetch import cache_folder
 
 AXIS = "data"
 CPU_FACTS = Path("/proc/cpuinfo")  # Linux
-
-
-def connect(coordinator: str = "", num_hosts: int = 0, host_id: int = -1) -> int:
-    """Joins the hosts of one run; call it before anything else touches a device. Returns which host
-    this is.
-
-    With nothing given it joins on a TPU pod, whose hosts know one another, and does nothing
-    elsewhere.
-
-    Args:
-      coordinator: address:port of host 0, the same on every host.
-      num_hosts: how many hosts there are. host_id: which one this is, from 0.
-
-    Raises:
-      ConfigError: some of the three are missing, or the hosts do not find one another.
-    """
-    given = (bool(coordinator), num_hosts > 0, host_id >= 0)
-    if not any(given):
-        if len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-            jax.distributed.initialize()
-        return jax.process_index()
-    if not all(given) or host_id >= num_hosts:
-        raise ConfigError(
-            "several hosts need --coordinator ADDRESS:PORT --num-hosts N --host-id I, I from 0 to "
-            f"N - 1; found {coordinator!r}, {num_hosts} and {host_id}"
-        )
-    try:
-        jax.distributed.initialize(coordinator, num_hosts, host_id)
-    except (RuntimeError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"host {host_id} of {num_hosts} cannot join at {coordinator}: {first}"
-        ) from None
-    return host_id
 
 
 def keep_compiled_programs() -> None:
@@ -93,7 +59,7 @@ class Runner:
           ConfigError: more devices are asked for than there are, or some of several hosts'.
         """
         available = jax.local_devices()
-        self.num_hosts, self.host = jax.process_count(), jax.process_index()
+        self.num_hosts = hosts.count()
         if self.num_hosts > 1 and num_devices not in (0, len(available)):
             raise ConfigError(
                 f"train.devices={num_devices}: with {self.num_hosts} hosts every device is used; "
@@ -119,43 +85,6 @@ class Runner:
     def num_devices(self) -> int:
         """Devices of all hosts."""
         return len(self.devices) * self.num_hosts
-
-    @property
-    def is_first_host(self) -> bool:
-        """The one that writes and shows."""
-        return self.host == 0
-
-    def own_rows(self, rows: np.ndarray) -> np.ndarray:
-        """This host's part of the rows of a batch."""
-        size = len(rows) // self.num_hosts
-        return rows[self.host * size : (self.host + 1) * size]
-
-    def any_host(self, flag: bool) -> bool:
-        """Whether `flag` holds on any host. All hosts must ask at the same place."""
-        return flag if self.num_hosts == 1 else bool(self._gathered(np.asarray([flag])).any())
-
-    def wait_for_all(self) -> None:
-        """Returns when every host is here."""
-        self.any_host(False)
-
-    def shared(self, tree: Any) -> Any:
-        """The hosts' equal copies as one array each, as checkpoints of several hosts want them."""
-        if self.num_hosts == 1:
-            return tree
-        copies = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
-        join = jax.make_array_from_process_local_data
-        return jax.tree.map(lambda a: join(copies, np.asarray(a)), tree)
-
-    def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of all hosts, in the order of `own_rows`."""
-        if self.num_hosts == 1:
-            return rows
-        one_each = {device.process_index: device for device in reversed(jax.devices())}
-        mesh = Mesh(np.asarray([one_each[host] for host in range(self.num_hosts)]), ("host",))
-        parts = NamedSharding(mesh, PartitionSpec("host"))
-        whole = jax.make_array_from_process_local_data(parts, rows)
-        copies = jax.device_put(whole, NamedSharding(mesh, PartitionSpec()))
-        return np.asarray(copies.addressable_data(0))
 
     def check_batch_size(self, name: str, batch_size: int) -> None:
         """Raises ConfigError unless the batch divides over the devices."""
@@ -189,7 +118,7 @@ class Runner:
         single, copies = self._backbones
         if _same_arrays(state.backbone, copies):
             state = state.replace(backbone=single)
-        return jax.device_put(jax.tree.map(_on_this_host, state), self.devices[0])
+        return jax.device_put(jax.tree.map(hosts.own_copy, state), self.devices[0])
 
     def step(
         self, held: LearnerState, moving: Moving, batch: Mapping[str, np.ndarray]
@@ -205,7 +134,7 @@ class Runner:
         extracted before.
         """
         found = self._extract(state, images, jnp.int32(slot), features)
-        return self._gathered(np.asarray(found).reshape(len(images), -1))
+        return hosts.gathered(np.asarray(found).reshape(len(images), -1))
 
     def survey(self, state: LearnerState, batches: Iterable[Mapping[str, np.ndarray]]) -> Any:
         """The learner's survey of images in batches of this host's rows {"image", "mask"}, summed
@@ -218,7 +147,7 @@ class Runner:
                 sums = jax.tree.map(lambda a: np.asarray(a).sum(0), sums)
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         if self.num_hosts > 1:
-            total = jax.tree.map(lambda a: self._gathered(np.asarray(a)[None]).sum(0), total)
+            total = jax.tree.map(lambda a: hosts.gathered(np.asarray(a)[None]).sum(0), total)
         return total
 
     def prefix(self, state: LearnerState, images: np.ndarray) -> np.ndarray:
@@ -231,7 +160,7 @@ class Runner:
         this host's rows: pixels or kept tokens.
         """
         found = self._predict(state, images)
-        return tuple(self._gathered(np.asarray(part).reshape(len(images), -1)) for part in found)
+        return tuple(hosts.gathered(np.asarray(part).reshape(len(images), -1)) for part in found)
 
     def _counted_step(self, held, moving, batch):
         self.compilations += 1
@@ -265,13 +194,6 @@ def _split_rows(parts: int, array: np.ndarray) -> np.ndarray:
 def _same_arrays(tree: Any, other: Any) -> bool:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=False)
     return other is not None and all(a is b for a, b in pairs)
-
-
-def _on_this_host(array: Any) -> Any:
-    """This host's copy of an array that all hosts hold."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return array.addressable_data(0)
-    return array
 
 
 def _extract(

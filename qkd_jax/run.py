@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qkd_jax import metrics, protocol
+from qkd_jax import hosts, metrics, protocol
 from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
@@ -76,7 +76,7 @@ def run(
         return summary
     # Before the folder is made: settings that do not fit leave nothing behind.
     loop = _Loop(planned, backbone, folder, variant, show_progress)
-    first = loop.runner.is_first_host
+    first = hosts.is_first()
     with exclusive(folder, locks=first):
         # Again under the lock: another process may have ended in between.
         summary = stored_summary(folder, planned, backbone)
@@ -84,7 +84,7 @@ def run(
             return summary
         if first and not is_begun(folder):
             begin_folder(folder, planned, backbone)
-        loop.runner.wait_for_all()
+        hosts.wait()
         return loop.run()
 
 
@@ -97,7 +97,7 @@ class _Loop:
         self.show_progress, self.progress = show_progress, NullProgress()
         self.learner = base.learner_of(self.config)
         self.runner = Runner(self.config.train.devices)
-        self.writer = Writer(folder, self.runner.is_first_host)
+        self.writer = Writer(folder, hosts.is_first())
         self.runner.check_batch_size("train.batch_size", self.config.train.batch_size)
         self.runner.check_batch_size("train.eval_batch_size", self.config.train.eval_batch_size)
         key = jax.random.key(self.config.seed)
@@ -146,11 +146,11 @@ class _Loop:
         from qkd_jax.checkpoint import Checkpoints
 
         folder = self.folder / "checkpoints"
-        with Checkpoints(folder, self.runner.shared) as checkpoints, self._signals():
+        with Checkpoints(folder, hosts.shared) as checkpoints, self._signals():
             first, restored = self._restore(checkpoints)
             steps = [self.steps_of(task) for task in self.tasks]
             images = [self.images_of(task) for task in self.tasks]
-            if self.show_progress and self.runner.is_first_host:
+            if self.show_progress and hosts.is_first():
                 self.progress = Progress(
                     sum(steps),
                     sum(images),
@@ -164,7 +164,7 @@ class _Loop:
                     self._learn(task, checkpoints)
         summary = self._summary(finished=True, inference_rate=self._inference_rate())
         self.writer.json("summary.json", summary)
-        self.runner.wait_for_all()
+        hosts.wait()
         return summary
 
     def _restore(self, checkpoints) -> tuple[int, int]:
@@ -258,7 +258,7 @@ class _Loop:
                         raise QkdError(_not_finite(record, task.index, done, self.folder))
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
                     self.progress.update(1, real, record, epoch, epochs)
-                    stop = self.runner.any_host(self.stop)
+                    stop = hosts.any_of(self.stop)
                     if stop or (done % config.train.checkpoint_every == 0 and done < num_steps):
                         log.flush()
                         self._lap("train")
@@ -284,7 +284,7 @@ class _Loop:
         """(this host's rows of a batch, how many rows of the whole batch are images)."""
         config = self.config
         for every_index, every_mask in batches:
-            indices, mask = self.runner.own_rows(every_index), self.runner.own_rows(every_mask)
+            indices, mask = hosts.own_rows(every_index), hosts.own_rows(every_mask)
             if config.data.augment:
                 canvas = config.data.canvas or train.canvas_size(config.backbone.image_size)
                 images = train.load(indices, canvas, "train")
@@ -326,7 +326,7 @@ class _Loop:
         scores, relevance = [], []
         for indices, mask in eval_batches(len(rows), self.config.train.eval_batch_size):
             if from_images:
-                inputs = self.test.inputs(self.everywhere, rows[self.runner.own_rows(indices)])
+                inputs = self.test.inputs(self.everywhere, rows[hosts.own_rows(indices)])
                 found, weights = self.runner.predict(self.everywhere, inputs)
             else:
                 found, weights = base.score(self.state, self.test.values[rows[indices]])
@@ -385,7 +385,7 @@ class _Loop:
             features.fill(self.everywhere, slots, everything)
             for indices, _ in eval_batches(len(features.set), self.config.train.eval_batch_size):
                 if from_images:
-                    inputs = features.inputs(self.everywhere, self.runner.own_rows(indices))
+                    inputs = features.inputs(self.everywhere, hosts.own_rows(indices))
                     self.runner.predict(self.everywhere, inputs)
                 else:
                     jax.block_until_ready(base.score(self.state, features.values[indices]))
@@ -401,7 +401,7 @@ class _Loop:
             classify(features, slots)
             seconds += time.monotonic() - began
             images += size
-            if self.runner.any_host(seconds >= INFERENCE_SECONDS):
+            if hosts.any_of(seconds >= INFERENCE_SECONDS):
                 break
         return images / seconds
 
@@ -428,7 +428,7 @@ class _Loop:
         checkpoints.save(finished_tasks * STEPS_PER_TASK + step, self.state, meta)
         if finished_tasks == int(self.state.task) + 1:
             self.writer.json("summary.json", self._summary(finished=False))
-        if self.runner.any_host(self.stop):
+        if hosts.any_of(self.stop):
             raise Interrupted
 
     def _summary(self, finished: bool, inference_rate: float | None = None) -> dict[str, Any]:

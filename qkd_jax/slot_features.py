@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from qkd_jax import hosts
 from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import eval_batches, prefetch
@@ -54,7 +55,7 @@ class SlotFeatures:
             return self.images(rows)
         missing = np.unique(rows[~self._has_tokens[rows]])
         # Hosts miss different rows: what they do here, they do alone.
-        size = self.config.train.eval_batch_size // self.runner.num_hosts
+        size = self.config.train.eval_batch_size // hosts.count()
         for indices, mask in eval_batches(len(missing), size):
             tokens = self.runner.prefix(state, self.images(missing[indices]))
             self._tokens[missing[indices[mask]]] = tokens[mask]
@@ -81,7 +82,7 @@ class SlotFeatures:
         for slot in slots:
             missing = rows[~self.known[rows, slot]]
             batches = [(missing[i], m) for i, m in eval_batches(len(missing), batch_size)]
-            own = self.runner.own_rows
+            own = hosts.own_rows
             loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
             for batch_rows, mask, inputs in loaded:
                 found = self.runner.extract(state, inputs, slot, self.values[own(batch_rows)])
@@ -92,7 +93,7 @@ class SlotFeatures:
 
     def images_in_batches(self) -> Iterator[dict]:
         """This host's pixels and mask of the whole set, in batches of one size."""
-        own = self.runner.own_rows
+        own = hosts.own_rows
         for indices, mask in eval_batches(len(self.set), self.config.train.eval_batch_size):
             yield {"image": self.images(own(indices)), "mask": own(mask)}
 

@@ -91,24 +91,36 @@ def init(key, backbone, config):
 
 def begin(state, key):
     key_head, key_prompt = jax.random.split(key)
-    form, prompt = state.config.coda_prompt.form, {}
-    for i, (name, pool) in enumerate(sorted(state.memory["prompt"].items())):
-        prompt[name] = pool[:, state.task]
-        if form != "paper":
-            drawn = jax.random.normal(jax.random.fold_in(key_prompt, i), prompt[name].shape)
-            prompt[name] = orthogonal_start(form, pool, drawn, state.task)
+    form, pool = state.config.coda_prompt.form, state.memory["prompt"]
+    prompt = {name: rows[:, state.task] for name, rows in pool.items()}
+    if form != "paper":
+        drawn = {
+            name: jax.random.normal(jax.random.fold_in(key_prompt, i), prompt[name].shape)
+            for i, name in enumerate(sorted(pool))
+        }
+        prompt = orthogonal_starts(form, pool, drawn, state.task)
     head = new_linear_head(key_head, state.backbone, state.config)
     return {"prompt": prompt, "head": head}, state.memory
 
 
-def orthogonal_start(form, pool, drawn, task):
-    """[K, n, ...]: the drawn rows made orthogonal to those of tasks before `task` in the pool
-    [K, T, n, ...] and to one another, of length 1; every one of K blocks by itself.
+def orthogonal_starts(form, pool, drawn, task):
+    """The drawn rows of each kind [K, n, ...] made orthogonal to those of tasks before `task` in
+    the pool [K, T, n, ...] and to one another, of length 1; every one of K blocks by itself.
+
+    The kinds are padded to one width and orthogonalised in one call: decompositions that run at the
+    same time can block one another for good on a machine with few cores (jaxlib 0.10).
     """
-    blocks, tasks, size = pool.shape[:3]
-    rows, first = pool.reshape(blocks, tasks * size, -1), task * size
+    blocks, tasks, size = pool["keys"].shape[:3]
+    widths = {name: rows[0, 0, 0].size for name, rows in pool.items()}
+
+    def flat(rows):  # [K, R, ...] -> [K, R, E], E the largest width
+        rows = rows.reshape(*rows.shape[:2], -1)
+        return jnp.pad(rows, ((0, 0), (0, 0), (0, max(widths.values()) - rows.shape[2])))
+
+    names, first = sorted(pool), task * size
+    rows = jnp.concatenate([flat(pool[n].reshape(blocks, tasks * size, -1)) for n in names])
+    drawn_rows = jnp.concatenate([flat(drawn[n]) for n in names])
     rows = jnp.where((jnp.arange(tasks * size) < first)[None, :, None], rows, 0.0)
-    drawn_rows = drawn.reshape(blocks, size, -1)
     if form == "gram_schmidt":
         rows = lax.dynamic_update_slice_in_dim(rows, drawn_rows, first, axis=1)
         basis, upper = jnp.linalg.qr(rows.swapaxes(1, 2))
@@ -117,7 +129,12 @@ def orthogonal_start(form, pool, drawn, task):
         rows = (basis * signs[:, None, :]).swapaxes(1, 2)
     else:
         rows = jax.vmap(_published_rows, in_axes=(0, 0, None))(rows, drawn_rows, first)
-    return lax.dynamic_slice_in_dim(rows, first, size, axis=1).reshape(drawn.shape)
+    starts = lax.dynamic_slice_in_dim(rows, first, size, axis=1)
+    parts = jnp.split(starts, len(names))
+    return {
+        name: part[..., : widths[name]].reshape(drawn[name].shape)
+        for name, part in zip(names, parts, strict=True)
+    }
 
 
 def _published_rows(rows, drawn, first):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax import parallel
+from qkd_jax import hosts as joined_hosts
 from qkd_jax.cli import load_experiment
 from qkd_jax.config import override
 from qkd_jax.errors import ConfigError
@@ -128,14 +128,14 @@ def test_a_method_that_surveys_images_on_two_hosts(compiled, tmp_path):
 @pytest.mark.parametrize("given", [("a:1", 0, -1), ("", 2, 0), ("a:1", 2, 2), ("a:1", 2, -1)])
 def test_half_an_address_is_refused(given):
     with pytest.raises(ConfigError, match="--coordinator ADDRESS:PORT --num-hosts N --host-id I"):
-        parallel.connect(*given)
+        joined_hosts.connect(*given)
 
 
 def test_a_pod_is_joined_without_being_asked(monkeypatch):
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given: joined.append(given))
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    assert parallel.connect() == 0 and joined == []
+    assert joined_hosts.connect() == 0 and joined == []
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "10.0.0.1,10.0.0.2")
-    parallel.connect()
+    joined_hosts.connect()
     assert joined == [()]

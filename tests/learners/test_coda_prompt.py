@@ -111,14 +111,20 @@ def test_new_components_are_orthonormal_to_all_before(history):
 
 def test_gram_schmidt_against_numpy_after_training_has_moved_old_rows():
     """Project the draws off the span of six rows that are far from orthogonal, one of them twice
-    there."""
+    there; rows of another kind and width are none of theirs."""
     random = np.random.default_rng(2)
     pool = random.normal(size=(2, 4, 3, 12)).astype(np.float32)
     pool[0, 1, 2] = pool[0, 0, 0]
     drawn = random.normal(size=(2, 3, 12)).astype(np.float32)
-    found = jax.jit(coda_prompt.orthogonal_start, static_argnums=0)(
-        "gram_schmidt", jnp.asarray(pool), jnp.asarray(drawn), jnp.int32(2)
+    wide, drawn_wide = random.normal(size=(2, 4, 3, 5, 4)), random.normal(size=(2, 3, 5, 4))
+    found = jax.jit(coda_prompt.orthogonal_starts, static_argnums=0)(
+        "gram_schmidt",
+        {"keys": jnp.asarray(pool), "components": jnp.asarray(np.float32(wide))},
+        {"keys": jnp.asarray(drawn), "components": jnp.asarray(np.float32(drawn_wide))},
+        jnp.int32(2),
     )
+    assert found["components"].shape == drawn_wide.shape
+    found = found["keys"]
     for block in range(2):
         basis = [*np.linalg.svd(np.float64(pool[block, :2]).reshape(6, 12), full_matrices=False)[2]]
         if block == 0:

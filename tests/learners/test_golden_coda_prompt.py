@@ -135,21 +135,26 @@ def test_prompts_and_logits(golden, inputs, second_task):
     assert (scores[:, 4:] == -np.inf).all()
 
 
-@pytest.mark.parametrize("name", ["components", "keys"])
-def test_start_of_components(golden, name):
+def test_start_of_components(golden):
     """In the first task the two forms are one; in the second `published` is the reference's, whose
     new rows are not orthogonal to trained ones, and `gram_schmidt` is orthogonal."""
-    first = jnp.asarray(golden[f"drawn0_{name}"])
-    pool = jnp.zeros((5, 3, *first.shape[1:]))
-    start = jax.jit(coda_prompt.orthogonal_start, static_argnums=0)
+    names = ("components", "keys")
+    first = {name: jnp.asarray(golden[f"drawn0_{name}"]) for name in names}
+    pool = {name: jnp.zeros((5, 3, *first[name].shape[1:])) for name in names}
+    start = jax.jit(coda_prompt.orthogonal_starts, static_argnums=0)
     for form in ("published", "gram_schmidt"):
         found = start(form, pool, first, jnp.int32(0))
-        np.testing.assert_allclose(found, golden[f"started0_{name}"], atol=1e-5)
-    pool = pool.at[:, 0].set(golden[f"trained_{name}"])
-    second = jnp.asarray(golden[f"drawn1_{name}"])
+        for name in names:
+            np.testing.assert_allclose(found[name], golden[f"started0_{name}"], atol=1e-5)
+    pool = {name: pool[name].at[:, 0].set(golden[f"trained_{name}"]) for name in names}
+    second = {name: jnp.asarray(golden[f"drawn1_{name}"]) for name in names}
     found = start("published", pool, second, jnp.int32(1))
-    np.testing.assert_allclose(found, golden[f"started1_{name}"], atol=1e-5)
-    flat = np.float64(start("gram_schmidt", pool, second, jnp.int32(1))).reshape(5, 2, -1)
-    old, theirs = np.float64(pool[:, 0]).reshape(5, 2, -1), np.float64(found).reshape(5, 2, -1)
-    assert np.abs(np.einsum("kme,kne->kmn", theirs, old)).max() > 0.01
-    np.testing.assert_allclose(np.einsum("kme,kne->kmn", flat, old), 0.0, atol=1e-5)
+    orthogonal = start("gram_schmidt", pool, second, jnp.int32(1))
+    for name in names:
+        np.testing.assert_allclose(found[name], golden[f"started1_{name}"], atol=1e-5)
+        flat, old, theirs = (
+            np.float64(rows).reshape(5, 2, -1)
+            for rows in (orthogonal[name], pool[name][:, 0], found[name])
+        )
+        assert np.abs(np.einsum("kme,kne->kmn", theirs, old)).max() > 0.01
+        np.testing.assert_allclose(np.einsum("kme,kne->kmn", flat, old), 0.0, atol=1e-5)
