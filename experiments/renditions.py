@@ -28,6 +28,7 @@ METHODS = {"qkd": ("adapter.first_block=6",)}
 RATES = {
     "qkd": 0.2,
     "aper": 0.2,
+    "apt": 0.012,
     "coda_prompt": 0.004,
     "dualprompt": 0.004,
     "ease": 0.2,
