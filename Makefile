@@ -2,6 +2,7 @@
 # make run EXP=imagenet_r METHOD=ease SEED="1993 1994 1995" ARGS="--set train.epochs=5"
 # make compare METHODS="qkd ease" SEEDS="1993 1994 1995" JOBS=2   one table; METHODS empty = all
 # make test                     the default suite
+# make bench                    side by side with PyTorch, PennyLane and others; prints ratios
 # make lint
 
 EXP ?= renditions
@@ -20,7 +21,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run compare test lint format clean
+.PHONY: run compare test bench lint format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -31,6 +32,10 @@ compare: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TESTS)
+
+bench:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
+	$(VENV)-bench/bin/python -m benchmarks
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -57,4 +62,4 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-bench

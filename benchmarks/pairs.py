@@ -1,0 +1,141 @@
+"""Paired timings: ours and a peer's in turn, so that what else the machine does hits both.
+
+A row is one comparison. Its ratio is the median over pairs of peer / ours, so that above 1 we are
+faster; the times beside it are medians too. Nothing here decides what is good: `goal` is printed
+next to what was measured, and losing rows stay.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+# A measurement repeats its call until it takes this long: clocks and wake-ups then do not count.
+LEAST_SECONDS = 0.05
+
+
+class Row(NamedTuple):
+    """One comparison, in the form of `results/latest.json`.
+
+    Attributes:
+      name: what is done, with its sizes.
+      ours, peer: medians, in `unit`; less is better.
+      peer_name: who the peer is, and whether compiled or eager.
+      ratio: median of peer / ours over the pairs.
+      goal: the ratio that was aimed at; 0 where there is none.
+      note: how the numbers came to be, where that is not plain timing.
+    """
+
+    name: str
+    ours: float
+    peer: float
+    peer_name: str
+    unit: str
+    ratio: float
+    goal: float
+    note: str = ""
+
+
+def seconds(call: Callable[[], object], times: int) -> float:
+    """Seconds of one of `times` calls in a row."""
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - began) / times
+
+
+def enough(call: Callable[[], object]) -> int:
+    """How many calls in a row take `LEAST_SECONDS`; the first, which compiles, is not timed."""
+    call()
+    return max(1, round(LEAST_SECONDS / max(seconds(call, 1), 1e-6)))
+
+
+def compare(
+    name: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    peer_name: str,
+    goal: float,
+    *,
+    pairs: int = 7,
+    peer_share: float = 1.0,
+    note: str = "",
+) -> Row:
+    """Times two calls that block until they are done, in turn.
+
+    Args:
+      pairs: how many pairs are measured after one call of each for warming up.
+      peer_share: the part of the whole work that one call of the peer does; its time is divided by
+        it, and `note` should say so.
+    """
+    counts = enough(ours), enough(peer)
+    measured = [(seconds(ours, counts[0]), seconds(peer, counts[1])) for _ in range(pairs)]
+    mine = statistics.median(a for a, _ in measured)
+    theirs = statistics.median(b for _, b in measured) / peer_share
+    ratio = statistics.median(b / a for a, b in measured) / peer_share
+    return Row(name, 1e3 * mine, 1e3 * theirs, peer_name, "ms", ratio, goal, note)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown; a goal that was not reached is marked."""
+    lines = [
+        "| what | ours | peer | | ratio | goal |",
+        "| --- | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for row in rows:
+        goal = f"{row.goal:g}" if row.goal else "–"
+        missed = " **missed**" if row.goal and row.ratio < row.goal else ""
+        note = f" ({row.note})" if row.note else ""
+        lines.append(
+            f"| {row.name} | {row.ours:.3g} {row.unit} | {row.peer:.3g} {row.unit} | "
+            f"{row.peer_name}{note} | {row.ratio:.2f} | {goal}{missed} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, object]:
+    """What the numbers belong to."""
+    names = [line.split(":")[1].strip() for line in _cpu_facts() if line.startswith("model name")]
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return {
+        "platform": platform.platform(),
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_facts() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def report(rows: Sequence[Row], packages: Sequence[str], path: Path | None = None) -> None:
+    """Prints the table; with a path it writes the JSON too."""
+    print(table(rows), flush=True)
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    value = {
+        "machine": machine(),
+        "versions": versions(packages),
+        "rows": [row._asdict() for row in rows],
+    }
+    path.write_text(json.dumps(value, indent=1) + "\n")

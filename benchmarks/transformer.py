@@ -1,0 +1,219 @@
+"""ViT-B/16: the forward pass, and one training step of a task's adapters and head, beside PyTorch.
+
+    python -m benchmarks.transformer [--sizes 96 224] [--batch 16] [--pairs 5]
+
+Float32, the same weights, images and threads. The step: cross-entropy of a cosine head, gradients
+of the adapters in all blocks and of the head, SGD with momentum; the backbone is frozen on both
+sides. Beside the times: the share of this machine's own rate of matrix products, measured in the
+same run, that our forward pass reaches. Memory: the largest resident size of a process that makes
+some steps, less the weights.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.pairs import Row, compare, enough, report, seconds
+from qkd_jax.config import Config, override
+from qkd_jax.learners import base
+from qkd_jax.nn.vit import Backbone, ViTSpec, encode, init_random
+from qkd_jax.protocol import Task
+from qkd_jax.state import split
+
+PACKAGES = ("jax", "torch")
+CLASSES, BOTTLENECK = 10, 64
+LEARNING_RATE, MOMENTUM = 0.05, 0.9
+
+
+def vit_b16(size: int) -> ViTSpec:
+    return ViTSpec(
+        width=768,
+        depth=12,
+        num_heads=12,
+        mlp_width=3072,
+        patch_size=16,
+        image_size=size,
+        grid=size // 16,
+    )
+
+
+def forward_flops(spec: ViTSpec) -> float:
+    """Of one image, two a multiplication; products alone."""
+    tokens, width = spec.num_tokens, spec.width
+    block = 2 * tokens * width * (4 * width + 2 * spec.mlp_width) + 4 * tokens**2 * width
+    last = 2 * tokens * width * 2 * width + 2 * width * (2 * width + 2 * spec.mlp_width)
+    patch = 2 * (tokens - 1) * 3 * spec.patch_size**2 * width
+    return (spec.depth - 1) * block + last + patch
+
+
+def matmul_rate(rows: int) -> float:
+    """Operations a second of [rows, 768] x [768, 3072] in float32, the best of a few."""
+    multiply = jax.jit(jnp.matmul)
+    a, b = jnp.ones((rows, 768)), jnp.ones((768, 3072))
+
+    def call():
+        return jax.block_until_ready(multiply(a, b))
+
+    times = enough(call)
+    return 2 * rows * 768 * 3072 / min(seconds(call, times) for _ in range(5))
+
+
+def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """A step of `finetune`: an adapter in every block and a cosine head."""
+    config = override(
+        Config(method="finetune"),
+        f"backbone.image_size={backbone.spec.image_size}",
+        *(f"num_classes={CLASSES}", f"max_task_classes={CLASSES}", "max_tasks=1"),
+        *(f"adapter.bottleneck={BOTTLENECK}", "adapter.dropout=0.0", "data.augment=false"),
+        *(f"train.learning_rate={LEARNING_RATE}", f"train.momentum={MOMENTUM}"),
+        *("train.weight_decay=0.0", "train.schedule=constant"),
+    )
+    state = base.init_state(jax.random.key(0), backbone, config)
+    state = base.open_task(state, Task(0, tuple(range(CLASSES))))
+    held, moving = split(state)
+    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+    holder = [moving]
+
+    def call():
+        holder[0], metrics = base._train(held, holder[0], batch)
+        return float(metrics["loss"])
+
+    call.trainable = jax.device_get(moving.trainable)
+    return call
+
+
+def torch_step(backbone, images, labels, trainable) -> Callable[[], object]:
+    import torch
+    from torch.nn import functional
+
+    from benchmarks.torch_vit import Transformer, copy_weights
+
+    model = Transformer(backbone.spec, BOTTLENECK)
+    copy_weights(model, backbone.params, trainable["adapter"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("adapter" in name)
+    rows = torch.tensor(np.array(trainable["head"]["rows"]), requires_grad=True)
+    scale = torch.tensor(float(trainable["head"]["scale"]), requires_grad=True)
+    trained = [p for p in model.parameters() if p.requires_grad] + [rows, scale]
+    optimiser = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM)
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    targets = torch.from_numpy(labels).long()
+
+    def call():
+        optimiser.zero_grad(set_to_none=True)
+        features = functional.normalize(model(pixels), dim=1)
+        logits = scale * features @ functional.normalize(rows, dim=1).T
+        loss = functional.cross_entropy(logits, targets)
+        loss.backward()
+        optimiser.step()
+        return float(loss.detach())
+
+    return call
+
+
+def examples(spec: ViTSpec, batch: int) -> tuple[Backbone, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    images = generator.random((batch, spec.image_size, spec.image_size, 3), np.float32)
+    labels = generator.integers(0, CLASSES, batch).astype(np.int32)
+    return Backbone(init_random(jax.random.key(0), spec), spec), images, labels
+
+
+def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Iterator[Row]:
+    import torch
+
+    from benchmarks.torch_vit import Transformer, copy_weights
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    for size in sizes:
+        spec = spec_of(size)
+        backbone, images, labels = examples(spec, batch)
+        peer = Transformer(spec)
+        copy_weights(peer, backbone.params)
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        encoded = jax.jit(partial(encode, spec=spec))
+        on_device = jnp.asarray(images)
+
+        def ours(backbone=backbone, images=on_device, encoded=encoded):
+            return jax.block_until_ready(encoded(backbone.params, images=images))
+
+        def theirs(peer=peer, pixels=pixels):
+            with torch.no_grad():
+                return peer(pixels)
+
+        check("forward pass", np.asarray(ours()), theirs().numpy())
+        row = compare(f"ViT-B/16 forward, {size} px, batch {batch}", ours, theirs,
+                      "PyTorch, SDPA", 1.05, pairs=pairs)  # fmt: skip
+        peak = matmul_rate(batch * spec.num_tokens)
+        rate = batch * forward_flops(spec) / (row.ours / 1e3)
+        note = f"ours {rate / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {100 * rate / peak:.0f} %"
+        yield row._replace(note=note)
+
+        mine = our_step(backbone, images, labels)
+        step = torch_step(backbone, images, labels, mine.trainable)
+        for _ in range(3):  # the same losses, so the same gradients
+            check("loss", np.float64(mine()), np.float64(step()))
+        yield compare(f"step of adapters and head, {size} px, batch {batch}", mine, step,
+                      "PyTorch, SDPA", 1.0, pairs=pairs)  # fmt: skip
+        memory = [peak_over_weights(side, size, batch) for side in ("ours", "torch")]
+        yield Row(
+            f"memory of that step, {size} px, batch {batch}",
+            *memory,
+            "PyTorch, SDPA",
+            "MiB",
+            memory[1] / memory[0],
+            1.0,
+            "largest resident size less that before the steps",
+        )
+
+
+def check(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    gap = np.max(np.abs(found - expected)) / max(1e-3, np.max(np.abs(expected)))
+    if not gap < 1e-3:
+        raise AssertionError(f"{name}: ours and the peer's differ by {gap:.1e}")
+
+
+def peak_over_weights(side: str, size: int, batch: int) -> float:
+    """MiB, of a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.transformer", "--measure-memory", side]
+    command += ["--sizes", str(size), "--batch", str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_memory(side: str, size: int, batch: int) -> float:
+    """MiB that three steps take over what stands before them: weights, images, libraries."""
+    backbone, images, labels = examples(vit_b16(size), batch)
+    step = our_step(backbone, images, labels)
+    if side == "torch":
+        step = torch_step(backbone, images, labels, step.trainable)
+    with open("/proc/self/statm") as file:
+        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    for _ in range(3):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 1024**2
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=(96, 224))
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--measure-memory", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure_memory:
+        print(measure_memory(options.measure_memory, options.sizes[0], options.batch))
+        return []
+    found = list(rows(tuple(options.sizes), options.batch, options.pairs))
+    report(found, PACKAGES)
+    return found
+
+
+if __name__ == "__main__":
+    main()
