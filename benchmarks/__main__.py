@@ -1,4 +1,4 @@
-"""All benchmarks, one table: `make bench`, or `python -m benchmarks`; writes results/latest.json."""
+"""All benchmarks and one table: `make bench`, or `python -m benchmarks`; writes latest.json."""
 
 import warnings
 
