@@ -294,7 +294,12 @@ def validate(config: Config) -> None:
             f"train.devices: expected 0 (all) or more, found {c.train.devices}",
         )
         need(
-            c.train.devices == 0 or c.train.batch_size % c.train.devices == 0,
+            c.train.model_devices >= 1,
+            f"train.model_devices: expected at least 1, found {c.train.model_devices}",
+        )
+        need(
+            c.train.devices == 0
+            or c.train.batch_size * max(c.train.model_devices, 1) % c.train.devices == 0,
             f"train.batch_size: {c.train.batch_size} does not divide over "
             f"train.devices={c.train.devices}",
         )

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax import hosts
@@ -73,27 +74,32 @@ class Runner:
         self.devices = available[: num_devices or len(available)]
         self.compilations = 0
         self._backbones: tuple[Any, Any] = (None, None)  # on one device, and the same on all
-        everywhere = jax.devices() if self.num_hosts > 1 else self.devices
-        self._step = self._build(self._counted_step, everywhere, (None, None, 0), None, (1,))
+        self.all_devices = jax.devices() if self.num_hosts > 1 else self.devices
+        self._step = self._build(self._counted_step, self.all_devices, (None, None, 0), None, (1,))
         # What needs no other device runs on this host's alone, whatever the other hosts do.
         self._extract = self._build(_extract, self.devices, (None, 0, None, 0), 0)
-        self._survey = self._build(_survey, self.devices, (None, 0, 0), 0)
+        self._survey = self._build(self._summed_survey, self.devices, (None, 0, 0), None)
         self._prefix = self._build(frozen_prefix, self.devices, (None, 0), 0)
         self._predict = self._build(_predict, self.devices, (None, 0), 0)
 
     @property
     def num_devices(self) -> int:
         """Devices of all hosts."""
-        return len(self.devices) * self.num_hosts
+        return len(self.all_devices)
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts a batch is divided into."""
+        return self.num_devices
 
     def check_batch_size(self, name: str, batch_size: int) -> None:
         """Raises ConfigError unless the batch divides over the devices."""
-        if batch_size % self.num_devices:
-            lower = batch_size // self.num_devices * self.num_devices
-            fitting = f"{lower} or {lower + self.num_devices}" if lower else f"{self.num_devices}"
+        parts = self.num_parts
+        if batch_size % parts:
+            lower = batch_size // parts * parts
+            fitting = f"{lower} or {lower + parts}" if lower else f"{parts}"
             raise ConfigError(
-                f"{name}: {batch_size} does not divide over {self.num_devices} devices; "
-                f"use {fitting}"
+                f"{name}: {batch_size} does not divide over {parts} devices; use {fitting}"
             )
 
     def place(self, state: LearnerState) -> LearnerState:
@@ -143,12 +149,10 @@ class Runner:
         total = None
         for batch in batches:
             sums = self._survey(state, batch["image"], batch["mask"])
-            if len(self.devices) > 1:
-                sums = jax.tree.map(lambda a: np.asarray(a).sum(0), sums)
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         if self.num_hosts > 1:
             total = jax.tree.map(lambda a: hosts.gathered(np.asarray(a)[None]).sum(0), total)
-        return total
+        return jax.device_put(total, self.devices[0]) if len(self.devices) > 1 else total
 
     def prefix(self, state: LearnerState, images: np.ndarray) -> np.ndarray:
         """The residual stream [B, N, D] before the first adapter, on the host."""
@@ -164,7 +168,16 @@ class Runner:
 
     def _counted_step(self, held, moving, batch):
         self.compilations += 1
-        return device_step(held, moving, batch, AXIS if self.num_devices > 1 else None)
+        return device_step(held, moving, batch, self._axis(self.all_devices))
+
+    def _summed_survey(self, state, images, mask):
+        sums = learner_of(state.config).survey(state, prepare_images(state, images), mask)
+        axis = self._axis(self.devices)
+        return lax.psum(sums, axis) if axis else sums
+
+    def _axis(self, devices) -> str | None:
+        """The axis that a function compiled for `devices` is mapped over."""
+        return AXIS if len(devices) > 1 else None
 
     def _build(self, function: Callable, devices, in_axes, out_axes, donate=()) -> Callable:
         """`function` compiled for `devices`; arguments with axis 0 are this host's rows."""
@@ -202,10 +215,6 @@ def _extract(
     if images.ndim == 4:
         images = prepare_images(state, images)
     return learner_of(state.config).extract(state, images, slot, features)
-
-
-def _survey(state: LearnerState, images: jax.Array, mask: jax.Array) -> Any:
-    return learner_of(state.config).survey(state, prepare_images(state, images), mask)
 
 
 def _predict(state: LearnerState, images: jax.Array) -> tuple[jax.Array, jax.Array]:

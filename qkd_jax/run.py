@@ -24,7 +24,6 @@ from qkd_jax.errors import QkdError
 from qkd_jax.gate import num_parameters
 from qkd_jax.learners import base
 from qkd_jax.nn.vit import Backbone
-from qkd_jax.parallel import Runner
 from qkd_jax.plan import Plan, plan
 from qkd_jax.progress import NullProgress, Progress
 from qkd_jax.run_folder import (
@@ -35,6 +34,7 @@ from qkd_jax.run_folder import (
     run_folder,
     stored_summary,
 )
+from qkd_jax.sharding import runner_of
 from qkd_jax.slot_features import SlotFeatures
 from qkd_jax.state import LearnerState, join, split
 
@@ -96,7 +96,7 @@ class _Loop:
         self.folder, self.variant = folder, variant
         self.show_progress, self.progress = show_progress, NullProgress()
         self.learner = base.learner_of(self.config)
-        self.runner = Runner(self.config.train.devices)
+        self.runner = runner_of(self.config.train)
         self.writer = Writer(folder, hosts.is_first())
         self.runner.check_batch_size("train.batch_size", self.config.train.batch_size)
         self.runner.check_batch_size("train.eval_batch_size", self.config.train.eval_batch_size)

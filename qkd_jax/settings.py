@@ -442,3 +442,4 @@ class TrainConfig:
     eval_batch_size: int = 32
     checkpoint_every: int = 200  # steps; a finished task is always saved
     devices: int = 0  # 0 = all local devices
+    model_devices: int = 1  # devices that share one copy of the frozen arrays
