@@ -17,7 +17,7 @@ from qkd_jax.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
-# Those that between them use every hook of a `Learner`; the others take minutes more.
+# Prompts, a survey of the images, sums of a fixed size, nothing trained; the others take minutes.
 DEFAULT = ("coda_prompt", "inflora", "ranpac", "simplecil")
 
 
