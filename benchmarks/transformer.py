@@ -24,7 +24,8 @@ import numpy as np
 from benchmarks.pairs import Row, compare, enough, report, seconds
 from qkd_jax.config import Config, override
 from qkd_jax.learners import base
-from qkd_jax.nn.vit import Backbone, ViTSpec, encode, init_random
+from qkd_jax.nn.encode import encode
+from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.protocol import Task
 from qkd_jax.state import split
 

@@ -270,6 +270,10 @@ def validate(config: Config) -> None:
             f"train.eval_batch_size: expected at least 1, found {c.train.eval_batch_size}",
         )
         need(
+            c.train.task_chunk >= 0,
+            f"train.task_chunk: expected 0 (by device) or more, found {c.train.task_chunk}",
+        )
+        need(
             c.train.checkpoint_every >= 1,
             f"train.checkpoint_every: expected at least 1, found {c.train.checkpoint_every}",
         )

@@ -440,6 +440,7 @@ class TrainConfig:
     later_epochs: int = 0  # epochs of every task after the first; 0 = `epochs`
     batch_size: int = 32
     eval_batch_size: int = 32
+    task_chunk: int = 0  # adapters that `predict` evaluates in one pass; 0 = what fills the device
     checkpoint_every: int = 200  # steps; a finished task is always saved
     devices: int = 0  # 0 = all local devices
     model_devices: int = 1  # devices that share one copy of the frozen arrays

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 from qkd_jax.learners.base import Learner, register
 from qkd_jax.learners.prompted import encode_prompted
 from qkd_jax.learners.task_heads import class_terms, mask_unseen, new_linear_head, stored_head
+from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.layers import AttentionInsert, standardize
-from qkd_jax.nn.vit import Inserts
 
 PROMPT_DEVIATION = 0.02
 HEAD_EPS = 1e-5

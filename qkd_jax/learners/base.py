@@ -21,7 +21,8 @@ from qkd_jax.config import Config, TrainConfig
 from qkd_jax.data.transforms import augment
 from qkd_jax.errors import ConfigError, DataError, ProtocolError
 from qkd_jax.nn import heads
-from qkd_jax.nn.vit import Backbone, encode_prefix, normalize
+from qkd_jax.nn.encode import encode_prefix
+from qkd_jax.nn.vit import Backbone, normalize
 from qkd_jax.protocol import Task
 from qkd_jax.state import LearnerState, Moving, join, local_labels, split
 
@@ -68,6 +69,8 @@ class Learner(NamedTuple):
       finish: (state, statistics, key) -> state with the prototypes and states of the finished task.
       extract: (state, images [B, H, W, 3], slot, features [B, S, D] of the slots extracted before)
         -> [B, D] features of a filled slot.
+      shared: (state, images [B, H, W, 3]) -> what `extract` takes in place of images and every slot
+        begins with. Given, slots do not read one another and are extracted several at a time.
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
       slots: task -> the slots that `score` reads when `task` is the last, in order of extraction.
       finish_slots: the same for `finish`; None = `slots`.
@@ -97,6 +100,7 @@ class Learner(NamedTuple):
     slots: Callable
     finish_slots: Callable | None = None
     teachers: Callable = lambda task: ()
+    shared: Callable | None = None
     statistics: Callable = class_statistics
     accumulate: Callable = add_classes
     first_block: Callable = lambda config: config.adapter.first_block
@@ -527,15 +531,37 @@ def _freeze(state):
 
 @jax.jit
 def _extract_slots(state, images, features, slots, count):
-    """Fills features [B, S, D] for the first `count` of `slots` [S]."""
-    images = prepare_images(state, images)
-    learner = learner_of(state.config)
+    """Fills features [B, S, D] for the first `count` of `slots` [S]; those after hold S."""
+    images, learner = prepare_images(state, images), learner_of(state.config)
+    num_slots, chunk = features.shape[1], 1
+    if learner.shared is not None:
+        images = learner.shared(state, images)
+        chunk = task_chunk(state.config.train, *features.shape[:2])
+    slots = jnp.pad(slots, (0, -num_slots % chunk), constant_values=num_slots)
 
     def fill(i, features):
-        found = learner.extract(state, images, slots[i], features)
-        return features.at[:, slots[i]].set(found.astype(features.dtype))
+        chosen = lax.dynamic_slice(slots, (i * chunk,), (chunk,))
+        extract = partial(learner.extract, state, images, features=features)
+        if chunk == 1:
+            found = extract(slot=chosen[0])[None]
+        else:
+            found = jax.vmap(lambda slot: extract(slot=slot))(jnp.minimum(chosen, num_slots - 1))
+        found = jnp.swapaxes(found, 0, 1).astype(features.dtype)
+        return features.at[:, chosen].set(found, mode="drop")
 
-    return lax.fori_loop(0, count, fill, features)
+    return lax.fori_loop(0, -(-count // chunk), fill, features)
+
+
+def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
+    """How many slots one pass over a batch computes.
+
+    By default as many as fill the device: 16 images in all on a CPU, whose caches more rows
+    overflow (measured, docs/performance.md), 256 elsewhere (not measured).
+    """
+    if config.task_chunk:
+        return min(config.task_chunk, num_slots)
+    rows = 16 if jax.default_backend() == "cpu" else 256
+    return min(max(1, rows // batch_size), num_slots)
 
 
 @jax.jit
@@ -621,7 +647,7 @@ def slot_features(
     if slots is None:
         slots = tuple(learner_of(state.config).slots(int(state.task)))
     size, width = num_slots(state.config), state.backbone.spec.width
-    order = jnp.asarray(slots + (0,) * (size - len(slots)), jnp.int32)
+    order = jnp.asarray(slots + (size,) * (size - len(slots)), jnp.int32)
     empty = jnp.zeros((images.shape[0], size, width))
     return _extract_slots(state, jnp.asarray(images), empty, order, jnp.int32(len(slots)))
 

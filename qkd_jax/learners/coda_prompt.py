@@ -34,9 +34,9 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import register
 from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head
+from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.prompts import check_blocks, in_blocks, split_prefix
-from qkd_jax.nn.vit import Inserts
 
 
 def check(config, spec):

@@ -31,6 +31,7 @@ from qkd_jax.learners.task_adapters import (
     encode_with,
     means_in_slots,
     new_tuned,
+    shared_stem,
     store_adapter,
     store_rows,
 )
@@ -83,6 +84,7 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
+        shared=shared_stem,
         score=score,
         slots=lambda task: range(task + 1),
     )

@@ -36,6 +36,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners.base import register
 from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, stored_head, with_term
+from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.prompts import (
     check_blocks,
     chosen_rows,
@@ -46,7 +47,6 @@ from qkd_jax.nn.prompts import (
     new_rows,
     split_prefix,
 )
-from qkd_jax.nn.vit import Inserts
 
 # Share given to a prompt that was never chosen: below that of one choice, but the nearest key of
 # several such prompts still wins.

@@ -35,6 +35,7 @@ from qkd_jax.learners.task_adapters import (
     empty_adapters,
     encode_with,
     new_adapter,
+    shared_stem,
     store_adapter,
 )
 from qkd_jax.learners.task_heads import (
@@ -227,6 +228,7 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
+        shared=shared_stem,
         score=score,
         slots=lambda task: range(task + 1),
         finish_slots=lambda task: sorted({0, task}),

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.ease import begin, extract, freeze
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.task_adapters import empty_adapters, new_tuned, store_rows
+from qkd_jax.learners.task_adapters import empty_adapters, new_tuned, shared_stem, store_rows
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits
 from qkd_jax.nn.losses import MASKED
@@ -90,6 +90,7 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
+        shared=shared_stem,
         score=score,
         slots=lambda task: range(task + 1),
         finish_slots=lambda task: (task,),

@@ -16,8 +16,8 @@ from jax import lax
 from qkd_jax.learners.base import Learner
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import class_terms, mask_unseen, stored_head
+from qkd_jax.nn.encode import Inserts, encode
 from qkd_jax.nn.heads import linear_logits
-from qkd_jax.nn.vit import Inserts, encode
 from qkd_jax.state import LearnerState
 
 

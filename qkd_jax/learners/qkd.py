@@ -20,6 +20,7 @@ from qkd_jax.learners.task_adapters import (
     encode_with,
     means_in_slots,
     new_adapter,
+    shared_stem,
     store_adapter,
     store_rows,
 )
@@ -280,6 +281,7 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
+        shared=shared_stem,
         score=score,
         slots=lambda task: range(task + 1),
         teachers=lambda task: range(task),

@@ -13,9 +13,18 @@ from jax import lax
 from qkd_jax.config import Config
 from qkd_jax.learners.task_heads import new_head
 from qkd_jax.nn.adapters import init_adapter
+from qkd_jax.nn.encode import (
+    Inserts,
+    Stem,
+    encode,
+    encode_from,
+    encode_from_stem,
+    encode_prefix,
+    encode_stem,
+)
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.losses import MASKED
-from qkd_jax.nn.vit import Backbone, Inserts, encode, encode_from
+from qkd_jax.nn.vit import Backbone
 from qkd_jax.state import LearnerState
 
 
@@ -48,7 +57,7 @@ def encode_with(
     """[B, D] feature under one adapter (None: the frozen model).
 
     `images` is [B, H, W, 3], or the residual stream [B, N, D] before the first adapter's block,
-    kept from an earlier pass (`base.frozen_prefix`).
+    kept from an earlier pass (`base.frozen_prefix`), or what all adapters share (`shared_stem`).
     """
     config, backbone = state.config, state.backbone
     inserts = None if adapter is None else Inserts(adapter, config.adapter, hidden_factors)
@@ -56,12 +65,23 @@ def encode_with(
         "dropout_key": dropout_keys if config.adapter.dropout > 0 else None,
         "compute_dtype": jnp.dtype(config.backbone.compute_dtype),
     }
-    if images.ndim == 3:
+    if isinstance(images, Stem):
+        feature = encode_from_stem(backbone.params, backbone.spec, images, inserts, **options)
+    elif images.ndim == 3:
         start = config.adapter.first_block
         feature = encode_from(backbone.params, backbone.spec, images, inserts, start, **options)
     else:
         feature = encode(backbone.params, backbone.spec, images, inserts, **options)
     return feature.astype(jnp.float32)
+
+
+def shared_stem(state: LearnerState, images: jax.Array) -> Stem:
+    """What the passes of all adapters over the same images [B, H, W, 3] begin with."""
+    backbone, first = state.backbone, state.config.adapter.first_block
+    dtype = jnp.dtype(state.config.backbone.compute_dtype)
+    params, spec = backbone.params, backbone.spec
+    tokens = encode_prefix(params, spec, images, first, compute_dtype=dtype)
+    return encode_stem(params, spec, tokens, first, compute_dtype=dtype)
 
 
 def adapter_of(state: LearnerState, slot: jax.Array) -> dict:

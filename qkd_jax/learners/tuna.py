@@ -34,6 +34,7 @@ from qkd_jax.learners.task_adapters import (
     empty_adapters,
     encode_with,
     new_adapter,
+    shared_stem,
     store_adapter,
 )
 from qkd_jax.learners.task_heads import (
@@ -202,6 +203,7 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
+        shared=shared_stem,
         score=score,
         slots=lambda task: (*range(0, 2 * task + 1, 2), 2 * task + 1),
         finish_slots=lambda task: (2 * task,),

@@ -14,8 +14,9 @@ small directions in float32.
 import jax
 import jax.numpy as jnp
 
+from qkd_jax.nn.encode import Inserts, encode_all
 from qkd_jax.nn.layers import AttentionInsert, layer_norm
-from qkd_jax.nn.vit import Inserts, ViTSpec, block_at, encode_all
+from qkd_jax.nn.vit import ViTSpec, block_at
 
 
 def branch_inserts(down: jax.Array, up: dict[str, jax.Array]) -> Inserts:

@@ -9,14 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.errors import ConfigError, WeightsError
-from qkd_jax.nn.vit import (
-    Backbone,
-    ViTSpec,
-    init_random,
-    param_shapes,
-    resample_positions,
-    stack_blocks,
-)
+from qkd_jax.nn.positions import resample_positions
+from qkd_jax.nn.vit import Backbone, ViTSpec, init_random, param_shapes, stack_blocks
 from qkd_jax.weights.fetch import fetch
 from qkd_jax.weights.key_maps import KEY_MAPS, UNUSED_PREFIXES
 from qkd_jax.weights.readers import READERS, Arrays

@@ -12,7 +12,8 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import apt, base
-from qkd_jax.nn.vit import Backbone, ViTSpec, encode
+from qkd_jax.nn.encode import encode
+from qkd_jax.nn.vit import Backbone, ViTSpec
 
 BUDGET = 2e-5
 COLUMNS = [4, 1, 0, 5, 2]  # classes in the order of the tasks

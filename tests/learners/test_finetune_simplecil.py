@@ -15,7 +15,7 @@ import qkd_jax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.nn.vit import encode
+from qkd_jax.nn.encode import encode
 
 BUDGET = 2e-5
 

@@ -14,7 +14,7 @@ import pytest
 import qkd_jax
 from qkd_jax import metrics, protocol
 from qkd_jax.learners import base, finetune
-from qkd_jax.nn.vit import encode
+from qkd_jax.nn.encode import encode
 from qkd_jax.plan import plan
 
 BUDGET = 1e-4

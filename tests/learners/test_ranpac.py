@@ -13,7 +13,7 @@ import qkd_jax
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import base, ranpac
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.nn.vit import encode
+from qkd_jax.nn.encode import encode
 
 EPS, SIZE = 1.2e-7, 20
 SETTINGS = ("method=ranpac", f"ranpac.projection_dim={SIZE}", "max_task_images=8")

@@ -16,7 +16,8 @@ from qkd_jax.nn.adapters import (
     init_adapter,
     split_blocks,
 )
-from qkd_jax.nn.vit import Inserts, ViTSpec, encode, init_random
+from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.vit import ViTSpec, init_random
 
 ERF = np.vectorize(math.erf)
 SPECS = {

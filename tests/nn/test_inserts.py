@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.nn.layers import AttentionInsert
-from qkd_jax.nn.vit import (
+from qkd_jax.nn.adapters import AdapterSpec, init_adapter
+from qkd_jax.nn.encode import (
     Inserts,
-    ViTSpec,
     encode,
     encode_all,
     encode_from,
+    encode_from_stem,
     encode_prefix,
-    init_random,
-    stack_blocks,
+    encode_stem,
 )
+from qkd_jax.nn.layers import AttentionInsert
+from qkd_jax.nn.vit import ViTSpec, init_random, stack_blocks
 
 SPEC = ViTSpec(width=12, depth=3, num_heads=2, mlp_width=16, patch_size=4, image_size=8, grid=2)
 BATCH = 3
@@ -214,3 +215,31 @@ def test_inserts_that_do_not_fit_are_named(model):
     tokens = Inserts(tokens=jnp.zeros((2, 12)))
     with pytest.raises(ConfigError, match="before block 0, not before block 1"):
         encode_from(params, SPEC, jnp.zeros((BATCH, 5, 12)), tokens, 1)
+
+
+STEMS = [("parallel", "residual"), ("parallel", "norm"), ("sequential", "residual")]
+
+
+@pytest.mark.parametrize("placement, reads", STEMS)
+@pytest.mark.parametrize("first_block", range(SPEC.depth))
+@pytest.mark.parametrize("form", [dict, stack_blocks])
+def test_from_the_stem_of_all_adapters_as_from_the_images(placement, reads, first_block, form):
+    """float64, the same sums: 1e-12 of features near 1. Dropout masks follow the block's number."""
+    settings = AdapterSpec(3, 0.7, 0.4, placement, reads, first_block)
+    with jax.enable_x64(True):
+        params = form(init_random(jax.random.key(0), SPEC, jnp.float64))
+        images = jax.random.normal(jax.random.key(1), (BATCH, 8, 8, 3), jnp.float64)
+        adapter = jax.tree.map(
+            lambda a: jax.random.normal(jax.random.key(a.size), a.shape, jnp.float64),
+            init_adapter(jax.random.key(2), settings, SPEC.width, SPEC.depth),
+        )
+        options = {"dropout_key": jax.random.split(jax.random.key(3), BATCH)}
+        options["compute_dtype"] = jnp.float64
+        inserts = Inserts(adapter, settings)
+        expected = encode(params, SPEC, images, inserts, **options)
+        tokens = encode_prefix(params, SPEC, images, first_block, compute_dtype=jnp.float64)
+        stem = encode_stem(params, SPEC, tokens, first_block, compute_dtype=jnp.float64)
+        found = encode_from_stem(params, SPEC, stem, inserts, **options)
+        frozen = encode(params, SPEC, images, compute_dtype=jnp.float64)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert np.abs(expected - frozen).max() > 1e-3

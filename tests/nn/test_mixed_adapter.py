@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, init_adapter, mixed_adapter
-from qkd_jax.nn.vit import Inserts, ViTSpec, encode, init_random
+from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.vit import ViTSpec, init_random
 
 SPEC = AdapterSpec(bottleneck=5)
 TASKS, BLOCKS, WIDTH, IMAGES = 3, 2, 8, 4

@@ -10,21 +10,15 @@ from safetensors.numpy import load_file
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, init_adapter
+from qkd_jax.nn.encode import Inserts, block, embed, encode, encode_all, encode_from, encode_prefix
 from qkd_jax.nn.layers import layer_norm, matmul_trainable, standardize
+from qkd_jax.nn.positions import resample_positions
 from qkd_jax.nn.vit import (
-    Inserts,
     Preprocessing,
     ViTSpec,
-    block,
-    embed,
-    encode,
-    encode_all,
-    encode_from,
-    encode_prefix,
     init_random,
     normalize,
     param_shapes,
-    resample_positions,
     stack_blocks,
 )
 from qkd_jax.weights.load import assemble

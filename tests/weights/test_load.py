@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from qkd_jax.errors import ConfigError, WeightsError
-from qkd_jax.nn.vit import ViTSpec, encode, param_shapes
+from qkd_jax.nn.encode import encode
+from qkd_jax.nn.vit import ViTSpec, param_shapes
 from qkd_jax.weights import load as load_module
 from qkd_jax.weights import registry
 from qkd_jax.weights.key_maps import KEY_MAPS

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.nn import layers, vit
+from qkd_jax.nn import encode, layers
 from qkd_jax.weights.fetch import fetch
 from qkd_jax.weights.load import load_backbone
 
@@ -62,15 +62,15 @@ def test_packaged_clip_equals_its_graph_block_by_block(monkeypatch):
     wanted += ["/vision_model/post_layernorm/Add_1_output_0", "image_embeds"]
     *stages, feature, embedding = run_graph(fetch("clip_vit_b16"), "pixel_values", images, wanted)
     # The embedding is float32 on both sides: sums of 768 terms.
-    embedded = vit.embed(params, spec, images)
+    embedded = encode.embed(params, spec, images)
     assert np.abs(embedded - stages[0]).max() / np.abs(stages[0]).max() < 5e-6
     # The graph rounds every Linear input to 8 bits. With its own block inputs and that rounding
     # repeated, what is left are values that float noise moves across a rounding edge: one such
     # value differs by a whole step of 1/255 of its tensor's range. Without the repetition the
     # errors are 2e-2 to 1e-1; a wrong formula shows at order 1.
     monkeypatch.setattr(layers, "linear", quantized_linear)
-    monkeypatch.setattr(vit, "linear", quantized_linear)
-    run = jax.jit(lambda p, x: vit.block(p, spec, x))
+    monkeypatch.setattr(encode, "linear", quantized_linear)
+    run = jax.jit(lambda p, x: encode.block(p, spec, x))
     errors = [
         relative(run(p, before) - before, after - before)
         for p, before, after in zip(params["blocks"], stages, stages[1:], strict=False)
@@ -96,10 +96,10 @@ def test_packaged_dinov2_equals_its_graph():
     blocks = [f"/backbone/encoder/layer.{i}/Add_1_output_0" for i in range(12)]
     wanted = ["/backbone/embeddings/Add_output_0", *blocks, "/backbone/layernorm/Add_1_output_0"]
     stages = run_graph(fetch("dinov2_vit_s14"), "input_image", images, wanted)
-    results = jax.jit(lambda x: vit.encode_all(params, spec, x))(images)
+    results = jax.jit(lambda x: encode.encode_all(params, spec, x))(images)
     # The position grid is resampled in float32 on one side; then 12 blocks of float32 sums.
     errors = [relative(a, b) for a, b in zip(results, stages, strict=True)]
     print("relative error after each stage:", " ".join(f"{e:.1e}" for e in errors))
     assert max(errors) < 2e-5
-    feature = jax.jit(lambda x: vit.encode(params, spec, x))(images)
+    feature = jax.jit(lambda x: encode.encode(params, spec, x))(images)
     assert relative(feature, stages[-1][:, 0]) < 2e-5
