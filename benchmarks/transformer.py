@@ -27,7 +27,7 @@ from qkd_jax.learners import base
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.protocol import Task
-from qkd_jax.state import split
+from qkd_jax.state import LearnerState, split
 
 PACKAGES = ("jax", "torch")
 CLASSES, BOTTLENECK = 10, 64
@@ -67,8 +67,8 @@ def matmul_rate(rows: int) -> float:
     return 2 * rows * 768 * 3072 / min(seconds(call, times) for _ in range(5))
 
 
-def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """A step of `finetune`: an adapter in every block and a cosine head."""
+def step_state(backbone: Backbone) -> LearnerState:
+    """`finetune` in its first task: an adapter in every block and a cosine head."""
     config = override(
         Config(method="finetune"),
         f"backbone.image_size={backbone.spec.image_size}",
@@ -78,8 +78,12 @@ def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Call
         *("train.weight_decay=0.0", "train.schedule=constant"),
     )
     state = base.init_state(jax.random.key(0), backbone, config)
-    state = base.open_task(state, Task(0, tuple(range(CLASSES))))
-    held, moving = split(state)
+    return base.open_task(state, Task(0, tuple(range(CLASSES))))
+
+
+def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """One step after the other."""
+    held, moving = split(step_state(backbone))
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
     holder = [moving]
 

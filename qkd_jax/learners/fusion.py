@@ -88,17 +88,24 @@ def routed_logits(state, images, weights):
     def one(total, choice):
         share, slots = choice  # [B], [B]
         feature = encode_with(state, chosen_adapters(state, slots), images)
-
-        # Heads are small beside a pass: all learned ones, of which each image keeps its own.
-        def keep(slot, logits):
-            mine = (slots == slot)[:, None]
-            return jnp.where(mine, logits_in(state, slot, feature), logits)
-
-        logits = lax.fori_loop(0, state.task + 1, keep, jnp.zeros_like(total))
+        logits = own_logits(state, slots, feature)
         return total + share[:, None] * logits, None
 
     nothing = jnp.zeros((len(weights), state.config.num_classes))
     return lax.scan(one, nothing, (shares.T, chosen.T))[0]
+
+
+def own_logits(state, slots, features):
+    """[B, C] of features [B, D], each read in its own slot [B]."""
+    if len(slots) < state.config.max_tasks:  # reads only the heads that are asked for
+        return jax.vmap(lambda slot, f: logits_in(state, slot, f[None])[0])(slots, features)
+
+    def keep(slot, logits):
+        mine = (slots == slot)[:, None]
+        return jnp.where(mine, logits_in(state, slot, features), logits)
+
+    nothing = jnp.zeros((len(slots), state.config.num_classes))
+    return lax.fori_loop(0, state.task + 1, keep, nothing)
 
 
 def mixed_logits(state, images, weights):
