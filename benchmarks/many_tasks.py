@@ -1,0 +1,112 @@
+"""100 tasks, 1,000 classes: step time and memory against the task index; one compilation.
+
+    python -m benchmarks.many_tasks [--tasks 100] [--classes 10]
+
+QKD on a small transformer and synthetic images: per task some steps with the old adapters'
+features kept, the end of the task, and an evaluation of its own test images by two routed passes.
+The first tenth of the tasks stands beside the last.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from benchmarks.pairs import Row, report
+from qkd_jax.config import Config, override
+from qkd_jax.data.packaged import synthetic
+from qkd_jax.learners import base
+from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.protocol import class_order, split_tasks
+
+PACKAGES = ("jax",)
+STEPS, IMAGES_A_CLASS, SIDE = 10, 4, 32
+SPEC = ViTSpec(
+    width=192, depth=6, num_heads=3, mlp_width=768, patch_size=8, image_size=SIDE, grid=SIDE // 8
+)
+
+
+def resident_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
+def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
+    """Per task: seconds of a step, of the end of the task, of an evaluation; resident MiB."""
+    data = synthetic(num_tasks * classes, IMAGES_A_CLASS, 1, SIDE)
+    config = override(
+        Config(method="qkd"),
+        *(f"backbone.image_size={SIDE}", f"num_classes={num_tasks * classes}"),
+        *(f"max_tasks={num_tasks}", f"max_task_classes={classes}", "data.augment=false"),
+        *("adapter.bottleneck=16", "fusion.kind=routed", "fusion.top_k=2"),
+    )
+    backbone = Backbone(init_random(jax.random.key(0), SPEC), SPEC)
+    state = base.init_state(jax.random.key(1), backbone, config)
+    found = {"step": [], "end": [], "evaluation": [], "memory": []}
+    for task in split_tasks(class_order(num_tasks * classes, 0), 0, classes):
+        train = data.train.take(np.flatnonzero(np.isin(data.train.labels, task.classes)))
+        test = data.test.take(np.flatnonzero(np.isin(data.test.labels, task.classes)))
+        images = train.load(np.arange(len(train)), SIDE, "test")["image"]
+        batch = {"image": images, "label": train.labels}
+        state = base.begin_task(state, task, STEPS)
+        teachers = base.slot_features(state, images, tuple(range(task.index)))
+        times = []
+        for _ in range(STEPS):
+            began = time.perf_counter()
+            state, metrics = base.train_task(state, {**batch, "features": teachers})
+            float(metrics["loss"])
+            times.append(time.perf_counter() - began)
+        found["step"].append(statistics.median(times))
+        began = time.perf_counter()
+        state = jax.block_until_ready(base.end_task(state, [batch]))
+        found["end"].append(time.perf_counter() - began)
+        asked = test.load(np.arange(len(test)), SIDE, "test")["image"]
+        began = time.perf_counter()
+        jax.block_until_ready(base.predict(state, asked))
+        found["evaluation"].append(time.perf_counter() - began)
+        found["memory"].append(resident_mib())
+    return found
+
+
+def rows(num_tasks: int, classes: int) -> Iterator[Row]:
+    found = measure(num_tasks, classes)
+    tenth = max(1, num_tasks // 10)
+    programs = base._train._cache_size()
+    named = (
+        ("step", "a step, teachers' features kept", 1e3, "ms", round(1 / 1.1, 2)),
+        ("evaluation", "an answer, routed to two adapters", 1e3, "ms", round(1 / 1.1, 2)),
+        ("end", "the end of a task, a pass of every adapter", 1e3, "ms", 0.0),
+        ("memory", "resident memory", 1.0, "MiB", round(1 / 1.1, 2)),
+    )
+    for key, name, scale, unit, goal in named:
+        # Not the first two tasks: there things are compiled.
+        early = statistics.median(found[key][2 : 2 + tenth])
+        late = statistics.median(found[key][-tenth:])
+        yield Row(
+            f"{name}: tasks {num_tasks - tenth + 1}-{num_tasks} of {num_tasks}",
+            scale * late,
+            scale * early,
+            f"tasks 3-{2 + tenth}",
+            unit,
+            early / late,
+            goal,
+            f"{num_tasks * classes:,} classes; the step was compiled {programs} times",
+        )
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--classes", type=int, default=10, help="of a task")
+    options = parser.parse_args(arguments)
+    found = list(rows(options.tasks, options.classes))
+    report(found, PACKAGES)
+    return found
+
+
+if __name__ == "__main__":
+    main()
