@@ -28,7 +28,7 @@ from benchmarks.transformer import (
     step_state,
     vit_b16,
 )
-from qkd_jax.learners import base
+from qkd_jax.learners.step import device_step
 from qkd_jax.nn.vit import Backbone, stack_blocks
 from qkd_jax.state import split
 
@@ -63,7 +63,7 @@ def rows(size: int, batch: int, pairs: int, spec_of=vit_b16) -> Iterator[Row]:
         ours = (held, moving, given)
         times = [
             (
-                compile_seconds(partial(jax.jit, lambda h, m, b: base.device_step(h, m, b)), *ours),
+                compile_seconds(partial(jax.jit, lambda h, m, b: device_step(h, m, b)), *ours),
                 compile_seconds(partial(jax.jit, lambda *a: plain(*a)), *theirs),
             )
             for _ in range(pairs)

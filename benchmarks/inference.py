@@ -21,6 +21,7 @@ from benchmarks.pairs import Row, compare, enough, report, seconds
 from benchmarks.transformer import check, vit_b16
 from qkd_jax.config import Config, override
 from qkd_jax.learners import base
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.state import LearnerState
@@ -62,7 +63,7 @@ def random_like(key: jax.Array, tree):
 
 @jax.jit
 def one_pass(state: LearnerState, images: jax.Array, slot: jax.Array) -> jax.Array:
-    return encode_with(state, adapter_of(state, slot), base.prepare_images(state, images))
+    return encode_with(state, adapter_of(state, slot), prepare_images(state, images))
 
 
 def looped(state: LearnerState, images: jax.Array) -> jax.Array:

@@ -23,11 +23,11 @@ from qkd_jax.learners.base import (
     begin_task,
     end_task,
     init_state,
-    learner_names,
     predict,
     predict_with_relevance,
     train_task,
 )
+from qkd_jax.learners.learner import learner_names
 from qkd_jax.load_run import LoadedRun, load_run
 from qkd_jax.protocol import Task, class_order, split_tasks
 from qkd_jax.weights.load import load_backbone

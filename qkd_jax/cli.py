@@ -152,7 +152,7 @@ def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from qkd_jax.compare import core_shares, planned_runs, run_all, without_finished
-    from qkd_jax.learners.base import learner_names
+    from qkd_jax.learners.learner import learner_names
     from qkd_jax.report import write_report
     from qkd_jax.results import comparison_table, write_results
     from qkd_jax.run_files import read_json
@@ -301,7 +301,7 @@ def _record(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from qkd_jax.learners.base import learner_names
+    from qkd_jax.learners.learner import learner_names
     from qkd_jax.weights.load import TINY_RANDOM
     from qkd_jax.weights.registry import names
 

@@ -24,7 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax import hosts
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.base import device_step, frozen_prefix, learner_of, prepare_images
+from qkd_jax.learners.learner import learner_of
+from qkd_jax.learners.step import device_step, frozen_prefix, prepare_images
 from qkd_jax.state import LearnerState, Moving
 from qkd_jax.weights.fetch import cache_folder
 

@@ -11,7 +11,7 @@ from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.splits import last_of_each_class
 from qkd_jax.errors import ConfigError, DataError
-from qkd_jax.learners.base import learner_of
+from qkd_jax.learners.learner import learner_of
 
 
 class Plan(NamedTuple):

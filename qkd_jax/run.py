@@ -23,6 +23,7 @@ from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
 from qkd_jax.errors import QkdError
 from qkd_jax.gate import num_parameters
 from qkd_jax.learners import base
+from qkd_jax.learners.learner import learner_of
 from qkd_jax.nn.vit import Backbone
 from qkd_jax.plan import Plan, plan
 from qkd_jax.progress import NullProgress, Progress
@@ -95,7 +96,7 @@ class _Loop:
         self.config, self.data, self.tasks, _ = planned
         self.folder, self.variant = folder, variant
         self.show_progress, self.progress = show_progress, NullProgress()
-        self.learner = base.learner_of(self.config)
+        self.learner = learner_of(self.config)
         self.runner = runner_of(self.config.train)
         self.writer = Writer(folder, hosts.is_first())
         self.runner.check_batch_size("train.batch_size", self.config.train.batch_size)

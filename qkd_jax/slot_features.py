@@ -13,6 +13,7 @@ from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import eval_batches, prefetch
 from qkd_jax.learners import base
+from qkd_jax.learners.learner import learner_of
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.parallel import Runner
 from qkd_jax.state import LearnerState
@@ -42,7 +43,7 @@ class SlotFeatures:
         tokens = 1 + (spec.image_size // spec.patch_size) ** 2
         needed = len(self.set) * tokens * spec.width * 4
         fits = self._decoded is not None and needed <= KEEP_DECODED_BYTES
-        learner = base.learner_of(config)
+        learner = learner_of(config)
         if learner.loss is None or learner.first_block(config) == 0 or not fits:
             return None
         return np.zeros((len(self.set), tokens, spec.width), np.float32)

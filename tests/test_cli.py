@@ -6,7 +6,7 @@ import os
 import pytest
 
 from qkd_jax import cli
-from qkd_jax.learners.base import learner_names
+from qkd_jax.learners.learner import learner_names
 
 # The cheapest run there is: nothing is trained.
 QUICK = ["--method", "simplecil", "--set", "train.devices=1"]

@@ -3,7 +3,7 @@
 import pytest
 
 from qkd_jax.cli import experiment_names, load_experiment
-from qkd_jax.learners.base import learner_names
+from qkd_jax.learners.learner import learner_names
 from qkd_jax.published import BOTTLENECK, FORM, RUNS, SPECIAL, STANDS_IN, published, source_of
 
 DATA_SETS = ("cifar100", "cub200", "imagenet_r", "imagenet_a", "vtab")

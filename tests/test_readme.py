@@ -12,7 +12,7 @@ import pytest
 
 from qkd_jax import config as configuration
 from qkd_jax.cli import experiment_names
-from qkd_jax.learners.base import learner_names
+from qkd_jax.learners.learner import learner_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

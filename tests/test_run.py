@@ -19,6 +19,7 @@ from qkd_jax.config import override
 from qkd_jax.data.image_set import Split
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.learners import base
+from qkd_jax.learners.learner import learner_of
 from qkd_jax.results import write_results
 from qkd_jax.run import _Loop, plan, run, run_folder
 from qkd_jax.run_folder import exclusive, trim_log
@@ -358,6 +359,6 @@ def test_trimming_the_log_drops_what_will_be_written_again(tmp_path):
 @pytest.mark.parametrize("later, expected", [(0, [2, 2, 2]), (1, [2, 1, 1])])
 def test_later_tasks_may_have_fewer_epochs(later, expected):
     config = smoke("ssiat", f"train.later_epochs={later}")
-    loop = SimpleNamespace(config=config, learner=base.learner_of(config))
+    loop = SimpleNamespace(config=config, learner=learner_of(config))
     tasks = [protocol.Task(t, (2 * t, 2 * t + 1)) for t in range(TASKS)]
     assert [_Loop.epochs_of(loop, task) for task in tasks] == expected

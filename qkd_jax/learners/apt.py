@@ -26,7 +26,7 @@ every image.
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.base import Learner, register
+from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import encode_prompted
 from qkd_jax.learners.task_heads import class_terms, mask_unseen, new_linear_head, stored_head
 from qkd_jax.nn.encode import Inserts

@@ -1,189 +1,34 @@
-"""One shape for every method, and the five verbs that users call.
+"""The five verbs that users call, and the halves of them that a run calls.
 
-A `Learner` supplies the parts in which methods differ; the verbs `init_state`, `begin_task`,
-`train_task`, `end_task` and `predict` are the same for all. All of it is pure functions over one
-`LearnerState`. The task index is a traced integer and everything per task is padded to `max_tasks`:
-a run compiles its step once.
+A `Learner` (`learner.py`) supplies the parts in which methods differ; the verbs `init_state`,
+`begin_task`, `train_task`, `end_task` and `predict` are the same for all. All of it is pure
+functions over one `LearnerState`. The task index is a traced integer and everything per task is
+padded to `max_tasks`: a run compiles its step once.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from qkd_jax.config import Config, TrainConfig
-from qkd_jax.data.transforms import augment
 from qkd_jax.errors import ConfigError, DataError, ProtocolError
-from qkd_jax.nn import heads
-from qkd_jax.nn.encode import encode_prefix
-from qkd_jax.nn.vit import Backbone, normalize
+from qkd_jax.learners.learner import columns_of, learner_of
+from qkd_jax.learners.step import (
+    Batch,
+    device_step,
+    optimiser,
+    prepare_images,
+    select_rows,
+)
+from qkd_jax.nn.vit import Backbone
 from qkd_jax.protocol import Task
-from qkd_jax.state import LearnerState, Moving, join, local_labels, split
-
-Batch = Mapping[str, Any]
-
-
-class Rows(NamedTuple):
-    """What belongs to the rows of a batch beside images and labels.
-
-    Attributes:
-      keys: [B] typed keys, each row's own.
-      mask: bool [B], False where a row is padding.
-      gather: [B, ...] -> [all rows of all devices, ...], for losses that couple images.
-    """
-
-    keys: jax.Array
-    mask: jax.Array
-    gather: Callable
-
-
-def class_statistics(config: Config, num_slots: int, width: int) -> heads.ClassStatistics:
-    """The usual accumulator: sums and counts of each class, no second moments."""
-    return heads.empty_statistics(num_slots, config.max_task_classes, width, 0)
-
-
-def add_classes(state, statistics, features, labels, mask):
-    """The usual accumulation: features [B, S, D] of labels [B] into `ClassStatistics`."""
-    return heads.add_to_statistics(statistics, features, local_labels(state, labels), mask)
-
-
-class Learner(NamedTuple):
-    """The parts of a method.
-
-    A *slot* is one frozen way to turn images into features, such as one task's adapter. A feature
-    of a filled slot never changes again, so a run computes each (image, slot) pair once. A method
-    whose one model changes with every task has a slot a task.
-
-    Attributes:
-      init: (key, backbone, config) -> (trainable, memory), arrays in their final shapes.
-      begin: (state, key) -> (trainable, memory) for the task that starts.
-      loss: (trainable, state, images [B, H, W, 3], batch, Rows) -> dict of [B] arrays with key
-        "loss"; None where nothing is trained.
-      freeze: state -> state with what was trained moved to memory as a filled slot.
-      finish: (state, statistics, key) -> state with the prototypes and states of the finished task.
-      extract: (state, images [B, H, W, 3], slot, features [B, S, D] of the slots extracted before)
-        -> [B, D] features of a filled slot.
-      shared: (state, images [B, H, W, 3]) -> what `extract` takes in place of images and every slot
-        begins with. Given, slots do not read one another and are extracted several at a time.
-      score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
-      slots: task -> the slots that `score` reads when `task` is the last, in order of extraction.
-      finish_slots: the same for `finish`; None = `slots`.
-      teachers: task -> the slots whose features of the current images `loss` reads.
-      statistics: (config, S, D) -> what `finish` reads, of no image.
-      accumulate: (state, statistics, features [B, S, D], labels [B], mask [B]) -> statistics.
-      first_block: config -> the first block that differs from the frozen model's.
-      trains: (config, task) -> whether the task has optimisation steps.
-      project: (trainable, state) -> trainable, after every optimisation step.
-      survey: (state, images, mask [B]) -> sums over the images, for what one must know about the
-        task's images before training and after it. None = nothing.
-      prepare: (state, sums, key) -> state, after `begin`, before the first step.
-      absorb: (state, sums) -> state, after `freeze`.
-      all_at_once: a run gives all classes in one task (joint training, the upper reference).
-      reads_images: config -> whether the score needs the images themselves, not only slot features.
-      predict: (state, images or kept tokens) -> (scores, relevance), for such settings.
-    """
-
-    name: str
-    init: Callable
-    begin: Callable
-    loss: Callable | None
-    freeze: Callable
-    finish: Callable
-    extract: Callable
-    score: Callable
-    slots: Callable
-    finish_slots: Callable | None = None
-    teachers: Callable = lambda task: ()
-    shared: Callable | None = None
-    statistics: Callable = class_statistics
-    accumulate: Callable = add_classes
-    first_block: Callable = lambda config: config.adapter.first_block
-    trains: Callable = lambda config, task: True
-    project: Callable = lambda trainable, state: trainable
-    survey: Callable | None = None
-    prepare: Callable | None = None
-    absorb: Callable | None = None
-    all_at_once: bool = False
-    reads_images: Callable = lambda config: False
-    predict: Callable | None = None
-
-    def slots_at_end(self, task: int) -> tuple[int, ...]:
-        """The slots that are extracted from the images of a task that ends."""
-        return tuple((self.finish_slots or self.slots)(task))
-
-
-_REGISTRY: dict[str, Learner] = {}
-
-
-def register(learner: Learner) -> Learner:
-    """Makes a learner known by its name; returns it."""
-    _REGISTRY[learner.name] = learner
-    return learner
-
-
-def learner_names() -> tuple[str, ...]:
-    """The known methods."""
-    return tuple(sorted(_REGISTRY))
-
-
-def learner_of(config: Config) -> Learner:
-    """The learner of `config.method`.
-
-    Raises:
-      ConfigError: unknown method; the message lists the known ones.
-    """
-    if config.method not in _REGISTRY:
-        raise ConfigError(f"unknown method {config.method!r}; known: {', '.join(learner_names())}")
-    return _REGISTRY[config.method]
-
-
-def optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Directions without the learning rate, which follows the task's schedule (`learning_rate`)."""
-    decay = optax.add_decayed_weights(
-        config.weight_decay, mask=partial(_decayed, config.decay_leaves)
-    )
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    if config.optimizer == "adam":
-        return optax.chain(*clip, optax.scale_by_adam(), decay)
-    return optax.chain(*clip, decay, optax.trace(decay=config.momentum))
-
-
-def learning_rate(
-    config: TrainConfig, step: jax.Array, num_steps: jax.Array, task: jax.Array
-) -> jax.Array:
-    """Rate of `step` of a task; constant where `num_steps` is 0.
-
-    cosine: lr (1 + cos(pi p)) / 2 with p = step / num_steps. quarter_cosine, by epoch as the code
-    of CODA-Prompt: lr cos(99 pi e / (200 (E - 1))) with e = 0, 0, 1, ..., E - 2 in the E epochs.
-    """
-    if config.schedule == "constant":
-        return jnp.float32(config.learning_rate)
-    total = jnp.maximum(num_steps, 1)
-    if config.schedule == "cosine":
-        progress = jnp.minimum(step.astype(jnp.float32) / total.astype(jnp.float32), 1.0)
-        factor = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    else:
-        epochs = jnp.where(task > 0, config.later_epochs or config.epochs, config.epochs)
-        epoch = jnp.minimum(step * epochs // total, epochs - 1)
-        progress = jnp.maximum(epoch - 1, 0).astype(jnp.float32)
-        factor = jnp.cos(0.495 * jnp.pi * progress / jnp.maximum(epochs - 1, 1).astype(jnp.float32))
-    return config.learning_rate * jnp.where(num_steps > 0, factor, 1.0)
-
-
-def _decayed(names: tuple[str, ...], tree: Any) -> Any:
-    """True for leaves whose own name is among `names`; the gate's are never decayed."""
-
-    def chosen(path, _):
-        keys = [getattr(part, "key", "") for part in path]
-        return keys[-1] in names and "gate" not in keys
-
-    return jax.tree_util.tree_map_with_path(chosen, tree)
+from qkd_jax.state import LearnerState, join, split
 
 
 def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerState:
@@ -320,7 +165,7 @@ def absorb(state: LearnerState, sums: Any) -> LearnerState:
 
 @jax.jit
 def _begin(state, classes, index, num_steps):
-    owners = state.task_of_class.at[_drop_padding(classes, state)].set(index, mode="drop")
+    owners = state.task_of_class.at[columns_of(classes, state)].set(index, mode="drop")
     state = state.replace(
         task=index,
         step=jnp.int32(0),
@@ -332,103 +177,6 @@ def _begin(state, classes, index, num_steps):
     trainable, memory = learner_of(state.config).begin(state, key)
     opt_state = optimiser(state.config.train).init(trainable)
     return state.replace(trainable=trainable, opt_state=opt_state, memory=memory)
-
-
-def _drop_padding(classes, state):
-    """Class of each row of the task's head; padding points outside and is dropped."""
-    return jnp.where(classes >= 0, classes, state.config.num_classes)
-
-
-def class_columns(state: LearnerState) -> jax.Array:
-    """int [M]: class of each row of the task's head; out of range for padding (mode="drop")."""
-    return _drop_padding(state.task_classes, state)
-
-
-def prepare_images(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Pixels (uint8 [0, 255] or float [0, 1]) as the backbone was trained on, [B, H, W, 3]."""
-    return normalize(images, state.backbone.preprocessing)
-
-
-def frozen_prefix(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Residual stream [B, N, D] of images before the first adapter's block: never changes, so
-    it can be kept.
-    """
-    backbone = state.backbone
-    return encode_prefix(
-        backbone.params,
-        backbone.spec,
-        prepare_images(state, images),
-        learner_of(state.config).first_block(state.config),
-        compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
-    )
-
-
-def device_step(
-    held: LearnerState, moving: Moving, batch: Batch, axis_name: str | None = None
-) -> tuple[Moving, dict[str, jax.Array]]:
-    """One optimisation step as one device runs it; pure.
-
-    Under `jax.pmap` or `jax.jit` alike: every device takes its share of the batch, losses are
-      divided by the
-    number of real rows of the whole batch, gradients are averaged once, with `pmean`. All
-    randomness belongs to the row of the global batch, so results do not depend on the number of
-    devices.
-    """
-    state = join(held, moving)
-    config, learner = state.config, learner_of(state.config)
-    num_rows = batch["label"].shape[0]
-    first = lax.axis_index(axis_name) * num_rows if axis_name else 0
-    key = jax.random.fold_in(state.key, 2)
-    key = jax.random.fold_in(jax.random.fold_in(key, state.task), state.step)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(num_rows))
-    real = batch.get("mask", jnp.ones(num_rows, bool))
-    images = batch.get("tokens", batch.get("image"))
-    if config.data.augment:
-        aspect = batch.get("aspect", jnp.ones(num_rows, jnp.float32))
-        crop_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
-        images = augment(crop_keys, images, aspect, config.backbone.image_size)
-    if "tokens" not in batch:
-        images = prepare_images(state, images)
-    # A padded row may hold anything, also NaN, which no weight of zero takes out of a gradient.
-    images = _select_rows(real, images)
-    batch = {n: _select_rows(real, v) if n == "features" else v for n, v in batch.items()}
-    mask = real.astype(jnp.float32)
-    count, num_devices = jnp.sum(mask), 1
-    if axis_name:
-        count, num_devices = lax.psum(count, axis_name), lax.psum(1, axis_name)
-    weight = mask * (num_devices / jnp.maximum(count, 1.0))
-    gather = partial(lax.all_gather, axis_name=axis_name, tiled=True) if axis_name else lambda x: x
-    rows = Rows(jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), real, gather)
-
-    def objective(trainable):
-        terms = learner.loss(trainable, state, images, batch, rows)
-        means = {n: jnp.sum(v * weight) for n, v in terms.items()}
-        return means["loss"], means
-
-    grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
-    if axis_name:
-        grads, metrics = lax.pmean((grads, metrics), axis_name)
-    # Adam's bias correction raises a float to an int32 count, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimiser(config.train).update(grads, state.opt_state, state.trainable)
-    rate = learning_rate(config.train, state.step, state.num_steps, state.task)
-    updates = _scale_head(config.train.head_rate, updates)
-    trainable = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.trainable, updates)
-    trainable = learner.project(trainable, state)
-    metrics["learning_rate"] = rate
-    return Moving(trainable, opt_state, state.step + 1), metrics
-
-
-def _scale_head(factor: float, updates: Any) -> Any:
-    """The head may learn at another rate than the rest."""
-    if factor == 1.0 or "head" not in updates:
-        return updates
-    return {**updates, "head": jax.tree.map(lambda u: factor * u, updates["head"])}
-
-
-def _select_rows(real: jax.Array, rows: jax.Array) -> jax.Array:
-    """`rows` [B, ...] with zeros where `real` [B] does not hold."""
-    return jnp.where(real.reshape(-1, *[1] * (rows.ndim - 1)), rows, jnp.zeros((), rows.dtype))
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -566,7 +314,7 @@ def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
 
 @jax.jit
 def _accumulate(state, statistics, features, labels, mask):
-    features = _select_rows(mask, features)
+    features = select_rows(mask, features)
     learner = learner_of(state.config)
     return learner.accumulate(state, statistics, features, labels, mask)
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.base import register
+from qkd_jax.learners.learner import register
 from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head
 from qkd_jax.nn.encode import Inserts

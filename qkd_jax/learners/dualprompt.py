@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.base import register
+from qkd_jax.learners.learner import register
 from qkd_jax.learners.prompted import (
     class_scores,
     classification,

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.base import Learner, register
+from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import classification, encode_prompted
 from qkd_jax.learners.task_heads import (
     empty_linear_head,

@@ -25,9 +25,9 @@ out.
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.ease import begin, extract, freeze
 from qkd_jax.learners.finetune import loss
+from qkd_jax.learners.learner import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import empty_adapters, new_tuned, shared_stem, store_rows
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.base import Learner
+from qkd_jax.learners.learner import Learner
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import class_terms, mask_unseen, stored_head
 from qkd_jax.nn.encode import Inserts, encode

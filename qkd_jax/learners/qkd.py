@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax import gate
-from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.fusion import anchors, gate_inputs, metric_of, predict, route, score
+from qkd_jax.learners.learner import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     complemented,

@@ -31,8 +31,8 @@ Where we differ from the authors' code:
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.base import Learner, class_columns, register
 from qkd_jax.learners.finetune import freeze
+from qkd_jax.learners.learner import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import encode_with, new_adapter
 from qkd_jax.learners.task_heads import (
     aligned,

@@ -116,8 +116,7 @@ def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
     """Rows [S, M, D] of a finished task's classes in every slot.
 
     Slots up to the task's own hold the class mean under that adapter. Later adapters never see
-    these
-    classes: until something better is known they get the row of the task's own slot.
+    these classes: until something better is known they get the row of the task's own slot.
     """
     known = jnp.arange(means.shape[0]) <= task
     return jnp.where(known[:, None, None], means, means[task][None])
@@ -133,11 +132,11 @@ def complemented(
     w_k = softmax_k( sharpness cos(rows[i, c], rows[i, k]) ):
 
     - EASE's semantic-guided complement (arXiv 2403.12030, Eq. 8-9, in the form of the authors'
-    published
-      settings, which recompute every slot after each task): rows[d, c] = sum_k w_k rows[d, k].
+      published settings, which recompute every slot after each task):
+      rows[d, c] = sum_k w_k rows[d, k].
     - with `drift`, semantic drift compensation (Yu et al., CVPR 2020, arXiv 2004.00440, between
-    slots instead of
-      training steps): rows[d, c] = rows[i, c] + sum_k w_k (rows[d, k] - rows[i, k]).
+      slots instead of training steps):
+      rows[d, c] = rows[i, c] + sum_k w_k (rows[d, k] - rows[i, k]).
 
     Args:
       rows: [T, C, D], the class means of the finished task already stored.

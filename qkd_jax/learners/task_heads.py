@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.config import Config
-from qkd_jax.learners.base import class_columns
+from qkd_jax.learners.learner import class_columns
 from qkd_jax.nn.alignment import Gaussians, align_head
 from qkd_jax.nn.heads import head_logits, init_rows
 from qkd_jax.nn.losses import cross_entropy

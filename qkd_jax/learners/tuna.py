@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.base import Learner, class_columns, register
+from qkd_jax.learners.learner import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import (
     empty_adapters,
     encode_with,

@@ -10,7 +10,7 @@ import pytest
 from qkd_jax.cli import load_experiment
 from qkd_jax.config import override
 from qkd_jax.learners import base
-from qkd_jax.learners.base import learner_names
+from qkd_jax.learners.learner import learner_names
 from qkd_jax.run import run, run_folder
 from qkd_jax.run_files import read_run
 from qkd_jax.weights.load import load_backbone

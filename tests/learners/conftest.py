@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners.base import learner_of
+from qkd_jax.learners.learner import learner_of
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.protocol import Task
 

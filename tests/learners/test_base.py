@@ -8,6 +8,7 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError, DataError, ProtocolError
 from qkd_jax.learners import base
+from qkd_jax.learners.step import learning_rate, optimiser
 from qkd_jax.protocol import Task
 
 
@@ -157,11 +158,11 @@ def test_cosine_schedule(tiny):
     for steps in (1, 4, 10):
         for step in range(steps + 2):
             expected = 0.2 * 0.5 * (1 + np.cos(np.pi * min(step / steps, 1)))
-            found = base.learning_rate(config, jnp.int32(step), jnp.int32(steps), first)
+            found = learning_rate(config, jnp.int32(step), jnp.int32(steps), first)
             assert abs(float(found) - expected) < 0.2 * 4e-7
-    assert float(base.learning_rate(config, five, jnp.int32(0), first)) == np.float32(0.2)
+    assert float(learning_rate(config, five, jnp.int32(0), first)) == np.float32(0.2)
     constant = tiny.config("train.schedule=constant", "train.learning_rate=0.2").train
-    assert float(base.learning_rate(constant, five, jnp.int32(9), first)) == np.float32(0.2)
+    assert float(learning_rate(constant, five, jnp.int32(9), first)) == np.float32(0.2)
 
 
 @pytest.mark.parametrize("epochs, later", [(5, 0), (5, 3), (2, 1), (1, 4)])
@@ -180,7 +181,7 @@ def test_quarter_cosine_goes_by_epoch(tiny, epochs, later, task):
     expected += expected[-1:]  # a step too many keeps the last rate
     total = jnp.int32(3 * num_epochs)
     found = [
-        float(base.learning_rate(config, jnp.int32(step), total, jnp.int32(task)))
+        float(learning_rate(config, jnp.int32(step), total, jnp.int32(task)))
         for step in range(3 * num_epochs + 1)
     ]
     np.testing.assert_allclose(found, expected, atol=0.2 * 4e-7)
@@ -197,7 +198,7 @@ def test_weight_decay_touches_the_named_leaves_and_never_the_gate(tiny, optimize
         "head": {"rows": jnp.ones(2), "scale": jnp.ones(2)},
         "gate": {"kernel": jnp.ones(2), "map": jnp.ones(2), "rows": jnp.ones(2)},
     }
-    transformation = base.optimiser(config)
+    transformation = optimiser(config)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = transformation.update(
             jax.tree.map(jnp.zeros_like, ones), transformation.init(ones), ones
@@ -211,7 +212,7 @@ def test_weight_decay_touches_the_named_leaves_and_never_the_gate(tiny, optimize
 def test_sgd_with_momentum_over_three_steps(tiny):
     """v <- m v + g + wd p; p <- p - lr v, in float64 beside the library."""
     config = tiny.config("train.momentum=0.9", "train.weight_decay=0.1").train
-    transformation, p = base.optimiser(config), {"kernel": jnp.asarray([1.0, -2.0])}
+    transformation, p = optimiser(config), {"kernel": jnp.asarray([1.0, -2.0])}
     memory, q, v = transformation.init(p), np.array([1.0, -2.0]), np.zeros(2)
     for step in range(3):
         g = np.array([0.3, 0.1 * step])

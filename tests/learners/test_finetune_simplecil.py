@@ -14,6 +14,7 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
 
@@ -132,7 +133,7 @@ def test_finetune_scores_with_its_one_adapter_and_all_rows(tiny, tuned):
     queries = tiny.batch(tiny.tasks[0], 9)["image"]
     scores = np.asarray(qkd_jax.predict(state, queries))
     adapter = state.trainable["adapter"]
-    feature = jax.jit(lambda x: encode_with(state, adapter, base.prepare_images(state, x)))(queries)
+    feature = jax.jit(lambda x: encode_with(state, adapter, prepare_images(state, x)))(queries)
     columns, scale = [4, 1, 0, 5, 2], float(state.trainable["head"]["scale"])
     rows = np.stack(
         [

@@ -14,6 +14,7 @@ import qkd_jax
 from qkd_jax.config import FusionConfig, override
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base, fusion
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
 
 BUDGET = 1e-4
@@ -72,15 +73,13 @@ def test_mixed_with_all_weight_on_one_task_is_that_adapter(ended, images):
     state = with_fusion(ended, "fusion.kind=block_mix")
     chosen = np.arange(len(images)) % 3
     weights = np.eye(4, dtype=np.float32)[chosen]
-    found = fusion.mixed_logits(
-        state, base.prepare_images(state, images), jax.numpy.asarray(weights)
-    )
+    found = fusion.mixed_logits(state, prepare_images(state, images), jax.numpy.asarray(weights))
     owner, rows = np.asarray(state.task_of_class), np.float64(state.memory["rows"])
     whitener = np.float64(state.memory["metrics"].whitener[0])
     centre = np.float64(state.memory["metrics"].centre[0])
     scale = float(state.trainable["head"]["scale"])
     for b, task in enumerate(chosen):
-        pixels = base.prepare_images(state, images[b : b + 1])
+        pixels = prepare_images(state, images[b : b + 1])
         feature = np.float64(encode_with(state, adapter_of(state, int(task)), pixels)[0])
         f = whitener @ (feature - centre)
         for c in (4, 1, 0, 5, 2):

@@ -26,6 +26,8 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import base
+from qkd_jax.learners.learner import Rows, learner_of
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
 
 BUDGET = 1.2e-5
@@ -77,12 +79,12 @@ def begun(tiny):
 
 def test_loss_and_gradients_of_the_first_task(golden, begun):
     state, images = begun
-    learner, keys = base.learner_of(state.config), jax.random.split(jax.random.key(0), 6)
-    rows = base.Rows(keys, jnp.ones(6, bool), lambda x: x)
+    learner, keys = learner_of(state.config), jax.random.split(jax.random.key(0), 6)
+    rows = Rows(keys, jnp.ones(6, bool), lambda x: x)
     batch = {"label": jnp.asarray(FIRST)}
 
     def mean_loss(trainable, state, images):
-        images = base.prepare_images(state, images)
+        images = prepare_images(state, images)
         return learner.loss(trainable, state, images, batch, rows)["loss"].mean()
 
     loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.trainable, state, images[:6])

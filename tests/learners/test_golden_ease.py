@@ -47,7 +47,8 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import base, ease
-from qkd_jax.learners.base import Rows
+from qkd_jax.learners.learner import Rows
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.protocol import Task
 from qkd_jax.published import FORM
@@ -122,7 +123,7 @@ def without_padding(trainable):
 def test_features_under_an_adapter(stored, learned):
     """Their forward pass in training, without dropout, and the one at test over all adapters."""
     arrays, state = stored.arrays, learned[2][1]
-    queries = base.prepare_images(state, jnp.asarray(arrays["queries"]))
+    queries = prepare_images(state, jnp.asarray(arrays["queries"]))
     trained = jax.jit(encode_with)(state, adapter(stored, 1), queries)
     close(trained, arrays["train_features"], BUDGET)
     found = base.slot_features(state, arrays["queries"])
@@ -134,7 +135,7 @@ def test_features_under_an_adapter(stored, learned):
 
 def test_loss_and_gradient_of_the_second_task(stored, second):
     arrays, batch = stored.arrays, images_of(stored, TASKS[1])
-    images = base.prepare_images(second, jnp.asarray(batch["image"]))
+    images = prepare_images(second, jnp.asarray(batch["image"]))
     label = jnp.asarray(batch["label"])
     keys = jax.random.split(jax.random.key(0), len(label))
     rows = Rows(keys, jnp.ones(len(label), bool), lambda x: x)

@@ -39,6 +39,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import base, inflora
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.nn.lora import free_directions, occupy
 from qkd_jax.nn.vit import Backbone, Preprocessing, ViTSpec
 
@@ -127,7 +128,7 @@ def test_logits_loss_and_gradients_with_two_branches(empty, golden):
 
     @jax.jit
     def evaluate(state, images):
-        images = base.prepare_images(state, images)
+        images = prepare_images(state, images)
         loss, gradient = jax.value_and_grad(objective)(state.trainable, state, images)
         frozen = inflora.finish(inflora.freeze(state), None, None)
         feature = inflora.extract(frozen, images, 1, None)

@@ -35,7 +35,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, dualprompt, l2p
+from qkd_jax.learners import dualprompt, l2p
+from qkd_jax.learners.learner import Rows, learner_of
 from qkd_jax.learners.prompted import encode_prompted
 from qkd_jax.nn.vit import Backbone, ViTSpec
 from qkd_jax.weights.load import assemble
@@ -96,18 +97,18 @@ def run(name, arrays, source, trainable, memory, *settings):
     query = jnp.asarray(arrays["query"], jnp.float32)
     features = jnp.zeros((4, 3, spec.width)).at[:, 0].set(query)
     batch = {"label": jnp.asarray(arrays["labels"], jnp.int32), "features": features}
-    real = base.Rows(jax.random.split(jax.random.key(1), 4), jnp.ones(4, bool), lambda x: x)
+    real = Rows(jax.random.split(jax.random.key(1), 4), jnp.ones(4, bool), lambda x: x)
 
     @jax.jit
     def everything(trainable, state):
         def objective(trainable):
-            terms = base.learner_of(config).loss(trainable, state, images, batch, real)
+            terms = learner_of(config).loss(trainable, state, images, batch, real)
             return jnp.mean(terms["loss"]), terms
 
         (loss, terms), gradient = jax.value_and_grad(objective, has_aux=True)(trainable)
         feature = encode_prompted(state, MODULES[name].inserts_of(state, query), images)
         filled = features.at[:, 2].set(feature)
-        scores, relevance = base.learner_of(config).score(state, filled)
+        scores, relevance = learner_of(config).score(state, filled)
         return {
             "loss": loss,
             "terms": terms,

@@ -31,7 +31,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import base, mos
-from qkd_jax.learners.base import Rows
+from qkd_jax.learners.learner import Rows
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
 from qkd_jax.nn.losses import cross_entropy

@@ -22,7 +22,8 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import base, mote
-from qkd_jax.learners.base import Rows
+from qkd_jax.learners.learner import Rows
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.protocol import Task
 
 BUDGET = 1e-5
@@ -85,7 +86,7 @@ def test_loss_and_gradient(stored, learned):
         "adapter": adapter(stored, 2),
         "head": {"rows": jnp.asarray(arrays["proxy_rows"]), "scale": jnp.float32(3.0)},
     }
-    images = base.prepare_images(state, jnp.asarray(arrays["images"][12:]))
+    images = prepare_images(state, jnp.asarray(arrays["images"][12:]))
     batch = {"label": jnp.asarray(arrays["labels"][12:])}
     rows = Rows(jax.random.split(jax.random.key(0), 6), jnp.ones(6, bool), lambda x: x)
 

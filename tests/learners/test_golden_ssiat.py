@@ -26,8 +26,9 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, ssiat
-from qkd_jax.learners.base import Rows
+from qkd_jax.learners import ssiat
+from qkd_jax.learners.learner import Rows
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_heads import alignment_loss
 from qkd_jax.protocol import Task
 
@@ -72,7 +73,7 @@ def test_logits_of_one_adapter_and_all_rows(stored, learned):
 
 def test_margin_loss_and_gradient(stored, learned):
     state, arrays = learned[1], stored.arrays
-    images = base.prepare_images(state, jnp.asarray(arrays["images"][8:]))
+    images = prepare_images(state, jnp.asarray(arrays["images"][8:]))
     batch = {"label": jnp.asarray(arrays["labels"][8:])}
     rows = Rows(jax.random.split(jax.random.key(0), 8), jnp.ones(8, bool), lambda x: x)
 
@@ -103,7 +104,7 @@ def test_gaussians_before_and_after_the_shift(stored, learned):
 def test_shift(stored, learned, kind, sigma):
     settings = f"ssiat.shift={kind}", f"ssiat.kernel_width={sigma}"
     state = learned[1].replace(config=qkd_jax.override(learned[1].config, *settings))
-    images = base.prepare_images(state, jnp.asarray(stored.arrays["images"][8:]))
+    images = prepare_images(state, jnp.asarray(stored.arrays["images"][8:]))
 
     @jax.jit
     def shifts():

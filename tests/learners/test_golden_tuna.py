@@ -30,7 +30,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import base, tuna
-from qkd_jax.learners.base import Rows
+from qkd_jax.learners.learner import Rows
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.nn.vit import stack_blocks

@@ -14,6 +14,7 @@ import pytest
 import qkd_jax
 from qkd_jax import metrics, protocol
 from qkd_jax.learners import base, finetune
+from qkd_jax.learners.learner import learner_of
 from qkd_jax.nn.encode import encode
 from qkd_jax.plan import plan
 
@@ -94,7 +95,7 @@ def test_a_task_of_one_class_teaches_nothing(tiny, probe):
 
 
 def test_joint_is_finetune_with_all_classes_in_one_task():
-    learner = base.learner_of(qkd_jax.Config(method="joint"))
+    learner = learner_of(qkd_jax.Config(method="joint"))
     assert learner.all_at_once and not finetune.LEARNER.all_at_once
     assert learner._replace(name="finetune", all_at_once=False) == finetune.LEARNER
     config = qkd_jax.override(

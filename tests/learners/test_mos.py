@@ -15,6 +15,8 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base, mos
+from qkd_jax.learners.learner import learner_of
+from qkd_jax.learners.step import device_step
 from qkd_jax.state import split
 
 BUDGET = 1e-5
@@ -54,7 +56,7 @@ def test_orthogonality_against_loops(history):
 
 
 def test_merging_is_a_walk_towards_the_mean_of_older_adapters(history, config):
-    assert base.learner_of(config).project is mos.project
+    assert learner_of(config).project is mos.project
     state = history[2].trained
     adapter, stored = state.trainable["adapter"], state.memory["adapters"]
     found = mos.merged(state, adapter, jnp.array([1.0, 3.0]))  # block 0 once, block 1 three times
@@ -90,9 +92,9 @@ def test_two_devices_see_the_whole_batch(monkeypatch, tiny, history):
     batch = tiny.batch(tiny.tasks[2], size=6)
     batch["mask"] = np.array([1, 1, 1, 0, 1, 0], bool)
     batch["image"][~batch["mask"]] = 7.0
-    one, values = jax.jit(lambda: base.device_step(held, moving, batch))()
+    one, values = jax.jit(lambda: device_step(held, moving, batch))()
     shares = jax.tree.map(lambda a: a.reshape(2, 3, *a.shape[1:]), batch)
-    step = jax.vmap(lambda share: base.device_step(held, moving, share, "data"), axis_name="data")
+    step = jax.vmap(lambda share: device_step(held, moving, share, "data"), axis_name="data")
     two, shared_values = jax.jit(step)(shares)
     for device in (0, 1):
         mine = jax.tree.map(lambda a, d=device: a[d], (two, shared_values))

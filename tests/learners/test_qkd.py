@@ -15,6 +15,8 @@ import pytest
 import qkd_jax
 from qkd_jax import gate
 from qkd_jax.learners import base, fusion, qkd
+from qkd_jax.learners.learner import Rows
+from qkd_jax.learners.step import device_step, frozen_prefix, optimiser, prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.whitening import shrunk_factor
 from qkd_jax.state import local_labels, split
@@ -313,10 +315,10 @@ def test_padded_rows_do_not_reach_the_statistics(tiny, history):
 
 def loss_of(state, batch):
     """trainable -> the mean loss that a step differentiates, with its dropout."""
-    images = base.prepare_images(state, jnp.asarray(batch["image"]))
+    images = prepare_images(state, jnp.asarray(batch["image"]))
     keys = jax.random.split(jax.random.key(3), len(batch["label"]))
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    rows = base.Rows(keys, jnp.ones(len(batch["label"]), bool), lambda array: array)
+    rows = Rows(keys, jnp.ones(len(batch["label"]), bool), lambda array: array)
     return lambda trainable: qkd.loss(trainable, state, images, arrays, rows)
 
 
@@ -330,7 +332,7 @@ def test_loss_against_float64(tiny, history):
     state, batch = history[2].trained, tiny.batch(tiny.tasks[2], 5)
     features = base.slot_features(history[1].ended, batch["image"])
     found = jax.jit(loss_of(state, {**batch, "features": features}))(state.trainable)
-    images = base.prepare_images(state, jnp.asarray(batch["image"]))
+    images = prepare_images(state, jnp.asarray(batch["image"]))
     keys = jax.random.split(jax.random.key(3), 4)
     encode = jax.jit(lambda images: encode_with(state, state.trainable["adapter"], images, keys))
     student = np.float64(encode(images))
@@ -404,11 +406,11 @@ def test_tokens_path_equals_the_image_path(tiny, history):
         config=dataclasses.replace(state.config, adapter=spec),
         memory={**state.memory, "adapters": memory},
         trainable=trainable,
-        opt_state=base.optimiser(state.config.train).init(trainable),
+        opt_state=optimiser(state.config.train).init(trainable),
     )
-    tokens = base.frozen_prefix(state, jnp.asarray(batch["image"]))
+    tokens = frozen_prefix(state, jnp.asarray(batch["image"]))
     assert tokens.shape == (4, 5, 12)
-    step, (held, moving) = jax.jit(base.device_step), split(state)
+    step, (held, moving) = jax.jit(device_step), split(state)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     images, metrics = step(held, moving, arrays)
     kept, again = step(held, moving, {**arrays, "tokens": tokens})

@@ -12,6 +12,7 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import base, ranpac
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
 
@@ -152,7 +153,7 @@ def test_the_adapter_is_tuned_in_the_first_task_only(tiny, history):
     with pytest.raises(ConfigError, match="trains nothing in task 1"):
         qkd_jax.train_task(history[1].begun, tiny.batch(tiny.tasks[1]))
     state, images = history[2].ended, tiny.batch(tiny.tasks[0])["image"]
-    adapted = jax.jit(lambda x: encode_with(state, tuned, base.prepare_images(state, x)))(images)
+    adapted = jax.jit(lambda x: encode_with(state, tuned, prepare_images(state, x)))(images)
     np.testing.assert_allclose(base.slot_features(state, images)[:, 0], adapted, atol=100 * EPS)
     jax.tree.map(np.testing.assert_array_equal, tiny.backbone.params, state.backbone.params)
 

@@ -12,6 +12,8 @@ import pytest
 from qkd_jax.config import override
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base
+from qkd_jax.learners.learner import learner_of
+from qkd_jax.learners.step import prepare_images
 
 BUDGET = 1e-5
 METHODS = ("ease", "mos", "mote", "qkd", "tuna")
@@ -28,8 +30,8 @@ def images(tiny):
 
 
 def one_by_one(state, images):
-    learner = base.learner_of(state.config)
-    prepared = base.prepare_images(state, images)
+    learner = learner_of(state.config)
+    prepared = prepare_images(state, images)
     shape = (len(images), base.num_slots(state.config), state.backbone.spec.width)
     features = np.zeros(shape, np.float32)
     extract = jax.jit(lambda slot, before: learner.extract(state, prepared, slot, before))

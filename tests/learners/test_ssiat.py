@@ -14,7 +14,8 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base, ssiat
-from qkd_jax.learners.base import Rows
+from qkd_jax.learners.learner import Rows
+from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import aligned, alignment_loss
 
@@ -48,7 +49,7 @@ def features_under(tiny):
 
     def features(state, adapter, task):
         images, labels = images_of(tiny, task)
-        return np.float64(encode(state, adapter, base.prepare_images(state, images))), labels
+        return np.float64(encode(state, adapter, prepare_images(state, images))), labels
 
     return features
 
@@ -124,7 +125,7 @@ def test_margin_loss_against_numpy(tiny, history, features_under):
     for stage, task in ((history[0], tiny.tasks[0]), (history[1], tiny.tasks[1])):
         state = stage.trained.replace(config=config)
         features, labels = features_under(stage.trained, state.trainable["adapter"], task)
-        images = base.prepare_images(state, next(images_of(tiny, task)))
+        images = prepare_images(state, next(images_of(tiny, task)))
         found = loss(state, images, jnp.asarray(labels))
         rows = np.float64(state.trainable["head"]["rows"])[: len(task.classes)]
         lengths = np.linalg.norm(features, axis=1)[:, None] * np.linalg.norm(rows, axis=1)

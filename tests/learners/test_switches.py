@@ -15,7 +15,9 @@ import pytest
 import qkd_jax
 from qkd_jax.config import DistillationConfig, GateConfig, HeadConfig, SparsityConfig
 from qkd_jax.learners import base
+from qkd_jax.learners.learner import learner_of
 from qkd_jax.learners.qkd import num_metrics
+from qkd_jax.learners.step import device_step
 from qkd_jax.nn.heads import ClassStatistics
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.state import Moving, split
@@ -97,11 +99,11 @@ def test_step_end_and_prediction_are_finite(tiny, small, row):
     config = tiny.config("method=qkd", "sparsity.weight=1", *changes)
     state, batch = third_task(small, config), tiny.batch(tiny.tasks[2])
     held, moving = split(state)
-    learner = base.learner_of(config)
+    learner = learner_of(config)
 
     @jax.jit
     def whole(held, moving, batch, features):
-        moving, metrics = base.device_step(held, moving, batch)
+        moving, metrics = device_step(held, moving, batch)
         state = base.join(held, moving)
         features_by_slot = jnp.swapaxes(features, 0, 1)[:, :2]
         outer = jnp.stack([jnp.eye(8) * 9.0] * num_metrics(config))

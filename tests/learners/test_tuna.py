@@ -14,6 +14,7 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base, tuna
+from qkd_jax.learners.learner import Rows, learner_of
 
 BUDGET = 3e-5
 OWNER = [1, 0, 2, -1, 0, 2, -1]  # task of each class
@@ -92,7 +93,7 @@ def test_margin_by_hand(monkeypatch, tiny, history):
     changed = qkd_jax.override(state.config, "tuna.scale=7.0", "tuna.margin=0.4")
     state = state.replace(config=changed)
     labels = np.array([5, 2, 2, 5])
-    rows = base.Rows(None, jnp.ones(4, bool), lambda x: x)
+    rows = Rows(None, jnp.ones(4, bool), lambda x: x)
     terms = tuna.loss(state.trainable, state, None, {"label": jnp.asarray(labels)}, rows)
     weights = np.float64(state.trainable["head"]["rows"])
     for b in range(4):
@@ -131,7 +132,7 @@ def test_selection_against_loops(history):
 def test_slots_of_a_run(tiny, history, config):
     """Task slots under their adapters, the universal one under the fused; literal: the newest."""
     state, images = history[1].ended, tiny.batch(tiny.tasks[1])["image"]
-    assert base.learner_of(config).slots(1) == (0, 2, 3)
+    assert learner_of(config).slots(1) == (0, 2, 3)
     assert base.num_slots(config) == 8
     # Two steps hardly tell the adapters apart.
     universal = jax.tree.map(lambda a: a + 0.1, state.memory["universal"])
