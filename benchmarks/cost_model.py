@@ -45,18 +45,26 @@ STREAMS = (
 
 
 class Machine(NamedTuple):
-    """Peak operations and bytes a second, from the makers' sheets; the CPU's are measured."""
+    """Peak operations and bytes a second of a device, from the makers' sheets. The CPU's operations
+    are those that `transformer.matmul_rate` found, its bytes were not measured (0).
+    """
 
     name: str
+    devices: int
     flops: float
     bandwidth: float
     utilisation: float
 
+    @property
+    def rate(self) -> float:
+        """Operations a second of all devices as they are assumed to be used."""
+        return self.devices * self.flops * self.utilisation
+
 
 MACHINES = (
-    Machine("TPU v5e-8, bfloat16", 8 * 197e12, 8 * 819e9, 0.4),
-    Machine("one H100 SXM, bfloat16", 989e12, 3.35e12, 0.4),
-    Machine("2 cores of this CPU, float32", 2 * 105e9, 20e9, 0.9),
+    Machine("TPU v5e-8, bfloat16", 8, 197e12, 819e9, 0.4),
+    Machine("one H100 SXM, bfloat16", 1, 989e12, 3.35e12, 0.4),
+    Machine("2 cores of an EPYC (Zen 4), float32", 2, 105e9, 0.0, 0.9),
 )
 
 
@@ -170,7 +178,7 @@ def runs_table(spec: ViTSpec) -> str:
             parts = run_flops(stream, spec, cached)
             total = sum(parts.values())
             shares = " | ".join(f"{100 * value / total:.0f} %" for value in parts.values())
-            times = " | ".join(duration(total / (m.flops * m.utilisation)) for m in MACHINES)
+            times = " | ".join(duration(total / m.rate) for m in MACHINES)
             more = naive_tests(stream, spec) / parts["tests"]
             form = "no augmentation" if cached else "augmented"
             lines.append(
@@ -207,7 +215,7 @@ def memory_table(spec: ViTSpec) -> str:
 
 
 def step_table(batch: int = 32) -> str:
-    """Of one augmented-free step at 224 px: operations, bytes and what is sent."""
+    """Of one step without teachers at 224 px: operations, bytes and what is sent."""
     spec = vit_b16(224)
     weights = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(spec)))
     trained = spec.depth * (2 * spec.width * BOTTLENECK + BOTTLENECK + spec.width)
@@ -224,12 +232,14 @@ def step_table(batch: int = 32) -> str:
         f"| gradients averaged over devices, float32 | {4 * trained / 1e6:.1f} MB |",
     ]
     for m in MACHINES:
-        compute = flops / (m.flops * m.utilisation)
-        move = (2 * 4 * weights + 2 * activations) / m.bandwidth
-        lines.append(
-            f"| {m.name}: operations at {100 * m.utilisation:.0f} % of peak / bytes at full "
-            f"bandwidth | {1e3 * compute:.3g} / {1e3 * move:.3g} ms |"
-        )
+        compute = flops / m.rate
+        line = f"| {m.name}: operations at {100 * m.utilisation:.0f} % of peak"
+        times = f"{1e3 * compute:,.3g} ms" if compute < 1 else f"{compute:.3g} s"
+        if m.bandwidth:
+            # Every device reads all weights and its share of the activations.
+            move = (2 * 4 * weights + 2 * activations / m.devices) / m.bandwidth
+            line, times = f"{line}; bytes at full bandwidth", f"{times}; {1e3 * move:.2g} ms"
+        lines.append(f"{line} | {times} |")
     return "\n".join(lines)
 
 

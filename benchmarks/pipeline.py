@@ -33,10 +33,10 @@ WIDTH, HEIGHT, CLASSES = 500, 375, 8
 
 
 def write_photographs(root: Path, count: int) -> None:
-    """`count` JPEGs to train on, a tenth to test on, in class folders."""
+    """`count` JPEGs to train on and one a class to test on, in class folders."""
     generator = np.random.default_rng(0)
     drawings = renditions().train
-    for part, number in (("train", count), ("test", count // 10)):
+    for part, number in (("train", count), ("test", CLASSES)):
         for i in range(number):
             folder = root / part / f"class_{i % CLASSES}"
             folder.mkdir(parents=True, exist_ok=True)
