@@ -104,6 +104,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from qkd_jax import hosts
+    from qkd_jax.learners.learner import learner_of
     from qkd_jax.parallel import keep_compiled_programs
     from qkd_jax.report import write_report
     from qkd_jax.results import write_results
@@ -114,6 +115,7 @@ def _run(options: argparse.Namespace) -> int:
     keep_compiled_programs()
     shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
+    learner_of(configs[0])  # an unknown method is told before weights are fetched
     backbone = load_backbone(
         configs[0].backbone.name,
         image_size=configs[0].backbone.image_size,

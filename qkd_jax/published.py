@@ -10,7 +10,8 @@ scripts of Additive-Prompt-Tuning (apt). With tasks of one size, EASE and MoTE r
 
 A data set that a method's authors did not publish settings for takes those of `STANDS_IN`.
 Finetune, joint and linear probe are references without published settings: the first two train
-EASE's adapter as EASE does, the last as RanPAC's `joint_linear`. Where a method's own file names a
+EASE's adapter as EASE does, the last has rate, batch, decay, epochs and the constant rate of
+RanPAC's `joint_linear`, and a plain linear head. Where a method's own file names a
 form of the authors' code as a defect (`mos.merge=every_pass`, `tuna.universal=newest`, ...), the
 table keeps our default; set the form to get their literal numbers.
 """
@@ -115,7 +116,8 @@ FORM = {
     "coda_prompt": (
         *(ADAM, QUARTER, "coda_prompt.pool=100", "coda_prompt.length=8", "coda_prompt.penalty=0.0"),
     ),
-    "apt": (ADAM, "apt.merge=0.3"),
+    "apt": (ADAM, QUARTER, "apt.merge=0.3"),
+    "linear_probe": (DECAY_ALL, "train.schedule=constant", "head.kind=linear"),
     "inflora": (ADAM, QUARTER, "inflora.rank=10", "inflora.lamb=0.95"),
 }
 # What it has on one.

@@ -282,7 +282,7 @@ class DualPromptConfig:
     expert_blocks: int = 3  # the blocks after them: E-prompts
     general_length: int = 5
     expert_length: int = 5
-    pool: int = 0  # E-prompts there is room for; 0 = one a task
+    pool: int = 0  # E-prompts, at least one a task (checked; no more are made); 0 = one a task
     start: Literal["small", "unit", "signed"] = "small"
     expert_start: Literal["previous", "random"] = "previous"  # where E-prompts of a task start
     key_weight: float = 1.0  # lambda

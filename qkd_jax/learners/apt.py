@@ -10,7 +10,8 @@ those classes. When a task ends the prompt that inference uses moves towards the
 
 while training goes on from the current one. Logits are standardize(feature) . row / |row|.
 
-Published settings (the authors' scripts): Adam, no decay, batch 64, cosine; rate 0.004, 30 epochs
+Published settings (the authors' scripts): Adam, no decay, batch 64, the rate falling by epoch as
+CODA-Prompt's (`train.schedule=quarter_cosine`); rate 0.004, 30 epochs
 (CIFAR-100); 0.003, 30 epochs, m 0.2 (ImageNet-R); 0.02, 25 epochs (CUB); 0.005, 50 epochs (Cars);
 m 0.3 except where said; ViT-B/16 tuned on ImageNet-1k, pixels in [0, 1].
 
@@ -18,9 +19,8 @@ As the authors' code, not as its text: the head's LayerNorm has parameters that 
 gets, so it only standardises; the head's bias is never added; "dropout 0.01" is never applied; the
 normal of deviation 0.02 is cut at 2 (100 deviations), so it is not cut.
 
-Differences: their rate falls by epoch as CODA-Prompt's (see `coda_prompt`), ours by step; the
-authors train on AutoAugment and drop the last incomplete batch of each task's test images, we score
-every image.
+Differences: the authors train on AutoAugment and drop the last incomplete batch of each task's test
+images, we score every image.
 """
 
 import jax
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import encode_prompted
-from qkd_jax.learners.task_heads import class_terms, mask_unseen, new_linear_head, stored_head
+from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, new_linear_head
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.layers import AttentionInsert, standardize
@@ -88,10 +88,6 @@ def freeze(state):
     return state.replace(memory={**state.memory, "prompt": prompt})
 
 
-def finish(state, statistics, key):
-    return state.replace(memory=stored_head(state, state.memory))
-
-
 def extract(state, images, slot, features):
     return encode_added(state, state.memory["prompt"], images)
 
@@ -108,7 +104,7 @@ LEARNER = register(
         begin=begin,
         loss=loss,
         freeze=freeze,
-        finish=finish,
+        finish=finish_with_head,
         extract=extract,
         score=score,
         slots=lambda task: (task,),

@@ -43,11 +43,6 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
     Raises:
       ConfigError: unknown method, or settings that do not fit the backbone.
     """
-    width = backbone.spec.width
-    if config.adapter.bottleneck > width:
-        raise ConfigError(
-            f"adapter.bottleneck: {config.adapter.bottleneck} is wider than the backbone ({width})"
-        )
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
         raise ConfigError("init_state needs a typed key: jax.random.key(seed), not PRNGKey(seed)")
     trainable, memory = learner_of(config).init(jax.random.fold_in(key, 0), backbone, config)
@@ -304,7 +299,7 @@ def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
     """How many slots one pass over a batch computes.
 
     By default as many as fill the device: 16 images in all on a CPU, whose caches more rows
-    overflow (measured, docs/performance.md), 256 elsewhere (not measured).
+    overflow, 256 elsewhere (not measured).
     """
     if config.task_chunk:
         return min(config.task_chunk, num_slots)

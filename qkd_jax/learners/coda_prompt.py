@@ -33,7 +33,7 @@ from jax import lax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.learner import register
 from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
-from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head
+from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.prompts import check_blocks, in_blocks, split_prefix
@@ -207,9 +207,8 @@ def loss(trainable, state, images, batch, rows):
     terms = classification(trainable["head"], state, features, batch["label"])
     if state.config.coda_prompt.penalty == 0:
         return terms
-    distance = jnp.full_like(terms["loss"], penalty(state, pool))
-    total = terms["loss"] + state.config.coda_prompt.penalty * distance
-    return {**terms, "loss": total, "loss_orthogonality": distance}
+    weight = state.config.coda_prompt.penalty
+    return with_term(terms, "orthogonality", weight, penalty(state, pool))
 
 
 def freeze(state):

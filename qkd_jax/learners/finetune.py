@@ -10,10 +10,10 @@ from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.task_adapters import encode_with, new_tuned
 from qkd_jax.learners.task_heads import (
     class_logits,
+    finish_with_head,
     head_loss,
     mask_unseen,
     next_head,
-    stored_head,
 )
 
 
@@ -36,10 +36,6 @@ def freeze(state):
     return state
 
 
-def finish(state, statistics, key):
-    return state.replace(memory=stored_head(state, state.memory))
-
-
 def extract(state, images, slot, features):
     return encode_with(state, state.trainable["adapter"], images)
 
@@ -56,7 +52,7 @@ LEARNER = register(
         begin=begin,
         loss=loss,
         freeze=freeze,
-        finish=finish,
+        finish=finish_with_head,
         extract=extract,
         score=score,
         slots=lambda task: (task,),

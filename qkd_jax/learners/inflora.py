@@ -32,9 +32,9 @@ from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import classification, encode_prompted
 from qkd_jax.learners.task_heads import (
     empty_linear_head,
+    finish_with_head,
     mask_unseen,
     new_linear_head,
-    stored_head,
 )
 from qkd_jax.nn.heads import linear_logits
 from qkd_jax.nn.lora import attention_moments, branch_inserts, free_directions, occupy
@@ -117,10 +117,6 @@ def absorb(state, sums):
     return state.replace(memory={**state.memory, "occupied": occupied})
 
 
-def finish(state, statistics, key):
-    return state.replace(memory=stored_head(state, state.memory))
-
-
 def extract(state, images, slot, features):
     inserts = branch_inserts(state.memory["down"], state.memory["up"])
     return encode_prompted(state, inserts, images)
@@ -140,7 +136,7 @@ LEARNER = register(
         begin=begin,
         loss=loss,
         freeze=freeze,
-        finish=finish,
+        finish=finish_with_head,
         extract=extract,
         score=score,
         slots=lambda task: (task,),

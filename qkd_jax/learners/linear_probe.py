@@ -8,12 +8,12 @@ starts the scale of the cosine head, later ones go on from it: one scale for all
 
 import jax.numpy as jnp
 
-from qkd_jax.learners.finetune import finish
 from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import query_of
 from qkd_jax.learners.simplecil import extract
 from qkd_jax.learners.task_heads import (
     class_logits,
+    finish_with_head,
     head_loss,
     mask_unseen,
     new_head,
@@ -46,7 +46,7 @@ LEARNER = register(
         begin=begin,
         loss=loss,
         freeze=lambda state: state,
-        finish=finish,
+        finish=finish_with_head,
         extract=extract,
         score=score,
         slots=lambda task: (0,),

@@ -11,7 +11,10 @@ softmax of the last one and of the class means' cosines times the number of task
 
 Slot i is adapter i. Published settings: adapter.bottleneck 16, scale 0.1, dropout 0.1;
 train.head_rate 0.1, momentum 0.9, cosine, decay on every leaf (train.decay_leaves=
-kernel,bias,rows); covariances (variances for ImageNet-A).
+kernel,bias,rows); merge rate and orthogonality weight 0.1; alignment of 30 epochs at 0.005 on
+covariances (variances for ImageNet-A). Rate, batch, decay, epochs: 0.03, 48, 5e-4, 20 (CIFAR-100);
+0.01, 32, 5e-4, 10 (CUB); 0.05, 16, 0.005, 10 (ImageNet-R); 0.05, 32, 0.005, 10 (ImageNet-A); 0.03,
+32, 0.005, 20 (VTAB).
 
 Where we differ from the authors' code:
 - It merges in every block of every forward pass, by changing the stored weights: L + 1 times a

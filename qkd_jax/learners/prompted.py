@@ -15,7 +15,7 @@ from jax import lax
 
 from qkd_jax.learners.learner import Learner
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.learners.task_heads import class_terms, mask_unseen, stored_head
+from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen
 from qkd_jax.nn.encode import Inserts, encode
 from qkd_jax.nn.heads import linear_logits
 from qkd_jax.state import LearnerState
@@ -73,9 +73,7 @@ def prompt_learner(
 
     shared = {
         "freeze": lambda state: state,
-        "finish": lambda state, statistics, key: state.replace(
-            memory=stored_head(state, state.memory)
-        ),
+        "finish": finish_with_head,
         "extract": extract,
         "score": lambda state, features: (class_scores(state, features), None),
         "slots": lambda task: (0, 1 + task),

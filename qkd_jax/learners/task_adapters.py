@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.config import Config
+from qkd_jax.errors import ConfigError
 from qkd_jax.learners.task_heads import new_head
 from qkd_jax.nn.adapters import init_adapter
 from qkd_jax.nn.encode import (
@@ -35,8 +36,17 @@ def empty_adapters(backbone: Backbone, config: Config) -> dict:
 
 
 def new_adapter(key: jax.Array, backbone: Backbone, config: Config) -> dict:
-    """A fresh adapter for every block."""
-    return init_adapter(key, config.adapter, backbone.spec.width, backbone.spec.depth)
+    """A fresh adapter for every block.
+
+    Raises:
+      ConfigError: the bottleneck is wider than the backbone.
+    """
+    width = backbone.spec.width
+    if config.adapter.bottleneck > width:
+        raise ConfigError(
+            f"adapter.bottleneck: {config.adapter.bottleneck} is wider than the backbone ({width})"
+        )
+    return init_adapter(key, config.adapter, width, backbone.spec.depth)
 
 
 def new_tuned(key: jax.Array, backbone: Backbone, config: Config) -> dict:

@@ -93,6 +93,11 @@ def stored_head(state: LearnerState, memory: dict) -> dict:
     return {**memory, **stored}
 
 
+def finish_with_head(state: LearnerState, statistics: Any, key: jax.Array) -> LearnerState:
+    """`Learner.finish` of methods whose classifier is the head that was trained."""
+    return state.replace(memory=stored_head(state, state.memory))
+
+
 def class_logits(state: LearnerState, features: jax.Array) -> jax.Array:
     """[B, C] of features [B, D] on the stored rows of all classes, with the head of `new_head`."""
     scale, kind = state.trainable["head"]["scale"], state.config.head.kind

@@ -130,7 +130,7 @@ def test_logits_loss_and_gradients_with_two_branches(empty, golden):
     def evaluate(state, images):
         images = prepare_images(state, images)
         loss, gradient = jax.value_and_grad(objective)(state.trainable, state, images)
-        frozen = inflora.finish(inflora.freeze(state), None, None)
+        frozen = inflora.LEARNER.finish(inflora.freeze(state), None, None)
         feature = inflora.extract(frozen, images, 1, None)
         features = jnp.zeros((6, 3, 16)).at[:, 1].set(feature)
         return loss, gradient, inflora.score(frozen, features)[0]

@@ -185,9 +185,10 @@ def test_l2p_plus_plus_equals_gtripl_with_its_sum_over_wrong_pairs(pool):
     check_head(found, pool, "gtripl")
 
 
-def test_the_majority_vote_of_a_batch_is_not_here(pool, dual):
-    """With `batchwise_prompt` both references give an image what its batch chose; ours differs from
-    that where, and only where, the vote overrules an image."""
+def test_the_reference_arrays_hold_a_majority_vote_that_overrules(pool, dual):
+    """A check of the arrays: with `batchwise_prompt` both references give an image what its batch
+    chose, and that changes scores where, and only where, the vote overrules an image. So the tests
+    above, which compare ours with the scores without it, would see a vote in ours."""
     for source in ("pilot", "google"):
         own, voted = pool[f"{source}/chosen"], pool[f"{source}/voted_chosen"]
         assert (voted == voted[0]).all()

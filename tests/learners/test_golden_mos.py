@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, mos
+from qkd_jax.learners import base, mos, task_heads
 from qkd_jax.learners.learner import Rows
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
@@ -152,6 +152,26 @@ def test_alignment_on_the_same_draws(stored):
     np.testing.assert_allclose(head["rows"], arrays["aligned_weight"], atol=2e-5)
     np.testing.assert_allclose(head["bias"], arrays["aligned_bias"], atol=2e-5)
     assert np.abs(arrays["aligned_weight"] - arrays["unaligned_weight"]).max() > 0.1
+
+
+@pytest.mark.parametrize("method", ["mos", "tuna", "ssiat"])
+def test_alignment_is_called_with_the_published_settings(monkeypatch, tiny, method):
+    """What `task_heads.aligned` hands on; the training itself is tested above and in tests/nn."""
+    given = {}
+
+    def record(key, head, loss, gaussians, seen, **settings):
+        given.update(settings)
+        return head
+
+    monkeypatch.setattr(task_heads, "align_head", record)
+    settings = (f"method={method}", "alignment.epochs=7", "alignment.learning_rate=0.003")
+    settings += ("alignment.period=5", "train.batch_size=6", "train.weight_decay=0.02")
+    config = tiny.config(*settings)
+    state = qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
+    state = state.replace(task=jnp.int32(1))
+    task_heads.aligned(state, jax.random.key(1), {}, lambda *_: None, None)
+    expected = {"epochs": 7, "samples": 30, "learning_rate": 0.003, "weight_decay": 0.02}
+    assert given == {**expected, "period": 5}
 
 
 def test_merging_after_a_step(stored, learned):

@@ -79,8 +79,8 @@ def test_selection_and_both_predictions(stored, learned):
     scores, relevance = base.score(state, features)
     np.testing.assert_array_equal(np.argmax(relevance, axis=1), arrays["used"])
     np.testing.assert_allclose(scores, arrays["scores_fused"], atol=5 * BUDGET)
-    # With `tuna.universal=newest` slot 5 holds the feature of slot 4 (test_tuna.py).
-    scores, _ = base.score(state, features.at[:, 5].set(features[:, 4]))
+    newest = state.replace(config=qkd_jax.override(state.config, "tuna.universal=newest"))
+    scores, _ = base.predict_with_relevance(newest, arrays["queries"])
     np.testing.assert_allclose(scores, arrays["scores_newest"], atol=5 * BUDGET)
     assert np.abs(arrays["scores_newest"] - arrays["scores_fused"]).max() > 0.1
 

@@ -136,6 +136,11 @@ def test_sums_and_scores_of_a_run(tiny, history):
     np.testing.assert_allclose(memory["gram"], gram, atol=100 * EPS * scale)
     np.testing.assert_allclose(memory["moments"], moments, atol=100 * EPS * scale)
     assert (np.asarray(memory["moments"])[:, [3, 6]] == 0).all()
+    regular = gram + float(memory["ridge"]) * np.eye(SIZE)
+    solved = np.linalg.solve(regular, moments).T
+    budget = 100 * EPS * np.linalg.cond(regular) * np.abs(solved).max()
+    assert budget < 0.1 * np.abs(solved).max()
+    np.testing.assert_allclose(memory["rows"], solved, atol=budget)
     queries = tiny.batch(tiny.tasks[2], 9)["image"]
     expected = hidden_of(queries) @ np.float64(memory["rows"]).T
     scores = np.asarray(qkd_jax.predict(state, queries))
@@ -143,6 +148,28 @@ def test_sums_and_scores_of_a_run(tiny, history):
     budget = 100 * EPS * np.abs(hidden_of(queries)).max() * np.abs(memory["rows"]).sum(1).max()
     np.testing.assert_allclose(scores[:, seen], expected[:, seen], atol=budget)
     assert (scores[:, [3, 6]] == -np.inf).all()
+
+
+def test_a_task_chooses_the_ridge_with_the_least_error_on_what_it_holds_out(tiny, history):
+    """finish: the last fifth of a random order of the real images is held out, the rest fitted."""
+    for task, stage in zip(tiny.tasks, history, strict=True):
+        memory, batches = stage.ended.memory, [tiny.batch(task, step) for step in range(2)]
+        features = [base.slot_features(stage.ended, b["image"])[:, 0] for b in batches]
+        hidden = np.concatenate(features) @ np.float64(memory["projection"])
+        hidden = np.maximum(hidden, 0)
+        labels = np.concatenate([b["label"] for b in batches])
+        targets = np.float64(labels[:, None] == np.array([*task.classes, -1, -1])[:2])
+        key = jax.random.fold_in(jax.random.fold_in(stage.ended.key, 3), task.index)
+        order = np.argsort(np.asarray(jax.random.uniform(key, (8,)))[: len(labels)])
+        fitted = np.zeros(len(labels), bool)
+        fitted[order[: 4 * len(labels) // 5]] = True
+        errors = numpy_errors(hidden, targets, fitted, ~fitted)
+        best = ranpac.RIDGES[int(np.argmin(errors))]
+        smallest = EPS * SIZE**0.5 * float(jnp.mean(jnp.diagonal(memory["gram"])))
+        # A smaller one is raised to what float32 can solve for.
+        np.testing.assert_allclose(memory["ridge"], max(best, smallest), rtol=1e-3)
+    ridges = {float(stage.ended.memory["ridge"]) for stage in history}
+    assert len(ridges) > 1 or max(ridges) > 10 * smallest
 
 
 def test_the_adapter_is_tuned_in_the_first_task_only(tiny, history):
