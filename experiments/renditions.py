@@ -36,7 +36,6 @@ RATES = {
     "inflora": 0.002,
     "joint": 0.2,
     "l2p": 0.0075,
-    "linear_probe": 0.1,
     "mos": 0.2,
     "mote": 0.2,
 }
