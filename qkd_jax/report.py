@@ -16,7 +16,7 @@ import numpy as np
 
 from qkd_jax import figures, metrics
 from qkd_jax.results import console_table, format_number, write_results
-from qkd_jax.run_files import RunFiles, read_run, write_text
+from qkd_jax.run_files import RunFiles, read_run, write_atomically
 
 __all__ = ["console_table", "write_report", "write_results"]
 
@@ -56,7 +56,7 @@ def write_report(run_folder: str | Path) -> Path:
         figure.savefig(path)
         pictures[name] = path.read_bytes()
     page = run.folder / "report.html"
-    write_text(page, _page(run, pictures))
+    write_atomically(page, _page(run, pictures).encode())
     return page
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from qkd_jax import metrics
 from qkd_jax.errors import DataError
-from qkd_jax.run_files import read_json, write_text
+from qkd_jax.run_files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,8 +82,9 @@ def write_results(experiment_folder: str | Path) -> Path:
         "unfinished": unfinished,
         "mixed": mixed,
     }
-    write_text(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-    write_text(folder / "results.md", _markdown(results))
+    encoded = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "results.json", encoded.encode())
+    write_atomically(folder / "results.md", _markdown(results).encode())
     _draw_curves(folder, methods)
     return folder / "results.md"
 

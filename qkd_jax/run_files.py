@@ -104,11 +104,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return sorted(records.values(), key=lambda record: record["images_seen"])
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file at once or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def write_atomically(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _last_predictions(folder: Path) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from qkd_jax.errors import CheckpointError, ConfigError
 from qkd_jax.gate import drawing
 from qkd_jax.nn.vit import Backbone
 from qkd_jax.plan import Plan
+from qkd_jax.run_files import write_atomically
 
 
 def run_folder(out: Path, config: Config, variant: str = "") -> Path:
@@ -217,16 +218,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

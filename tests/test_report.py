@@ -108,7 +108,7 @@ def test_report_has_every_figure_and_the_page_holds_them(tmp_path):
     row = "<td>1</td><td>2</td><td>8</td><td>87.50</td><td>87.50</td><td>87.50</td><td>0.00</td>"
     assert row + "<td>100.00</td>" in text
     assert "not finished" not in text
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob("*.part"))
 
 
 def test_report_of_an_interrupted_run_shows_what_there_is(tmp_path):
