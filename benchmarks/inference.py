@@ -10,14 +10,13 @@ need beside their arguments and results, as XLA states it.
 """
 
 import argparse
-import statistics
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.pairs import Row, compare, enough, report, seconds
+from benchmarks.pairs import Row, compare, median_seconds, table
 from benchmarks.transformer import check, vit_b16
 from qkd_jax.config import Config, override
 from qkd_jax.learners import base
@@ -97,16 +96,6 @@ def memory_row(state: LearnerState, images: jax.Array, name: str) -> Row:
     )
 
 
-def median_ms(state: LearnerState, images: jax.Array, repeats: int) -> float:
-    """Of a routed answer."""
-
-    def call():
-        return jax.block_until_ready(routed(state, images))
-
-    times = enough(call)
-    return 1e3 * statistics.median(seconds(call, times) for _ in range(repeats))
-
-
 def rows(size: int, tasks: tuple[int, ...], pairs: int, spec_of=vit_b16) -> Iterator[Row]:
     spec = spec_of(size)
     generator = np.random.default_rng(0)
@@ -124,13 +113,20 @@ def rows(size: int, tasks: tuple[int, ...], pairs: int, spec_of=vit_b16) -> Iter
             def peer(state=state, images=images):
                 return jax.block_until_ready(looped(state, images))
 
-            few = pairs if num_tasks < 50 else 1  # a call takes half a minute there
-            everything = compare(name, ours, peer, "loop over adapters, jit", 1.1, pairs=few)
+            repeats = pairs if num_tasks < 50 else 2  # a call takes half a minute there
+            everything = compare(
+                name, ours, peer, "loop over adapters, jit", 1.1, pairs=repeats, warm=True
+            )
             yield everything
             yield memory_row(state, images, name)
         for top_k in (1, 2, 3):
             config = override(state.config, "fusion.kind=routed", f"fusion.top_k={top_k}")
-            found = median_ms(state.replace(config=config), images, pairs)
+            few = state.replace(config=config)
+
+            def chosen(few=few, images=images):
+                return jax.block_until_ready(routed(few, images))
+
+            found = 1e3 * median_seconds(chosen, pairs)
             if top_k == 2:
                 across[num_tasks] = found
             yield Row(
@@ -164,7 +160,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args(arguments)
     found = list(rows(options.size, tuple(options.tasks), options.pairs))
-    report(found, PACKAGES)
+    print(table(found), flush=True)
     return found
 
 

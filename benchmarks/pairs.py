@@ -53,7 +53,18 @@ def seconds(call: Callable[[], object], times: int) -> float:
 def enough(call: Callable[[], object]) -> int:
     """How many calls in a row take `LEAST_SECONDS`; the first, which compiles, is not timed."""
     call()
-    return max(1, round(LEAST_SECONDS / max(seconds(call, 1), 1e-6)))
+    return calls_in_a_row(seconds(call, 1))
+
+
+def calls_in_a_row(one: float) -> int:
+    """How many calls of `one` second each a measurement repeats."""
+    return max(1, round(LEAST_SECONDS / max(one, 1e-6)))
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Of one call, after a first one that compiles."""
+    times = enough(call)
+    return statistics.median(seconds(call, times) for _ in range(repeats))
 
 
 def compare(
@@ -65,6 +76,7 @@ def compare(
     *,
     pairs: int = 7,
     peer_share: float = 1.0,
+    warm: bool = False,
     note: str = "",
 ) -> Row:
     """Times two calls that block until they are done, in turn.
@@ -73,9 +85,16 @@ def compare(
       pairs: how many pairs are measured after one call of each for warming up.
       peer_share: the part of the whole work that one call of the peer does; its time is divided by
         it, and `note` should say so.
+      warm: both have been called before, so that nothing is left to compile.
     """
-    counts = enough(ours), enough(peer)
-    measured = [(seconds(ours, counts[0]), seconds(peer, counts[1])) for _ in range(pairs)]
+    if not warm:
+        ours(), peer()
+    first = seconds(ours, 1), seconds(peer, 1)
+    counts = [calls_in_a_row(one) for one in first]
+    # A call that is long by itself was measured already.
+    measured = [first] if counts == [1, 1] else []
+    while len(measured) < pairs:
+        measured.append((seconds(ours, counts[0]), seconds(peer, counts[1])))
     mine = statistics.median(a for a, _ in measured)
     theirs = statistics.median(b for _, b in measured) / peer_share
     ratio = statistics.median(b / a for a, b in measured) / peer_share
@@ -127,11 +146,8 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def report(rows: Sequence[Row], packages: Sequence[str], path: Path | None = None) -> None:
-    """Prints the table; with a path it writes the JSON too."""
-    print(table(rows), flush=True)
-    if path is None:
-        return
+def write(rows: Sequence[Row], packages: Sequence[str], path: Path) -> None:
+    """The rows, the machine and the versions of `packages` as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     value = {
         "machine": machine(),

@@ -8,7 +8,6 @@ that of `transformer.py`: an adapter, a cosine head, cross-entropy.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Iterator
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.inference import CLASSES_A_TASK, learned_state
-from benchmarks.pairs import Row, compare, enough, report, seconds
+from benchmarks.pairs import Row, compare, median_seconds, table
 from benchmarks.transformer import examples, our_step, vit_b16
 from qkd_jax.learners import base
 from qkd_jax.learners.fusion import route
@@ -106,9 +105,7 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
                 pairs=pairs,
             )
             yield row
-            times = enough(gate)
-            alone = statistics.median(seconds(gate, times) for _ in range(pairs))
-            share = 1e3 * alone / row.ours
+            share = 1e3 * median_seconds(gate, pairs) / row.ours
             yield Row(
                 f"gate of that step, {name}",
                 100 * share,
@@ -128,7 +125,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args(arguments)
     found = list(rows(tuple(options.sizes), options.batch, options.pairs))
-    report(found, PACKAGES)
+    print(table(found), flush=True)
     return found
 
 

@@ -34,6 +34,20 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(spec.mlp_width, spec.width)
         self.adapter = adapter
 
+    def class_token(self, x):
+        """[B, 1, D]: the first token alone, as a last block needs it."""
+        batch, tokens, width = x.shape
+        normed = self.norm1(x)
+        of_query, of_rest = self.qkv.weight[:width], self.qkv.weight[width:]
+        query = functional.linear(normed[:, :1], of_query, self.qkv.bias[:width])
+        rest = functional.linear(normed, of_rest, self.qkv.bias[width:])
+        query = query.reshape(batch, 1, self.heads, -1).transpose(1, 2)
+        key, value = rest.reshape(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        x = x[:, :1] + self.out(mixed.transpose(1, 2).reshape(batch, 1, width))
+        y = x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+        return y if self.adapter is None else y + self.adapter(x)
+
     def forward(self, x):
         batch, tokens, width = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, -1)
@@ -58,12 +72,13 @@ class Transformer(nn.Module):
         )
         self.norm = nn.LayerNorm(spec.width, eps=spec.eps)
 
-    def forward(self, images):
+    def forward(self, images, class_only: bool = False):
         x = self.patch(images).flatten(2).transpose(1, 2)
         class_token = self.class_token.expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.position
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
+        x = self.blocks[-1].class_token(x) if class_only else self.blocks[-1](x)
         return self.norm(x)[:, 0]
 
 

@@ -274,25 +274,26 @@ def _freeze(state):
 
 @jax.jit
 def _extract_slots(state, images, features, slots, count):
-    """Fills features [B, S, D] for the first `count` of `slots` [S]; those after hold S."""
-    images, learner = prepare_images(state, images), learner_of(state.config)
-    num_slots, chunk = features.shape[1], 1
+    """Fills features [B, S, D] for the first `count` of `slots` [S]."""
+    images, learner, chunk = prepare_images(state, images), learner_of(state.config), 1
     if learner.shared is not None:
         images = learner.shared(state, images)
         chunk = task_chunk(state.config.train, *features.shape[:2])
-    slots = jnp.pad(slots, (0, -num_slots % chunk), constant_values=num_slots)
+
+    def fill_chunk(i, features):
+        chosen = lax.dynamic_slice(slots, (i * chunk,), (chunk,))
+        found = jax.vmap(lambda slot: learner.extract(state, images, slot, features), out_axes=1)
+        return features.at[:, chosen].set(found(chosen).astype(features.dtype))
 
     def fill(i, features):
-        chosen = lax.dynamic_slice(slots, (i * chunk,), (chunk,))
-        extract = partial(learner.extract, state, images, features=features)
-        if chunk == 1:
-            found = extract(slot=chosen[0])[None]
-        else:
-            found = jax.vmap(lambda slot: extract(slot=slot))(jnp.minimum(chosen, num_slots - 1))
-        found = jnp.swapaxes(found, 0, 1).astype(features.dtype)
-        return features.at[:, chosen].set(found, mode="drop")
+        found = learner.extract(state, images, slots[i], features)
+        return features.at[:, slots[i]].set(found.astype(features.dtype))
 
-    return lax.fori_loop(0, -(-count // chunk), fill, features)
+    done = jnp.int32(0)
+    if chunk > 1:  # what is left over is done one by one, so that no pass is for nothing
+        features = lax.fori_loop(0, count // chunk, fill_chunk, features)
+        done = count // chunk * chunk
+    return lax.fori_loop(done, count, fill, features)
 
 
 def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
@@ -390,7 +391,7 @@ def slot_features(
     if slots is None:
         slots = tuple(learner_of(state.config).slots(int(state.task)))
     size, width = num_slots(state.config), state.backbone.spec.width
-    order = jnp.asarray(slots + (size,) * (size - len(slots)), jnp.int32)
+    order = jnp.asarray(slots + (0,) * (size - len(slots)), jnp.int32)
     empty = jnp.zeros((images.shape[0], size, width))
     return _extract_slots(state, jnp.asarray(images), empty, order, jnp.int32(len(slots)))
 

@@ -97,6 +97,8 @@ def routed_logits(state, images, weights):
 
 def own_logits(state, slots, features):
     """[B, C] of features [B, D], each read in its own slot [B]."""
+    if len(state.memory["rows"]) == 1:  # all slots read the same
+        return logits_in(state, 0, features)
     if len(slots) < state.config.max_tasks:  # reads only the heads that are asked for
         return jax.vmap(lambda slot, f: logits_in(state, slot, f[None])[0])(slots, features)
 

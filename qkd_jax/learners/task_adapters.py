@@ -152,31 +152,43 @@ def complemented(
       rows: [T, C, D], the class means of the finished task already stored.
     """
     owner, slots = state.task_of_class, jnp.arange(rows.shape[0])
+    num_classes = len(owner)
 
-    def of_own_slot(function):
-        """[C, ...]: function(slot) [C, ...] of each class's own slot."""
+    def of_own_slot(function, width):
+        """[C, width]: of every class what function(slot, classes [M]) -> [M, width] gives for its
+        own slot, so that all classes together cost as much as one slot.
+        """
 
-        def choose(total, slot):
-            mine = (owner == slot).reshape(-1, *[1] * (total.ndim - 1))
-            return jnp.where(mine, function(slot), total), None
+        def place(total, slot):
+            (mine,) = jnp.nonzero(
+                owner == slot, size=state.config.max_task_classes, fill_value=num_classes
+            )
+            found = function(slot, jnp.minimum(mine, num_classes - 1))
+            return total.at[mine].set(found, mode="drop"), None
 
-        shape = jax.eval_shape(function, slots[0])
-        return lax.scan(choose, jnp.zeros(shape.shape, shape.dtype), slots)[0]
+        return lax.scan(place, jnp.zeros((num_classes, width)), slots)[0]
 
-    def cosine_in(slot):
+    def cosine_in(slot, classes):
         directions = unit(rows[slot])
-        return jnp.matmul(directions, directions.T, precision="highest")
+        return jnp.matmul(directions[classes], directions.T, precision="highest")
 
-    cosine, own = of_own_slot(cosine_in), of_own_slot(lambda slot: rows[slot])
+    cosine = of_own_slot(cosine_in, num_classes)
+    own = of_own_slot(lambda slot, classes: rows[slot, classes], rows.shape[2])
 
     def guess(slot):
         later = owner >= slot
         weights = jax.nn.softmax(jnp.where(later[None, :], sharpness * cosine, MASKED), axis=1)
         guessed = jnp.matmul(weights, rows[slot], precision="highest")
         if drift:
-            before = of_own_slot(lambda i: jnp.matmul(weights, rows[i], precision="highest"))
+            before = of_own_slot(
+                lambda i, classes: jnp.matmul(weights[classes], rows[i], precision="highest"),
+                rows.shape[2],
+            )
             guessed = own + guessed - before
-        missing = (owner >= 0) & (owner < slot) & (slot <= state.task)
+        missing = (owner >= 0) & (owner < slot)
         return jnp.where(missing[:, None], guessed, rows[slot])
 
-    return lax.map(guess, slots)
+    def guess_if_learned(slot):
+        return lax.cond(slot <= state.task, guess, lambda slot: rows[slot], slot)
+
+    return lax.map(guess_if_learned, slots)

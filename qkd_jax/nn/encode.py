@@ -299,7 +299,13 @@ def encode_from_stem(
     dropout_key: jax.Array | None = None,
     compute_dtype=jnp.float32,
 ) -> jax.Array:
-    """The feature [B, D] under one adapter, from what all adapters share; equals `encode`."""
+    """The feature [B, D] under one adapter, from what all adapters share; equals `encode`.
+
+    Raises:
+        ConfigError: more than an adapter is inserted: the stem knows of no prompts.
+    """
+    if inserts.attention or inserts.tokens is not None:
+        raise ConfigError("a stem is shared by adapters alone; start from the images instead.")
     early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
     first = adapter_spec.first_block
     in_last = first == spec.depth - 1
