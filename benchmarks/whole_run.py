@@ -6,9 +6,9 @@ QKD with the settings of `experiments/renditions.py` on the packaged images, on 
 random weights (times do not depend on weights; `--weights` takes the packaged CLIP ViT-B/16 and
 three times as long). Ours is `run`: checkpoints, logs and all. The other side does the same
 algorithm with the same compiled transformer, head and gate, but keeps nothing: each step, each end
-of a task and each evaluation passes its images, from the pixels, through one adapter after the other
-in a Python loop. One pair, as a side takes minutes; what a side compiles counts. The row says how
-far the accuracies are apart: training at a high rate turns rounding into a few images.
+of a task and each evaluation passes its images, from the pixels, through one adapter after the
+other in a Python loop. One pair, as a side takes minutes; what a side compiles counts (the other
+finds the small programs compiled by ours). The row says how far the accuracies are apart: training at a high rate turns rounding into a few images.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from qkd_jax.run import run
 from qkd_jax.weights.load import load_backbone
 
 PACKAGES = ("jax",)
+FAR_APART = 15  # right images after a task, of 300 at the end: more is another algorithm
 
 
 def vit_s16(size: int) -> ViTSpec:
@@ -113,7 +114,7 @@ def rows(experiment: str, settings: tuple[str, ...], backbone_of) -> Iterator[Ro
     theirs = time.perf_counter() - began
     own = np.asarray(json.loads(stored)["correct"]).sum(axis=1)
     apart = np.abs(own - right)
-    if apart.max() > 0.05 * len(right) * 30:
+    if apart.max() > FAR_APART:
         raise AssertionError(f"right images a stage: ours {own}, keeping nothing {right}")
     yield Row(
         f"whole run, {len(right)} tasks, {config.train.epochs} epochs, {backbone.spec.width} wide, "
