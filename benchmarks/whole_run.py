@@ -8,7 +8,8 @@ three times as long). Ours is `run`: checkpoints, logs and all. The other side d
 algorithm with the same compiled transformer, head and gate, but keeps nothing: each step, each end
 of a task and each evaluation passes its images, from the pixels, through one adapter after the
 other in a Python loop. One pair, as a side takes minutes; what a side compiles counts (the other
-finds the small programs compiled by ours). The row says how far the accuracies are apart: training at a high rate turns rounding into a few images.
+finds the small programs compiled by ours). The row says how far the accuracies are apart: training
+at a high rate turns rounding into a few images.
 """
 
 import argparse

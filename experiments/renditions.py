@@ -33,7 +33,7 @@ RATES = {
     "dualprompt": 0.004,
     "ease": 0.2,
     "finetune": 0.05,
-    "inflora": 0.002,
+    "inflora": 0.001,
     "joint": 0.2,
     "l2p": 0.0075,
     "mos": 0.2,

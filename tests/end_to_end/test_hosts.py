@@ -84,10 +84,10 @@ def check_equal(method, found, expected):
 
 @pytest.fixture(scope="module")
 def one_process(compiled, tmp_path_factory):
-    """An uninterrupted run on the eight devices of this process."""
+    """An uninterrupted run on four devices of this process."""
     out = tmp_path_factory.mktemp("one")
     backbone = load_backbone("tiny_random", image_size=32)
-    run(config("ease"), backbone, out)
+    run(override(config("ease"), "train.devices=4"), backbone, out)
     return out
 
 
