@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.pairs import Row, compare, table
+from benchmarks.pairs import Row, check, compare, table
 from benchmarks.plain_jax import make_step
 from benchmarks.transformer import (
     LEARNING_RATE,
     MOMENTUM,
-    check,
     examples,
     our_step,
     step_state,

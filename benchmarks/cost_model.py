@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.transformer import BOTTLENECK, forward_flops, step_state, vit_b16
+from benchmarks.transformer import BOTTLENECK, block_flops, forward_flops, step_state, vit_b16
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
@@ -86,9 +86,8 @@ def backward(spec: ViTSpec) -> float:
     as much backward as forward (no gradient of its weights), one of two activations twice as much.
     """
     tokens, width = spec.num_tokens, spec.width
-    linear = 2 * tokens * width * (4 * width + 2 * spec.mlp_width)
     products = 4 * tokens**2 * width
-    middle = (spec.depth - 2) * (linear + 2 * products)
+    middle = (spec.depth - 2) * (block_flops(spec) + products)
     keys_values = 2 * tokens * width * 2 * width
     class_token = 2 * width * (2 * width + 2 * spec.mlp_width) + 2 * 4 * tokens * width
     adapters = (spec.depth - 1) * adapter_flops(spec, tokens) + adapter_flops(spec, 1)

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.pairs import Row, compare, median_seconds, table
-from benchmarks.transformer import check, vit_b16
+from benchmarks.pairs import Row, check, compare, median_seconds, table
+from benchmarks.transformer import vit_b16
 from qkd_jax.config import Config, override
 from qkd_jax.learners import base
 from qkd_jax.learners.step import prepare_images

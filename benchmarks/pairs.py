@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 # A measurement repeats its call until it takes this long: clocks and wake-ups then do not count.
@@ -99,6 +102,18 @@ def compare(
     theirs = statistics.median(b for _, b in measured) / peer_share
     ratio = statistics.median(b / a for a, b in measured) / peer_share
     return Row(name, 1e3 * mine, 1e3 * theirs, peer_name, "ms", ratio, goal, note)
+
+
+def check(name: str, found: Any, expected: Any) -> None:
+    """A peer that computes something else is no peer: leaves agree to 1e-3 of their largest entry.
+
+    Raises:
+      AssertionError: they do not, or something is not a number.
+    """
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        gap = np.max(np.abs(np.subtract(a, b))) / max(1e-3, np.max(np.abs(b)))
+        if not gap < 1e-3:
+            raise AssertionError(f"{name}: ours and the peer's differ by {gap:.1e}")
 
 
 def table(rows: Sequence[Row]) -> str:

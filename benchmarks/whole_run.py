@@ -13,6 +13,7 @@ at a high rate turns rounding into a few images.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -25,6 +26,7 @@ import numpy as np
 
 from benchmarks.inference import one_pass
 from benchmarks.pairs import Row, table
+from benchmarks.transformer import vit_b16
 from qkd_jax.cli import load_experiment
 from qkd_jax.config import Config, override
 from qkd_jax.data.image_set import ImageSet
@@ -40,15 +42,7 @@ FAR_APART = 15  # right images after a task, of 300 at the end: more is another 
 
 
 def vit_s16(size: int) -> ViTSpec:
-    return ViTSpec(
-        width=384,
-        depth=12,
-        num_heads=6,
-        mlp_width=1536,
-        patch_size=16,
-        image_size=size,
-        grid=size // 16,
-    )
+    return dataclasses.replace(vit_b16(size), width=384, num_heads=6, mlp_width=1536)
 
 
 def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:

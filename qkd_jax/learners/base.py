@@ -299,8 +299,8 @@ def _extract_slots(state, images, features, slots, count):
 def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
     """How many slots one pass over a batch computes.
 
-    By default as many as fill the device: 16 images in all on a CPU, whose caches more rows
-    overflow, 256 elsewhere (not measured).
+    By default 16 images in all on a CPU, whose caches more rows overflow, and 256 elsewhere; both
+    are choices that have not been tuned.
     """
     if config.task_chunk:
         return min(config.task_chunk, num_slots)

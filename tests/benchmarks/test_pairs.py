@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import pairs
-from benchmarks.pairs import Row, compare, table, write
+from benchmarks.pairs import Row, check, compare, table, write
 
 
 @pytest.fixture
@@ -34,6 +34,13 @@ def test_a_ratio_above_one_means_that_ours_is_faster(clock):
 def test_a_peer_that_does_a_part_is_counted_whole(clock):
     row = compare("sum", clock(0.001), clock(0.002), "peer", 0.0, peer_share=0.1)
     assert row.peer == pytest.approx(20.0) and row.ratio == pytest.approx(20.0)
+
+
+def test_a_peer_that_differs_or_is_not_a_number_is_no_peer():
+    check("same", {"a": [1.0, 2.0]}, {"a": [1.0, 2.001]})
+    for other in (2.1, float("nan"), float("inf")):
+        with pytest.raises(AssertionError, match="other: ours and the peer's differ"):
+            check("other", {"a": [1.0, other]}, {"a": [1.0, 2.0]})
 
 
 def test_a_missed_goal_is_marked_and_stays(tmp_path):
