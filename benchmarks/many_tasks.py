@@ -50,7 +50,7 @@ def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
     for task in split_tasks(class_order(num_tasks * classes, 0), 0, classes):
         train = data.train.take(np.flatnonzero(np.isin(data.train.labels, task.classes)))
         test = data.test.take(np.flatnonzero(np.isin(data.test.labels, task.classes)))
-        images = train.load(np.arange(len(train)), SIDE, "test")["image"]
+        images = train.load(np.arange(len(train)), SIDE)
         batch = {"image": images, "label": train.labels}
         state = base.begin_task(state, task, STEPS)
         teachers = base.slot_features(state, images, tuple(range(task.index)))
@@ -64,7 +64,7 @@ def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
         began = time.perf_counter()
         state = jax.block_until_ready(base.end_task(state, [batch]))
         found["end"].append(time.perf_counter() - began)
-        asked = test.load(np.arange(len(test)), SIDE, "test")["image"]
+        asked = test.load(np.arange(len(test)), SIDE)
         began = time.perf_counter()
         jax.block_until_ready(base.predict(state, asked))
         found["evaluation"].append(time.perf_counter() - began)

@@ -49,7 +49,7 @@ def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:
     """Images classified right after each task [T]; every feature is computed when it is asked."""
     config, data, tasks, _ = plan(config)
     settings, size = config.train, config.backbone.image_size
-    pixels = {id(part): part.load(np.arange(len(part)), size, "test")["image"] for part in data}
+    pixels = {id(part): part.load(np.arange(len(part)), size) for part in data}
     state = base.init_state(jax.random.key(config.seed), backbone, config)
 
     def looped(images: np.ndarray, num_slots: int) -> np.ndarray:

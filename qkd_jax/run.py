@@ -18,6 +18,7 @@ import numpy as np
 
 from qkd_jax import hosts, metrics, protocol
 from qkd_jax.config import Config
+from qkd_jax.data.crops import crop_draws
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
 from qkd_jax.errors import QkdError
@@ -239,15 +240,11 @@ class _Loop:
         with self.writer.log("metrics.jsonl") as log:
             for epoch in range(done // per_epoch, epochs):
                 skipped = done - epoch * per_epoch
-                batches = epoch_batches(
-                    len(train),
-                    batch_size,
-                    seed=config.seed,
-                    task=task.index,
-                    epoch=epoch,
-                    start_step=skipped,
+                place = {"seed": config.seed, "task": task.index, "epoch": epoch}
+                batches = epoch_batches(len(train), batch_size, start_step=skipped, **place)
+                loaded = prefetch(
+                    self._training_batches(start, train, features, batches, place, cached)
                 )
-                loaded = prefetch(self._training_batches(start, train, features, batches, cached))
                 began = time.monotonic()
                 for batch, real in loaded:
                     moving, values = self.runner.step(held, moving, batch)
@@ -280,16 +277,15 @@ class _Loop:
         self.compiled = True
 
     def _training_batches(
-        self, state, train, features, batches, cached
+        self, state, train, features, batches, place, cached
     ) -> Iterator[tuple[dict, int]]:
         """(this host's rows of a batch, how many rows of the whole batch are images)."""
         config = self.config
         for every_index, every_mask in batches:
             indices, mask = hosts.own_rows(every_index), hosts.own_rows(every_mask)
             if config.data.augment:
-                canvas = config.data.canvas or train.canvas_size(config.backbone.image_size)
-                images = train.load(indices, canvas, "train")
-                batch = {"image": images["image"], "aspect": images["aspect"]}
+                draws = crop_draws(indices, **place)
+                batch = {"image": train.load(indices, config.backbone.image_size, draws)}
             else:
                 inputs = features.inputs(state, indices)
                 batch = {"tokens" if inputs.ndim == 3 else "image": inputs}

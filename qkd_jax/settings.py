@@ -31,7 +31,6 @@ class DataConfig:
     num_classes: int = 0  # use only the first classes of the source; 0 = all
     validation: float = 0.0  # test on this part of the training images instead; 0 = the test set
     augment: bool = False
-    canvas: int = 0  # side of the squashed image that crops are cut from; 0 = twice the crop
 
 
 @dataclass(frozen=True)

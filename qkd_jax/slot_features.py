@@ -67,10 +67,10 @@ class SlotFeatures:
         """Pixels uint8 [n, S, S, 3] as a test sees them; decoded once if they fit in memory."""
         size = self.config.backbone.image_size
         if self._decoded is None:
-            return self.set.load(rows, size, "test")["image"]
+            return self.set.load(rows, size)
         missing = np.unique(rows[~self._is_decoded[rows]])
         if missing.size:
-            self._decoded[missing] = self.set.load(missing, size, "test")["image"]
+            self._decoded[missing] = self.set.load(missing, size)
             self._is_decoded[missing] = True
         return self._decoded[rows]
 

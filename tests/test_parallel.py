@@ -51,8 +51,6 @@ def settings(method, num_tasks=3, *assignments):
         "gate.num_qubits=2",
         "gate.rank=2",
         "train.learning_rate=0.005",  # small, so that rounding is not amplified step by step
-        "data.augment=true",
-        "data.canvas=24",
         *assignments,
     )
     return dataclasses.replace(
@@ -63,15 +61,14 @@ def settings(method, num_tasks=3, *assignments):
     )
 
 
-def batch_of(task, step, mask=None, side=24):
+def batch_of(task, step, mask=None):
     """uint8 noise with a colour for each class; padding rows hold what must not matter."""
     rng = np.random.default_rng([task, step])
     labels = task * CLASSES + rng.integers(0, CLASSES, BATCH).astype(np.int32)
-    images = rng.integers(0, 200, (BATCH, side, side, 3))
+    images = rng.integers(0, 200, (BATCH, 16, 16, 3))
     images[..., 0] += 20 * (labels % CLASSES)[:, None, None]
     return {
         "image": images.astype(np.uint8),
-        "aspect": rng.uniform(0.6, 1.6, BATCH).astype(np.float32),
         "label": labels,
         "mask": np.ones(BATCH, bool) if mask is None else mask,
     }
@@ -217,7 +214,7 @@ def test_step_is_compiled_once_whatever_the_number_of_tasks(backbone, devices, n
             for step in range(2):
                 moving, _ = runner.step(held, moving, batch_of(t, step, UNEVEN if step else None))
             state = base.freeze(join(held, moving))
-            runner.extract(state, batch_of(t, 0, side=16)["image"], t, nothing(state))
+            runner.extract(state, batch_of(t, 0)["image"], t, nothing(state))
     compiled = [r.getMessage() for r in caplog.records if "XLA compilation" in r.getMessage()]
     assert runner.compilations == 1
     # Under pmap both programs are called `_fun`.
@@ -232,9 +229,9 @@ def nothing(state):
 
 
 def test_extract_and_prefix_are_equal_on_eight_devices(backbone):
-    config = settings("ease", 3, "adapter.first_block=1", "data.augment=false")
+    config = settings("ease", 3, "adapter.first_block=1")
     state = third_task(backbone, config)
-    images = batch_of(0, 0, side=16)["image"]
+    images = batch_of(0, 0)["image"]
     one, eight = Runner(1), Runner(8)
     for slot in (0, 1):
         a, b = (r.extract(r.place(state), images, slot, nothing(state)) for r in (one, eight))

@@ -4,11 +4,12 @@ import concurrent.futures
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.data.images import Encoded, canvas_view, centre_view, decode
+from qkd_jax.data.crops import random_view
+from qkd_jax.data.images import Encoded, centre_view, decode
 from qkd_jax.errors import DataError
 
 
@@ -22,7 +23,6 @@ class ImageSet:
       ids: str [N], one stable and unique id an image.
       class_names: C names.
       fetch: encoded images (bytes, path or uint8 [H, W, 3]) at the given indices.
-      native_size: the side in pixels if all images are squares of one size, else None.
       margin: test views cut the border off as published numbers do (224 of 256 pixels); False for
         images that fill their frame.
     """
@@ -32,53 +32,47 @@ class ImageSet:
     ids: np.ndarray
     class_names: tuple[str, ...]
     fetch: Callable[[Sequence[int]], list[Encoded]]
-    native_size: int | None = None
     margin: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def load(
-        self, indices: Sequence[int] | np.ndarray, image_size: int, view: Literal["train", "test"]
-    ) -> dict[str, np.ndarray]:
+        self,
+        indices: Sequence[int] | np.ndarray,
+        image_size: int,
+        draws: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Decodes images in a pool of threads.
 
         Args:
           indices: n positions in the set.
-          image_size: side S of the result in pixels. For `"train"` this is the canvas, from which
-            `transforms.augment` cuts smaller images; `canvas_size` gives a good one.
-          view: `"test"`: shorter side resized, central square. `"train"`: the whole image squashed
-            to S x S.
+          image_size: side S of the result in pixels.
+          draws: of `crop_draws`, [n, NUM_DRAWS]: random crops and flips, to train on. None: the
+            test view, the shorter side resized and the central square.
 
         Returns:
-          `image` uint8 [n, S, S, 3], and `aspect` float32 [n], the original width / height.
+          uint8 [n, S, S, 3].
 
         Raises:
           DataError: an image cannot be read; names it.
         """
-        if view not in ("train", "test"):
-            raise DataError(f"view {view!r} is unknown; use 'train' or 'test'")
         indices = np.asarray(indices, np.int64)
         shorter_side = image_size * 256 // 224 if self.margin else image_size
-
-        def one(index: int, source: Encoded) -> tuple[np.ndarray, float]:
-            image = decode(source, f"{self.name}: {self.ids[index]}")
-            if view == "train":
-                return canvas_view(image, image_size)
-            return centre_view(image, image_size, shorter_side), image.width / image.height
-
         sources = self.fetch(indices.tolist())
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = list(pool.map(one, indices.tolist(), sources))
-        shape = (len(indices), image_size, image_size, 3)
-        images = (
-            np.stack([pixels for pixels, _ in decoded]) if decoded else np.zeros(shape, "uint8")
-        )
-        return {"image": images, "aspect": np.array([a for _, a in decoded], np.float32)}
+        views = np.zeros((len(indices), image_size, image_size, 3), np.uint8)
 
-    def canvas_size(self, image_size: int) -> int:
-        """Side of the train canvas: native, else twice the crop so that small crops keep detail."""
-        return self.native_size or 2 * image_size
+        def one(row: int) -> None:
+            image = decode(sources[row], f"{self.name}: {self.ids[indices[row]]}")
+            if draws is None:
+                views[row] = centre_view(image, image_size, shorter_side)
+            else:
+                views[row] = random_view(image, image_size, draws[row])
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(one, range(len(indices))):  # raises what a thread raised
+                pass
+        return views
 
     def take(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> "ImageSet":
         """The images at `indices`, in that order, as a set of their own."""
@@ -89,7 +83,6 @@ class ImageSet:
             ids=self.ids[indices],
             class_names=self.class_names,
             fetch=lambda inner: self.fetch(indices[np.asarray(inner, np.int64)].tolist()),
-            native_size=self.native_size,
             margin=self.margin,
         )
 
@@ -150,6 +143,5 @@ def from_arrays(
         ids=ids,
         class_names=tuple(class_names),
         fetch=lambda indices: [images[index] for index in indices],
-        native_size=images.shape[1] if images.shape[1] == images.shape[2] else None,
         margin=margin,
     )

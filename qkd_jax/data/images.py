@@ -1,11 +1,10 @@
-"""One image: from a file's bytes to RGB pixels, and the two views that learning needs.
+"""One image: from a file's bytes to RGB pixels, and the view that a test sees.
 
 Everything that an image file may be (grey, 16-bit, palette, transparent, CMYK, rotated by EXIF,
 animated) becomes 8-bit RGB here, or one DataError that names the file.
 """
 
 import io
-import math
 import pathlib
 
 import numpy as np
@@ -93,16 +92,3 @@ def centre_view(image: Image.Image, image_size: int, shorter_side: int) -> np.nd
     left = round((width - image_size) / 2.0)
     top = round((height - image_size) / 2.0)
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
-
-
-def canvas_view(image: Image.Image, canvas: int) -> tuple[np.ndarray, float]:
-    """The train view: the whole image squashed to a square, so that shapes are static.
-
-    Returns:
-      (uint8 [canvas, canvas, 3], width / height of the image as it was). With the aspect a random
-      crop on the device has the geometry of the original image (`transforms.random_resized_crop`).
-    """
-    aspect = image.width / image.height
-    if not math.isclose(aspect, 1.0) or image.width != canvas:
-        image = image.resize((canvas, canvas), Image.Resampling.BICUBIC)
-    return np.asarray(image), aspect

@@ -47,7 +47,6 @@ def renditions(path: pathlib.Path = RENDITIONS) -> Split:
         ids=np.array(ids),
         class_names=tuple(class_names),
         fetch=lambda indices: [blobs[offsets[i] : offsets[i + 1]] for i in indices],
-        native_size=128,
         margin=False,
     )
     is_test = fields["test_styles"][styles]

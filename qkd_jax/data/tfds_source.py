@@ -141,14 +141,12 @@ def _read(builder, name: str, split: str, image_key: str, label_key: str) -> Ima
         if id_key is not None:
             found = record[id_key]
             ids[index] = found.decode() if isinstance(found, bytes) else str(found)
-    shape = features[image_key].shape
     return ImageSet(
         name=f"tfds:{name}/{split}",
         labels=labels,
         ids=np.array(ids, str),
         class_names=tuple(features[label_key].names),
         fetch=lambda indices: [record[image_key] for record in _records(source, indices)],
-        native_size=shape[0] if shape[0] is not None and shape[0] == shape[1] else None,
     )
 
 
@@ -159,7 +157,6 @@ def _renumber(images: ImageSet, occurring: np.ndarray, class_names: tuple[str, .
         ids=images.ids,
         class_names=class_names,
         fetch=images.fetch,
-        native_size=images.native_size,
         margin=images.margin,
     )
 
@@ -187,5 +184,4 @@ def _join(parts: list[ImageSet], name: str) -> ImageSet:
         ids=ids,
         class_names=parts[0].class_names,
         fetch=fetch,
-        native_size=parts[0].native_size,
     )

@@ -6,7 +6,6 @@ functions over one `LearnerState`. The task index is a traced integer and everyt
 padded to `max_tasks`: a run compiles its step once.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -136,9 +135,9 @@ def _absorb(state, sums):
 
 def sum_survey(state: LearnerState, batches: Iterable[Batch]) -> Any:
     """The learner's survey of a task's images, summed over batches."""
-    checked, total = state.replace(config=_without_augmentation(state.config)), None
+    total = None
     for batch in batches:
-        check_batch(checked, batch)
+        check_batch(state, batch)
         images = jnp.asarray(batch["image"])
         mask = jnp.asarray(batch.get("mask", np.ones(images.shape[0], bool)))
         sums = _survey(state, images, mask)
@@ -193,9 +192,8 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
     Args:
       state: after `begin_task`.
       batch: {"image": [B, H, W, 3] uint8 or float in [0, 1], "label": [B] int}, optionally "mask"
-        [B] bool (False = padding), "aspect" [B] (width / height of the original, for random crops)
-        and "features" [B, S, D] (cached features of the filled slots). With a leading axis of
-        steps, [S, B, ...], the steps are scanned in one call.
+        [B] bool (False = padding) and "features" [B, S, D] (cached features of the filled slots).
+        With a leading axis of steps, [S, B, ...], the steps are scanned in one call.
 
     Returns:
       The new state and a dict of scalars (of [S] arrays for a leading axis of steps).
@@ -237,7 +235,7 @@ def check_batch(state: LearnerState, batch: Batch) -> None:
     if label.shape != image.shape[:-3]:
         raise DataError(f"label: expected {list(image.shape[:-3])}, found {list(label.shape)}")
     size = state.config.backbone.image_size
-    if not state.config.data.augment and tuple(image.shape[-3:-1]) != (size, size):
+    if tuple(image.shape[-3:-1]) != (size, size):
         raise DataError(
             f"image: expected {size} x {size} pixels (backbone.image_size), found "
             f"{image.shape[-3]} x {image.shape[-2]}"
@@ -360,7 +358,6 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
     """
     learner = learner_of(state.config)
     state = freeze(state)
-    checked = state.replace(config=_without_augmentation(state.config))
     if learner.survey is not None:
         batches = list(batches)  # read twice
         state = absorb(state, sum_survey(state, batches))
@@ -368,14 +365,10 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
 
     def with_features():
         for batch in batches:
-            check_batch(checked, batch)
+            check_batch(state, batch)
             yield {**batch, "features": slot_features(state, batch["image"], slots)}
 
     return finish(state, with_features())
-
-
-def _without_augmentation(config: Config) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
 
 
 def num_slots(config: Config) -> int:

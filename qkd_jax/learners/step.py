@@ -10,7 +10,6 @@ import optax
 from jax import lax
 
 from qkd_jax.config import TrainConfig
-from qkd_jax.data.transforms import augment
 from qkd_jax.learners.learner import Rows, learner_of
 from qkd_jax.nn.encode import encode_prefix
 from qkd_jax.nn.vit import normalize
@@ -100,10 +99,6 @@ def device_step(
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(num_rows))
     real = batch.get("mask", jnp.ones(num_rows, bool))
     images = batch.get("tokens", batch.get("image"))
-    if config.data.augment:
-        aspect = batch.get("aspect", jnp.ones(num_rows, jnp.float32))
-        crop_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
-        images = augment(crop_keys, images, aspect, config.backbone.image_size)
     if "tokens" not in batch:
         images = prepare_images(state, images)
     # A padded row may hold anything, also NaN, which no weight of zero takes out of a gradient.

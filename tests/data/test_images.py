@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qkd_jax.data.images import canvas_view, centre_view, decode
+from qkd_jax.data.crops import crop_draws, random_view
+from qkd_jax.data.images import centre_view, decode
 from qkd_jax.errors import DataError
 
 
@@ -104,8 +105,8 @@ def test_first_frame_of_an_animation():
 def test_a_single_pixel_fills_every_view():
     image = decode(encoded(Image.new("RGB", (1, 1), (10, 20, 30))), "probe")
     assert (centre_view(image, 14, 16) == [10, 20, 30]).all()
-    canvas, aspect = canvas_view(image, 8)
-    assert canvas.shape == (8, 8, 3) and (canvas == [10, 20, 30]).all() and aspect == 1.0
+    draws = crop_draws([0], seed=0, task=0, epoch=0)[0]
+    assert (random_view(image, 8, draws) == [10, 20, 30]).all()
 
 
 @pytest.mark.parametrize(
@@ -161,12 +162,3 @@ def test_centre_view_has_the_sizes_of_resize_and_centre_crop(width, height):
     resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
     top, left = round((size[1] - 28) / 2), round((size[0] - 28) / 2)
     np.testing.assert_array_equal(found, resized[top : top + 28, left : left + 28])
-
-
-def test_canvas_keeps_the_aspect():
-    canvas, aspect = canvas_view(Image.fromarray(COLOUR), 8)
-    assert canvas.shape == (8, 8, 3) and aspect == 10 / 8
-    square = Image.fromarray(COLOUR[:, :8])
-    untouched, aspect = canvas_view(square, 8)
-    np.testing.assert_array_equal(untouched, np.asarray(square))
-    assert aspect == 1.0

@@ -20,7 +20,7 @@ def split():
 @pytest.fixture(scope="module")
 def pixels(split):
     return {
-        part: images.load(range(len(images)), 128, "test")["image"]
+        part: images.load(range(len(images)), 128)
         for part, images in zip(("train", "test"), split, strict=True)
     }
 
@@ -111,9 +111,9 @@ def test_synthetic_is_deterministic_and_keyed():
     other = packaged.synthetic(seed=4)
     for one, same, another in zip(first, again, other, strict=True):
         indices = range(len(one))
-        images = one.load(indices, 32, "test")["image"]
-        np.testing.assert_array_equal(images, same.load(indices, 32, "test")["image"])
-        assert (images != another.load(indices, 32, "test")["image"]).any()
+        images = one.load(indices, 32)
+        np.testing.assert_array_equal(images, same.load(indices, 32))
+        assert (images != another.load(indices, 32)).any()
         assert len({image.tobytes() for image in images}) == len(images)
     assert (len(first.train), len(first.test)) == (200, 50)
     assert not set(first.train.ids.tolist()) & set(first.test.ids.tolist())
@@ -123,7 +123,7 @@ def test_synthetic_is_learnable():
     train, test = packaged.synthetic(num_classes=6, train_per_class=30, test_per_class=20)
 
     def features(images):
-        pixels = images.load(range(len(images)), 32, "test")["image"] / 255.0
+        pixels = images.load(range(len(images)), 32) / 255.0
         spectrum = np.abs(np.fft.fft2(pixels.mean(axis=3)))[:, :6, :6].reshape(len(pixels), -1)
         return np.concatenate([pixels.mean(axis=(1, 2)) * 20, spectrum / 30], axis=1)
 

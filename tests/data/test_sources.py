@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qkd_jax.data.sources import ImageSet, describe, fingerprint, from_arrays, load_split, verify
+from qkd_jax.data.sources import describe, fingerprint, from_arrays, load_split, verify
 from qkd_jax.data.splits import split_sha256
 from qkd_jax.errors import DataError
 
@@ -18,32 +18,22 @@ LABELS = np.array([0, 0, 1, 1, 2, 2])
 def test_arrays_come_back():
     split = load_split("arrays", train=(IMAGES, LABELS), test=(IMAGES[:3], LABELS[:3]))
     assert split.train.class_names == split.test.class_names == ("0", "1", "2")
-    loaded = split.train.load([4, 1], 16, "train")
-    np.testing.assert_array_equal(loaded["image"], IMAGES[[4, 1]])
-    assert loaded["aspect"].tolist() == [1.0, 1.0]
-    np.testing.assert_array_equal(split.test.load([2], 16, "test")["image"], IMAGES[[2]])
+    np.testing.assert_array_equal(split.train.load([4, 1], 16), IMAGES[[4, 1]])
+    np.testing.assert_array_equal(split.test.load([2], 16), IMAGES[[2]])
     assert len(set([*split.train.ids, *split.test.ids])) == 9
-    assert split.train.canvas_size(224) == 16
 
 
 def test_margin_cuts_a_border_as_published_numbers_do():
     framed = from_arrays(IMAGES, LABELS, margin=True)
     resized = Image.fromarray(IMAGES[0]).resize((256, 256), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(
-        framed.load([0], 224, "test")["image"][0], np.asarray(resized)[16:240, 16:240]
-    )
+    np.testing.assert_array_equal(framed.load([0], 224)[0], np.asarray(resized)[16:240, 16:240])
 
 
 def test_take_keeps_order_and_nests():
     images = from_arrays(IMAGES, LABELS)
     part = images.take([5, 3, 0]).take([2, 0], "part")
     assert part.name == "part" and part.labels.tolist() == [0, 2]
-    np.testing.assert_array_equal(part.load([1, 0], 16, "train")["image"], IMAGES[[5, 0]])
-
-
-def test_canvas_is_twice_the_crop_if_sizes_differ():
-    images = ImageSet("one", LABELS, LABELS.astype(str), ("a", "b", "c"), lambda indices: [])
-    assert images.canvas_size(224) == 448
+    np.testing.assert_array_equal(part.load([1, 0], 16), IMAGES[[5, 0]])
 
 
 @pytest.mark.parametrize(
@@ -84,11 +74,6 @@ def test_renditions_and_synthetic_by_name():
 def test_a_bad_call_is_explained(arguments, message):
     with pytest.raises(DataError, match=message):
         load_split(**arguments)
-
-
-def test_an_unknown_view_is_refused():
-    with pytest.raises(DataError, match="view 'val' is unknown"):
-        from_arrays(IMAGES, LABELS).load([0], 16, "val")
 
 
 def folder(root, parts=("train", "test")):

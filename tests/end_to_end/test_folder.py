@@ -23,7 +23,6 @@ def get_config(method="ease"):
         "backbone.name=tiny_random",
         "backbone.image_size=32",
         "data.source=folder",
-        "data.canvas=48",
         "protocol.increment=2",
         "adapter.bottleneck=2",
         "train.epochs=1",
