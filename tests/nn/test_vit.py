@@ -1,5 +1,6 @@
 """The transformer against an independent implementation (golden arrays of timm) and itself."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, init_adapter
 from qkd_jax.nn.encode import Inserts, block, embed, encode, encode_all, encode_from, encode_prefix
-from qkd_jax.nn.layers import layer_norm, matmul_trainable, standardize
+from qkd_jax.nn.layers import ACTIVATIONS, layer_norm, matmul_trainable, standardize
 from qkd_jax.nn.positions import resample_positions
 from qkd_jax.nn.vit import (
     Preprocessing,
@@ -286,6 +287,22 @@ def test_standardize_survives_a_large_offset(key):
     # Budget: 64 values of 1e4 sum to 6.4e5, where float32 steps are 0.06: 1e-3 of the mean for each
     # of a few roundings.
     np.testing.assert_allclose(standardize(shifted, 0.0), exact, atol=5e-3)
+
+
+def test_activations_and_their_slopes_are_the_textbooks():
+    """Oracle: Phi from the C library's erf, in float64; float32 errs by 1e-6 of values up to 12."""
+    x = np.concatenate([np.linspace(-12, 12, 2001), [-80.0, 80.0]])
+    phi = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
+    sigmoid = 0.5 * (1 + np.tanh(0.851 * x))
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    expected = {
+        "gelu": (x * phi, phi + x * density),
+        "quick_gelu": (x * sigmoid, sigmoid * (1 + 1.702 * x * (1 - sigmoid))),
+    }
+    for name, (value, slope) in expected.items():
+        found = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(found[0], value, rtol=1e-6, atol=2e-6)
+        np.testing.assert_allclose(found[1], slope, rtol=1e-6, atol=2e-6)
 
 
 def test_trainable_product_has_the_plain_gradient(key):
