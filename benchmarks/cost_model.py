@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.transformer import BOTTLENECK, block_flops, forward_flops, step_state, vit_b16
+from benchmarks.floors import BOTTLENECK, adapted_forward, backward, forward_flops
+from benchmarks.transformer import step_state, vit_b16
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
@@ -46,7 +47,7 @@ STREAMS = (
 
 class Machine(NamedTuple):
     """Peak operations and bytes a second of a device, from the makers' sheets. The CPU's operations
-    are those that `transformer.matmul_rate` found, its bytes were not measured (0).
+    are those that `floors.matmul_rate` found, its bytes were not measured (0).
     """
 
     name: str
@@ -66,34 +67,6 @@ MACHINES = (
     Machine("one H100 SXM, bfloat16", 1, 989e12, 3.35e12, 0.4),
     Machine("2 cores of an EPYC (Zen 4), float32", 2, 105e9, 0.0, 0.9),
 )
-
-
-def adapter_flops(spec: ViTSpec, tokens: int) -> float:
-    """Down and up, of one block of one image."""
-    return 4 * tokens * spec.width * BOTTLENECK
-
-
-def adapted_forward(spec: ViTSpec) -> float:
-    """One image through the frozen model with an adapter in every block."""
-    early = (spec.depth - 1) * adapter_flops(spec, spec.num_tokens)
-    return forward_flops(spec) + early + adapter_flops(spec, 1)
-
-
-def backward(spec: ViTSpec) -> float:
-    """Of one image: gradients of activations down to the first adapter, and of the adapters.
-
-    The first block's attention and MLP have none below them that learns. A frozen product costs
-    as much backward as forward (no gradient of its weights), one of two activations twice as much.
-    """
-    tokens, width = spec.num_tokens, spec.width
-    products = 4 * tokens**2 * width
-    middle = (spec.depth - 2) * (block_flops(spec) + products)
-    keys_values = 2 * tokens * width * 2 * width
-    class_token = 2 * width * (2 * width + 2 * spec.mlp_width) + 2 * 4 * tokens * width
-    adapters = (spec.depth - 1) * adapter_flops(spec, tokens) + adapter_flops(spec, 1)
-    # The first one's input needs no gradient.
-    adapters = 2 * adapters - adapter_flops(spec, tokens) / 2
-    return middle + keys_values + class_token + adapters
 
 
 def counted_by_xla(spec: ViTSpec, batch: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.floors import bandwidth, floor_note, matmul_rate
 from benchmarks.pairs import Row, check, compare, table
 from qkd_jax.quantum import FeatureMap, fidelity_matrix
 
@@ -174,12 +175,14 @@ def blocking(function: Callable, arguments: Inputs) -> Callable[[], object]:
 
 
 def rows(qubits: tuple[int, ...], pairs: int) -> Iterator[Row]:
+    peak, speed = matmul_rate(592), bandwidth()
     for num_qubits in qubits:
         arguments, weights = inputs(num_qubits)
         mine = jax.jit(objective(ours(num_qubits), weights))
         expected, run = mine(*arguments), blocking(mine, arguments)
         name = f"gate, value and gradient, {num_qubits} qubits"
         large = num_qubits >= 8
+        floor = floor_note(mine, arguments, peak, speed)
         for peer, build, goal in (
             ("PennyLane default.qubit, jit", pennylane, 15.0),
             ("TensorCircuit-NG, jit", tensorcircuit, 3.0),
@@ -187,7 +190,8 @@ def rows(qubits: tuple[int, ...], pairs: int) -> Iterator[Row]:
         ):
             theirs = jax.jit(objective(build(num_qubits), weights))
             check(peer, theirs(*arguments), expected)
-            yield compare(name, run, blocking(theirs, arguments), peer, goal * large, pairs=pairs)
+            row = compare(name, run, blocking(theirs, arguments), peer, goal * large, pairs=pairs)
+            yield row._replace(note="" if build is not pennylane else floor)
         whole = jax.jit(objective(ours(num_qubits, cut_tail=False), weights))
         check("ours without the cut", whole(*arguments), expected)
         yield compare(

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.pairs import Row, check, compare, enough, seconds, table
+from benchmarks.floors import BOTTLENECK, adapted_forward, backward, forward_flops, matmul_rate
+from benchmarks.pairs import Row, check, compare, table
 from qkd_jax.config import Config, override
 from qkd_jax.learners import base
 from qkd_jax.nn.encode import encode
@@ -30,7 +31,7 @@ from qkd_jax.protocol import Task
 from qkd_jax.state import LearnerState, split
 
 PACKAGES = ("jax", "torch")
-CLASSES, BOTTLENECK = 10, 64
+CLASSES = 10
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 
 
@@ -44,35 +45,6 @@ def vit_b16(size: int) -> ViTSpec:
         image_size=size,
         grid=size // 16,
     )
-
-
-def block_flops(spec: ViTSpec) -> float:
-    """Of one block of one image, two a multiplication; products alone."""
-    tokens, width = spec.num_tokens, spec.width
-    return 2 * tokens * width * (4 * width + 2 * spec.mlp_width) + 4 * tokens**2 * width
-
-
-def forward_flops(spec: ViTSpec, class_only: bool = True) -> float:
-    """Of one image; with `class_only` the last block computes the class token alone."""
-    tokens, width = spec.num_tokens, spec.width
-    last = block_flops(spec)
-    if class_only:
-        last = 2 * tokens * width * 2 * width + 2 * width * (2 * width + 2 * spec.mlp_width)
-        last += 4 * tokens * width
-    patch = 2 * (tokens - 1) * 3 * spec.patch_size**2 * width
-    return (spec.depth - 1) * block_flops(spec) + last + patch
-
-
-def matmul_rate(rows: int) -> float:
-    """Operations a second of [rows, 768] x [768, 3072] in float32, the best of a few."""
-    multiply = jax.jit(jnp.matmul)
-    a, b = jnp.ones((rows, 768)), jnp.ones((768, 3072))
-
-    def call():
-        return jax.block_until_ready(multiply(a, b))
-
-    times = enough(call)
-    return 2 * rows * 768 * 3072 / min(seconds(call, times) for _ in range(5))
 
 
 def step_state(backbone: Backbone) -> LearnerState:
@@ -182,8 +154,11 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
         step = torch_step(backbone, images, labels, mine.trainable)
         for _ in range(3):  # the same losses, so the same gradients
             check("loss", np.float64(mine()), np.float64(step()))
-        yield compare(f"step of adapters and head, {size} px, batch {batch}", mine, step,
+        row = compare(f"step of adapters and head, {size} px, batch {batch}", mine, step,
                       "PyTorch, SDPA", 1.0, pairs=pairs)  # fmt: skip
+        rate = batch * (adapted_forward(spec) + backward(spec)) / (row.ours / 1e3)
+        note = f"ours {rate / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {100 * rate / peak:.0f} %"
+        yield row._replace(note=note)
         memory = [peak_over_weights(side, size, batch) for side in ("ours", "torch")]
         yield Row(
             f"memory of that step, {size} px, batch {batch}",

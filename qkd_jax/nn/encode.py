@@ -111,6 +111,8 @@ def embed(
     return x
 
 
+# Jitted, so that a deep model traces one block and not all of them.
+@partial(jax.jit, static_argnames=("spec", "adapter_spec", "asking", "compute_dtype"))
 def block(
     block_params: dict,
     spec: ViTSpec,
@@ -120,7 +122,7 @@ def block(
     adapter_spec: AdapterSpec | None = None,
     mask: jax.Array | None = None,
     attention_insert: AttentionInsert | None = None,
-    asking: slice | None = None,
+    asking: tuple[int, int] | None = None,
     compute_dtype=jnp.float32,
 ) -> jax.Array:
     """One transformer block: x + attention(LN1(x)), then + MLP(LN2(x)), with optional inserts.
@@ -131,8 +133,8 @@ def block(
         adapter: this block's adapter, or None (see `adapters.apply_adapter`).
         mask: [B, M, R] dropout factors of the adapter, or None.
         attention_insert: this block's, or None.
-        asking: return only these M tokens; None is all. Keys and values still come from all tokens,
-            so this is exact for a last block and saves nearly all its other work.
+        asking: (start, stop), return only these M tokens; None is all. Keys and values still come
+            from all tokens, so this is exact for a last block and saves nearly all its other work.
 
     Returns:
         [B, M, D].
@@ -147,7 +149,8 @@ def _block_stem(p, spec, x, attention_insert, asking, compute_dtype):
     normed = layer_norm(p["norm1"], x, spec.eps)
     queries_from = normed
     if asking is not None:
-        x, queries_from = x[:, asking], normed[:, asking]
+        rows = slice(*asking)
+        x, queries_from = x[:, rows], normed[:, rows]
     attended = attention(
         p, queries_from, normed, spec.num_heads, compute_dtype, attention_insert
     ).astype(wide)
@@ -269,7 +272,7 @@ def encode_from(
         x,
         adapter=last_adapter,
         adapter_spec=adapter_spec,
-        mask=mask_of(last, asking.stop - asking.start),
+        mask=mask_of(last, asking[1] - asking[0]),
         attention_insert=inserted[last] if inserted else None,
         asking=asking,
         compute_dtype=compute_dtype,
@@ -285,7 +288,7 @@ def encode_stem(
     Args:
         tokens: [B, N, D] before block `first_block`, from `encode_prefix` or `embed`.
     """
-    asking = slice(0, 1) if first_block == spec.depth - 1 else None
+    asking = (0, 1) if first_block == spec.depth - 1 else None
     stem, _ = _block_stem(block_at(params, first_block), spec, tokens, None, asking, compute_dtype)
     return stem
 
@@ -341,13 +344,13 @@ def _with_tokens(inserts, x, start_block):
     the order of tokens, so in front and at the end are the same.
     """
     if inserts is None or inserts.tokens is None:
-        return x, slice(0, 1)
+        return x, (0, 1)
     if start_block != 0:
         raise ConfigError(f"tokens are inserted before block 0, not before block {start_block}.")
     extra = jnp.broadcast_to(
         inserts.tokens.astype(x.dtype), (x.shape[0], *inserts.tokens.shape[-2:])
     )
-    return jnp.concatenate([x, extra], axis=1), slice(x.shape[1], x.shape[1] + extra.shape[1])
+    return jnp.concatenate([x, extra], axis=1), (x.shape[1], x.shape[1] + extra.shape[1])
 
 
 def encode_all(

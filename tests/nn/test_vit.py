@@ -147,7 +147,7 @@ def test_a_block_asked_for_one_token_gives_row_zero_of_the_full_block(key, varia
     params = init_random(key, spec)["blocks"][0]
     x = jax.random.normal(key, (2, spec.num_tokens, spec.width))
     np.testing.assert_allclose(
-        block(params, spec, x, asking=slice(0, 1))[:, 0], block(params, spec, x)[:, 0], atol=5e-6
+        block(params, spec, x, asking=(0, 1))[:, 0], block(params, spec, x)[:, 0], atol=5e-6
     )
 
 
