@@ -1,15 +1,17 @@
-"""All benchmarks and one table: `make bench`, or `python -m benchmarks`; writes latest.json.
+"""All benchmarks and one table: `make bench`, or `python -m benchmarks [SUBJECT ...]`.
 
-Each subject has a process of its own: what one has compiled or allocated is not the next one's.
+Writes results/latest.json; given subjects replace their own rows in it. Each subject has a process
+of its own: what one has compiled or allocated is not the next one's.
 """
 
+import argparse
 import importlib
 import multiprocessing
 import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 
-from benchmarks.pairs import RESULTS, Row, table, write
+from benchmarks.pairs import RESULTS, Row, read, table, write
 
 SUBJECTS = (
     "gate",
@@ -23,34 +25,37 @@ SUBJECTS = (
 )
 
 
-def run(subject: str) -> tuple[list[Row], tuple[str, ...]]:
-    """(rows, packages) of one subject."""
+def run(subject: str) -> list[Row]:
     warnings.simplefilter("ignore")  # the peers' own
     module = importlib.import_module(f"benchmarks.{subject}")
     print(f"\n{subject}\n", flush=True)
-    return module.main([]), module.PACKAGES
+    return module.main([])
 
 
 def main() -> int:
     # A spawned process finds `run` in this module by its full name, not as part of `__main__`.
     from benchmarks.__main__ import run
 
-    rows: list[Row] = []
-    packages: dict[str, None] = {}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
+    chosen = parser.parse_args().subjects or SUBJECTS
+    if unknown := set(chosen) - set(SUBJECTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}")
+    path = RESULTS / "latest.json"
+    rows = read(path)
     failed: list[str] = []
     spawn = multiprocessing.get_context("spawn")
-    for subject in SUBJECTS:
+    for subject in chosen:
         try:
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                found, names = pool.submit(run, subject).result()
+                rows[subject] = pool.submit(run, subject).result()
         except Exception as error:  # the other subjects still count
             failed.append(f"{subject}: {type(error).__name__}: {error}")
             print(failed[-1], flush=True)
             continue
-        rows += found
-        packages |= dict.fromkeys(names)
-        write(rows, list(packages), RESULTS / "latest.json")
-    print("\nAll rows:\n\n" + table(rows))
+        write({name: rows[name] for name in SUBJECTS if name in rows}, path)
+    for subject in SUBJECTS:
+        print(f"\n{subject}\n\n{table(rows.get(subject, []))}")
     for line in failed:
         print(f"FAILED {line}")
     return 1 if failed else 0

@@ -31,8 +31,6 @@ from qkd_jax.learners.step import device_step
 from qkd_jax.nn.vit import Backbone, stack_blocks
 from qkd_jax.state import split
 
-PACKAGES = ("jax",)
-
 
 def compile_seconds(make, *arguments) -> float:
     """Of a fresh function, from tracing to a program."""

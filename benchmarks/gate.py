@@ -26,7 +26,6 @@ from qkd_jax.quantum import FeatureMap, fidelity_matrix
 
 SAMPLES, TASKS, LAYERS = 128, 20, 2
 QUBITS = (4, 6, 8, 9, 10, 12)
-PACKAGES = ("jax", "pennylane", "pennylane-lightning", "tensorcircuit-ng", "qujax")
 # Of Lightning's 2,560 circuits, how many are run.
 LIGHTNING_CIRCUITS = 10
 

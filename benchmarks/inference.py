@@ -26,7 +26,6 @@ from qkd_jax.learners.task_adapters import adapter_of, encode_with
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.state import LearnerState
 
-PACKAGES = ("jax",)
 CLASSES_A_TASK = 10
 
 

@@ -23,7 +23,6 @@ from qkd_jax.learners import base
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.protocol import class_order, split_tasks
 
-PACKAGES = ("jax",)
 STEPS, IMAGES_A_CLASS, SIDE = 10, 2, 32
 SPEC = ViTSpec(
     width=96, depth=4, num_heads=3, mlp_width=384, patch_size=8, image_size=SIDE, grid=SIDE // 8

@@ -19,6 +19,11 @@ import jax
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+# Whose versions the numbers depend on.
+PACKAGES = (
+    *("jax", "numpy", "pillow", "torch", "pennylane", "pennylane-lightning"),
+    *("tensorcircuit-ng", "qujax"),
+)
 # A measurement repeats its call until it takes this long: clocks and wake-ups then do not count.
 LEAST_SECONDS = 0.05
 
@@ -161,12 +166,25 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def write(rows: Sequence[Row], packages: Sequence[str], path: Path) -> None:
-    """The rows, the machine and the versions of `packages` as JSON."""
+def write(rows: dict[str, Sequence[Row]], path: Path) -> None:
+    """The rows of each subject, the machine and the versions as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     value = {
         "machine": machine(),
-        "versions": versions(packages),
-        "rows": [row._asdict() for row in rows],
+        "versions": versions(PACKAGES),
+        "rows": [{"subject": s, **row._asdict()} for s, part in rows.items() for row in part],
     }
     path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, list[Row]]:
+    """The rows of each subject that `write` left; none of another machine or other versions."""
+    if not path.exists():
+        return {}
+    value = json.loads(path.read_text())
+    if value["machine"] != machine() or value["versions"] != versions(PACKAGES):
+        return {}
+    found: dict[str, list[Row]] = {}
+    for entry in value["rows"]:
+        found.setdefault(entry.pop("subject"), []).append(Row(**entry))
+    return found

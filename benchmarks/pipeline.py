@@ -28,7 +28,6 @@ from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.packaged import renditions
 from qkd_jax.data.streams import epoch_batches, prefetch
 
-PACKAGES = ("jax", "pillow", "torch")
 SIZE, BATCH = 224, 16
 WIDTH, HEIGHT, CLASSES = 500, 375, 8
 

@@ -23,7 +23,6 @@ from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol import Task
 from qkd_jax.state import LearnerState, split
 
-PACKAGES = ("jax",)
 NUM_TASKS = 10
 GATES = {
     "amplitude states (default)": (),

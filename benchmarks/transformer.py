@@ -30,7 +30,6 @@ from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 from qkd_jax.protocol import Task
 from qkd_jax.state import LearnerState, split
 
-PACKAGES = ("jax", "torch")
 CLASSES = 10
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 

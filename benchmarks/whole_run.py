@@ -37,7 +37,6 @@ from qkd_jax.plan import plan
 from qkd_jax.run import run
 from qkd_jax.weights.load import load_backbone
 
-PACKAGES = ("jax",)
 FAR_APART = 15  # right images after a task, of 300 at the end: more is another algorithm
 
 

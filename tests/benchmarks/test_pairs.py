@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import pairs
-from benchmarks.pairs import Row, check, compare, table, write
+from benchmarks.pairs import Row, check, compare, read, table, write
 
 
 @pytest.fixture
@@ -52,7 +52,20 @@ def test_a_missed_goal_is_marked_and_stays(tmp_path):
     lines = table(rows).splitlines()[2:]
     assert ["missed" in line for line in lines] == [False, True, False]
     assert "(half counted)" in lines[1] and "| – |" in lines[2]
-    write(rows, ["numpy", "no such package"], tmp_path / "results" / "latest.json")
-    written = json.loads((tmp_path / "results" / "latest.json").read_text())
+    path = tmp_path / "results" / "latest.json"
+    assert read(path) == {}
+    write({"one": rows[:2], "two": rows[2:]}, path)
+    written = json.loads(path.read_text())
     assert [row["ratio"] for row in written["rows"]] == [2.0, 0.5, 0.5]
-    assert set(written["versions"]) == {"numpy"} and written["machine"]["cores"] >= 1
+    assert {"jax", "numpy"} <= written["versions"].keys() and written["machine"]["cores"] >= 1
+    assert read(path) == {"one": rows[:2], "two": rows[2:]}
+
+
+def test_rows_of_another_machine_or_version_are_not_kept(tmp_path):
+    path = tmp_path / "latest.json"
+    for part, name in (("machine", "processor"), ("versions", "jax")):
+        write({"one": [Row("a", 1.0, 2.0, "peer", "ms", 2.0, 1.5)]}, path)
+        written = json.loads(path.read_text())
+        written[part][name] = "another"
+        path.write_text(json.dumps(written))
+        assert read(path) == {}
