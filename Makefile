@@ -8,6 +8,7 @@
 EXP ?= renditions
 METHOD ?= qkd
 SEED ?= 1993
+SUBJECTS ?=
 METHODS ?=
 SEEDS ?= 1993 1994 1995
 JOBS ?= 1
@@ -35,7 +36,7 @@ test: $(VENV)/.installed-test
 
 bench:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
-	$(VENV)-bench/bin/python -m benchmarks
+	$(VENV)-bench/bin/python -m benchmarks $(SUBJECTS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@
 QKD on a ViT-B/16 with an adapter of bottleneck 64 in every block for each of T tasks, ten classes
 a task, random weights, float32. The peer answers as one would write it: a Python loop over the
 adapters, each a compiled pass over the batch, then the same fused score. Routed inference makes a
-pass for the gate and one for each of the k chosen adapters. Memory is what the compiled programs
-need beside their arguments and results, as XLA states it.
+pass for the gate and one for each of the k chosen adapters. Memory is what is kept (weights,
+adapters, rows) and what the compiled programs need for a while, as XLA states it.
 """
 
 import argparse
@@ -84,15 +84,24 @@ def temporary_bytes(function, *arguments) -> int:
 
 
 def memory_row(state: LearnerState, images: jax.Array, name: str) -> Row:
-    """Of all slots in one program, beside that of one pass."""
+    """Of all slots in one program, beside that of one pass: what both hold and what each needs."""
     num_slots = base.num_slots(state.config)
     empty = jnp.zeros((len(images), num_slots, state.backbone.spec.width))
     slots = jnp.arange(num_slots, dtype=jnp.int32)
+    mib = 1024.0**2
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.backbone, state.memory))) / mib
     ours = temporary_bytes(base._extract_slots, state, images, empty, slots, jnp.int32(num_slots))
     peer = temporary_bytes(one_pass, state, images, jnp.int32(0))
-    mib = 1024.0**2
+    ours, peer = ours / mib, peer / mib
     return Row(
-        f"memory: {name}", ours / mib, peer / mib, "one pass", "MiB", peer / ours, round(1 / 1.2, 2)
+        f"memory: {name}",
+        held + ours,
+        held + peer,
+        "one pass",
+        "MiB",
+        (held + peer) / (held + ours),
+        round(1 / 1.2, 2),
+        f"weights and adapters, {held:.0f}, on both sides; temporary: {ours:.1f} and {peer:.1f}",
     )
 
 
