@@ -3,6 +3,7 @@
 # make compare METHODS="qkd ease" SEEDS="1993 1994 1995" JOBS=2   one table; METHODS empty = all
 # make test                     the default suite
 # make bench                    side by side with PyTorch, PennyLane and others; prints ratios
+#                               SUBJECTS="gate inference" runs only those
 # make lint
 
 EXP ?= renditions

@@ -143,7 +143,7 @@ def machine() -> dict[str, object]:
     names = [line.split(":")[1].strip() for line in _cpu_facts() if line.startswith("model name")]
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": names[0] if names else platform.processor(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "python": platform.python_version(),

@@ -5,11 +5,12 @@
 Float32, the same weights, images and threads. The step: cross-entropy of a cosine head, gradients
 of the adapters in all blocks and of the head, SGD with momentum; the backbone is frozen on both
 sides. Beside the times: the share of this machine's own rate of matrix products, measured in the
-same run, that our forward pass reaches. Memory: the largest resident size of a process that makes
-some steps, less the weights.
+same run, that our forward pass reaches. Memory: the largest resident size of a process while it
+makes some steps, over that between steps.
 """
 
 import argparse
+import ctypes
 import os
 import subprocess
 import sys
@@ -158,7 +159,9 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
         rate = batch * (adapted_forward(spec) + backward(spec)) / (row.ours / 1e3)
         note = f"ours {rate / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {100 * rate / peak:.0f} %"
         yield row._replace(note=note)
-        memory = [peak_over_weights(side, size, batch) for side in ("ours", "torch")]
+        memory, first = zip(
+            *(peak_over_weights(side, size, batch) for side in ("ours", "torch")), strict=True
+        )
         yield Row(
             f"memory of that step, {size} px, batch {batch}",
             *memory,
@@ -166,30 +169,41 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
             "MiB",
             memory[1] / memory[0],
             1.0,
-            "largest resident size less that before the steps; ours compiles in the first",
+            "largest resident size over that between steps; with the first step, in which ours "
+            f"compiles, over that before it: {first[0]:.0f} and {first[1]:.0f}",
         )
 
 
-def peak_over_weights(side: str, size: int, batch: int) -> float:
-    """MiB, of a process of its own."""
+def peak_over_weights(side: str, size: int, batch: int) -> tuple[float, float]:
+    """`measure_memory` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.transformer", "--measure-memory", side]
     command += ["--sizes", str(size), "--batch", str(batch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    steps, first = map(float, printed.split())
+    return steps, first
 
 
-def measure_memory(side: str, size: int, batch: int) -> float:
-    """MiB that three steps take over what stands before them: weights, images, libraries."""
+def measure_memory(side: str, size: int, batch: int) -> tuple[float, float]:
+    """MiB that three steps take over what stands between steps, and that the first takes over what
+    stood before it: weights, images, libraries.
+    """
     backbone, images, labels = examples(vit_b16(size), batch)
     step = our_step(backbone, images, labels)
     if side == "torch":
         step = torch_step(backbone, images, labels, step.trainable)
-    # The kernel's own peak starts anew: what the weights took while they were drawn is over, and
-    # `ru_maxrss` would begin at the parent's.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = kernel_kib("VmRSS")
-    for _ in range(3):
-        step()
-    return (kernel_kib("VmHWM") - before) / 1024
+
+    def peak(times: int) -> float:
+        # What was freed goes back to the kernel, and its peak starts anew (`ru_maxrss` would begin
+        # at the parent's): what drawing the weights or compiling took is over.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = kernel_kib("VmRSS")
+        for _ in range(times):
+            step()
+        return (kernel_kib("VmHWM") - before) / 1024
+
+    first = peak(1)
+    return peak(3), first
 
 
 def kernel_kib(name: str) -> int:
@@ -205,7 +219,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--measure-memory", choices=("ours", "torch"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure_memory:
-        print(measure_memory(options.measure_memory, options.sizes[0], options.batch))
+        print(*measure_memory(options.measure_memory, options.sizes[0], options.batch))
         return []
     found = list(rows(tuple(options.sizes), options.batch, options.pairs))
     print(table(found), flush=True)

@@ -60,6 +60,22 @@ def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     assert averages == sorted(averages, reverse=True)
 
 
+def speeds_of(name):
+    """Cells of the table of speeds, from the run of seed 1995."""
+    file = ROOT / "results" / "renditions" / name / "seed1995" / "summary.json"
+    summary = json.loads(file.read_text())
+    keys = ("training_images_per_second", "inference_images_per_second", "peak_memory_mb")
+    values = [summary[key] for key in (*keys, "wall_seconds")]
+    return ["–" if value is None else f"{value:,.{int(value < 100)}f}" for value in values]
+
+
+def test_speeds_are_those_of_the_recorded_runs():
+    shown = tables("docs/results.md")["Speed and memory"]
+    assert "qkd" in shown and len(shown) > 10
+    for name, cells in shown.items():
+        assert cells == speeds_of(name), name
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_recorded_table_is_made_of_the_recorded_runs(experiment, tmp_path):
     folder, copy = ROOT / "results" / experiment, tmp_path / experiment

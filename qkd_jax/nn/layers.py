@@ -36,7 +36,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 # Derivatives by hand keep the input alone, one array as wide as the MLP, where autodiff keeps two.
 # They are mirrored, Phi(x) = 1 - Phi(-x): written as above, XLA would see the same expression twice
-# and keep its value from the forward pass, a third of all that a step keeps.
+# and keep its value from the forward pass, a fifth of all that a step keeps.
 
 
 def _gelu_backward(x, g):
