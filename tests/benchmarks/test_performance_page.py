@@ -22,7 +22,11 @@ def test_every_row_stands_on_the_page_word_for_word_and_no_other():
         assert table(rows) in page
     front = (ROOT / "README.md").read_text().split("## Speed")[1].split("\n## ")[0]
     lines = [line for line in front.splitlines() if line.startswith("| ")][2:]
-    known = {f"| {r.name} | {r.peer_name} | {r.ratio:.2f} |" for rs in subjects.values() for r in rs}
+    known = {
+        f"| {row.name} | {row.peer_name} | {row.ratio:.2f} |"
+        for rows in subjects.values()
+        for row in rows
+    }
     assert len(lines) > 5 and set(lines) <= known
     timed = [line for line in page.splitlines() if line.startswith("| ") and " ms | " in line]
     quoted = "\n".join(table(rows) for rows in subjects.values())
