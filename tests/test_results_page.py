@@ -71,7 +71,7 @@ def speeds_of(name):
 
 def test_speeds_are_those_of_the_recorded_runs():
     shown = tables("docs/results.md")["Speed and memory"]
-    assert "qkd" in shown and len(shown) > 10
+    assert "qkd" in shown and len(shown) > 4
     for name, cells in shown.items():
         assert cells == speeds_of(name), name
 
