@@ -83,8 +83,8 @@ def temporary_bytes(function, *arguments) -> int:
     return function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
-def memory_row(state: LearnerState, images: jax.Array, name: str) -> Row:
-    """Of all slots in one program, beside that of one pass: what both hold and what each needs."""
+def memory_rows(state: LearnerState, images: jax.Array, name: str) -> Iterator[Row]:
+    """Of all slots in one program, beside that of one pass: with what both hold, and alone."""
     num_slots = base.num_slots(state.config)
     empty = jnp.zeros((len(images), num_slots, state.backbone.spec.width))
     slots = jnp.arange(num_slots, dtype=jnp.int32)
@@ -93,16 +93,18 @@ def memory_row(state: LearnerState, images: jax.Array, name: str) -> Row:
     ours = temporary_bytes(base._extract_slots, state, images, empty, slots, jnp.int32(num_slots))
     peer = temporary_bytes(one_pass, state, images, jnp.int32(0))
     ours, peer = ours / mib, peer / mib
-    return Row(
-        f"memory: {name}",
-        held + ours,
-        held + peer,
-        "one pass",
-        "MiB",
-        (held + peer) / (held + ours),
-        round(1 / 1.2, 2),
-        f"weights and adapters, {held:.0f}, on both sides; temporary: {ours:.1f} and {peer:.1f}",
-    )
+    for what, kept in (("memory", held), ("temporary memory alone", 0.0)):
+        found = kept + ours, kept + peer
+        note = f"weights and adapters, {held:.0f}, on both sides" if kept else ""
+        yield Row(
+            f"{what}: {name}",
+            *found,
+            "one pass",
+            "MiB",
+            found[1] / found[0],
+            round(1 / 1.2, 2),
+            note,
+        )
 
 
 def rows(size: int, tasks: tuple[int, ...], pairs: int, spec_of=vit_b16) -> Iterator[Row]:
@@ -132,7 +134,7 @@ def rows(size: int, tasks: tuple[int, ...], pairs: int, spec_of=vit_b16) -> Iter
             rate = batch * (num_tasks * again + block_flops(spec)) / (everything.ours / 1e3)
             share = f"{rate / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {100 * rate / peak:.0f} %"
             yield everything._replace(note=share)
-            yield memory_row(state, images, name)
+            yield from memory_rows(state, images, name)
         for top_k in (1, 2, 3):
             config = override(state.config, "fusion.kind=routed", f"fusion.top_k={top_k}")
             few = state.replace(config=config)

@@ -162,16 +162,19 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
         memory, first = zip(
             *(peak_over_weights(side, size, batch) for side in ("ours", "torch")), strict=True
         )
-        yield Row(
-            f"memory of that step, {size} px, batch {batch}",
-            *memory,
-            "PyTorch, SDPA",
-            "MiB",
-            memory[1] / memory[0],
-            1.0,
-            "largest resident size over that between steps; with the first step, in which ours "
-            f"compiles, over that before it: {first[0]:.0f} and {first[1]:.0f}",
-        )
+        for name, found, note in (
+            ("memory of that step", memory, "largest resident size over that between steps"),
+            ("memory of the first step", first, "over that before it; ours compiles in it"),
+        ):
+            yield Row(
+                f"{name}, {size} px, batch {batch}",
+                *found,
+                "PyTorch, SDPA",
+                "MiB",
+                found[1] / found[0],
+                1.0,
+                note,
+            )
 
 
 def peak_over_weights(side: str, size: int, batch: int) -> tuple[float, float]:
