@@ -4,72 +4,224 @@ Everything that an image file may be (grey, 16-bit, palette, transparent, CMYK, 
 animated) becomes 8-bit RGB here, or one DataError that names the file.
 """
 
+import contextlib
 import io
 import pathlib
+import re
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from qkd_jax.errors import DataError
 
 Encoded = bytes | pathlib.Path | np.ndarray
 # Bounds the memory of a view: with the shorter side at 256 the longer one is at most 25,600 pixels.
 MAX_ASPECT = 100
+# Formats of photographs and drawings. Pillow reads more, but of some of them the wrong pixels
+# (opaque TGA as transparent) and of others by running another program (EPS).
+FORMATS = frozenset("AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split())
+# Modes that Pillow itself converts to RGB without loss of range.
+MODES = frozenset("1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
+# EXIF orientation: how the stored pixels must be turned to be seen upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION = 0x0112
+PHOTOMETRIC, PLANAR, YCBCR_SUBSAMPLING, SAMPLE_FORMAT = 262, 284, 530, 339  # tags of TIFF
 
 
 def decode(source: Encoded, name: str) -> Image.Image:
     """Reads one image as 8-bit RGB.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit grey keeps its upper byte, of an
-    animation the first frame is taken.
+    EXIF rotation is applied, transparency is laid on white, 16-bit samples keep their upper byte
+    (12-bit ones their upper 8 bits), of an animation the first frame is taken. Metadata that
+    cannot be read (EXIF, colour profiles, comments) is left out.
 
     Args:
       source: the file's bytes, its path, or pixels as uint8 [H, W, 3].
       name: what an error calls the image.
 
     Raises:
-      DataError: the file is missing, empty, cut off, a mere line, or not an image.
+      DataError: the file is missing, empty, cut off, a mere line, huge, or not an image; its
+        samples are signed, floating-point or of 32 bits, which have no fixed white.
     """
     if isinstance(source, np.ndarray):
-        return Image.fromarray(source)
+        if source.dtype != np.uint8 or source.shape[2:] != (3,) or not source.size:
+            found = f"{source.dtype} {list(source.shape)}"
+            raise DataError(f"{name}: expected pixels as uint8 [H, W, 3], found {found}")
+        return _of_usual_shape(Image.fromarray(source), name)
     try:
         data = source.read_bytes() if isinstance(source, pathlib.Path) else source
-        if not data:
-            raise DataError(f"{name}: the file is empty (0 bytes); expected an image. Remove it.")
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                raise DataError(
-                    f"{name}: {image.width} x {image.height} pixels; sides that differ more than "
-                    f"{MAX_ASPECT} times cannot be cut to a square. Remove it."
-                )
-            return _to_rgb(ImageOps.exif_transpose(image), name)
-    except UnidentifiedImageError:
-        raise DataError(
-            f"{name}: not an image in any format that Pillow reads. Remove it or convert it."
-        ) from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error}).") from error
+    if not data:
+        raise DataError(f"{name}: expected an image, found an empty file (0 bytes). Remove it.")
+    _silence_pillow()
+    try:
+        return _read(data, name)
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: expected at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels, found more: {error} "
+            "Scale it down; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
+        ) from None
     except Exception as error:  # Pillow's parsers raise all sorts of types on damaged bytes
+        bare = _without_metadata(data)
+        if bare != data:
+            with contextlib.suppress(Exception):  # then the first error is the one to tell
+                return _read(bare, name)
+        if isinstance(error, UnidentifiedImageError):
+            raise DataError(
+                f"{name}: expected an image in a format that Pillow reads, found another file. "
+                "Remove it or convert it."
+            ) from None
         raise DataError(f"{name}: cannot be read as an image ({error}). Replace it.") from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image)
-        return canvas.convert("RGB")
-    if image.mode == "F":
+def _silence_pillow() -> None:
+    """Pillow warns of what it repairs or ignores, mostly metadata; for a data set that is noise."""
+    # `warnings.catch_warnings` around each image is not safe in threads: the one that ends last
+    # restores the filters of another.
+    rule = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if warnings.filters[:1] != [rule]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _read(data: bytes, name: str) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format not in FORMATS:
+            raise DataError(
+                f"{name}: expected one of {', '.join(sorted(FORMATS))}, found {image.format}. "
+                "Convert it."
+            )
+        _of_usual_shape(image, name)
+        if image.format == "TIFF":
+            _check_samples(image, name)
+        # How samples lie in the file, such as "L;4"; it is forgotten once they are read.
+        _, box, _, layout = image.tile[0] if image.tile else (None, None, None, "")
+        layout = layout if isinstance(layout, str) else str(layout[0])
+        image.load()
+        rgb = _to_rgb(image, layout, name)
+        if image.format == "GIF" and box != (0, 0, *image.size):
+            # What the first frame leaves bare is transparent.
+            canvas = Image.new("RGB", image.size, "white")
+            canvas.paste(rgb.crop(box), box)
+            rgb = canvas
+        turn = TURNS.get(_orientation(image))
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _of_usual_shape(image: Image.Image, name: str) -> Image.Image:
+    if max(image.size) > MAX_ASPECT * min(image.size):
         raise DataError(
-            f"{name}: floating-point pixels have no fixed white. Save it in 8 or 16 bit."
+            f"{name}: expected sides that differ at most {MAX_ASPECT} times, found {image.width} x "
+            f"{image.height} pixels, which cannot be cut to a square. Remove it."
         )
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise DataError(f"{name}: grey values beyond 16 bit. Save it in 8 or 16 bit.")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image
+
+
+def _check_samples(image: Image.Image, name: str) -> None:
+    """Refuses TIFF files of which Pillow would read the wrong pixels."""
+    tags = image.tag_v2
+    raw = image.info.get("compression") == "raw"
+    bits = max(tags.get(258, (1,)))
+    if any(kind != 1 for kind in tags.get(SAMPLE_FORMAT, (1,))):
+        found = "signed or floating-point ones, which have no fixed white"
+    elif raw and tags.get(PLANAR) == 2 and bits != 8:
+        found = f"{bits}-bit ones in separate planes"
+    elif raw and tags.get(PHOTOMETRIC) == 6 and tags.get(YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
+        found = "subsampled colours without compression"
+    else:
+        return
+    raise DataError(
+        f"{name}: expected unsigned samples of 8 or 16 bit, found {found}. Save it in 8 bit."
+    )
+
+
+def _to_rgb(image: Image.Image, layout: str, name: str) -> Image.Image:
+    # Pillow scales 16-bit PPM files of any white to all 16 bits, and calls that "I".
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if not deep and image.mode not in MODES:
+        raise DataError(
+            f"{name}: expected unsigned samples of 8 or 16 bit, found floating-point ones or 32 "
+            f"bit (Pillow's mode {image.mode}), which have no fixed white. Save it in 8 bit."
+        )
+    opaque = None
+    if "transparency" in image.info and (deep or image.mode in ("1", "L", "RGB")):
+        if layout.startswith("RGB;16"):  # the lower byte, which may tell them apart, is gone
+            raise DataError(
+                f"{name}: expected transparency as a channel, found one colour marked as "
+                "transparent in 16-bit RGB. Save it in 8 bit."
+            )
+        opaque = _unmarked(image, image.info.pop("transparency"), layout)
+    elif image.has_transparency_data:
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode)).convert("RGBA")
+        opaque = image.getchannel("A")
+    if deep:
+        levels = np.asarray(image).astype(np.uint16)
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # white is 0
+            levels = ~levels
+        image = Image.fromarray((levels >> (4 if layout == "I;12" else 8)).astype(np.uint8))
+    rgb = image.convert("RGB")
+    if opaque is None:
+        return rgb
+    canvas = Image.new("RGB", rgb.size, "white")
+    canvas.paste(rgb, mask=opaque)
+    return canvas
+
+
+def _unmarked(image: Image.Image, marked: int | tuple[int, ...], layout: str) -> Image.Image:
+    """A mask that is 255 but where a pixel has the one grey or colour marked as transparent."""
+    bits = {"1": 1, "L;2": 2, "L;4": 4}.get(layout, 16 if image.mode.startswith("I") else 8)
+    # The mark counts in the file's bits; Pillow has spread fewer than 8 over 0..255.
+    scale = 255 // (2**bits - 1) if bits < 8 else 1
+    levels = np.asarray(image.convert("L") if image.mode == "1" else image)
+    differs = levels.reshape(*levels.shape[:2], -1) != np.asarray(marked) % 2**bits * scale
+    return Image.fromarray(differs.any(axis=2).astype(np.uint8) * 255)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except Exception:  # metadata must not lose a picture
+        return 1
+    return found if type(found) is int else 1
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """The file with only the parts that decide on its pixels, and EXIF for the rotation."""
+    kept = []
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        kept, at = [data[:8]], 8
+        while at < len(data):
+            kind = data[at + 4 : at + 8]
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):  # upper case: critical
+                kept.append(data[at:end])
+            at = end
+    elif data.startswith(b"\xff\xd8"):
+        kept, at = [data[:2]], 2
+        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b"\xff", b""):
+            marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+            segment = data[at : at + 2 + length]
+            # Whole JFIF and Adobe segments (APP0 and APP14) decide how colours are stored.
+            if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or (
+                (marker == 0xE0 and length >= 16)
+                or (marker == 0xE1 and segment[4:10] == b"Exif\0\0")
+                or (marker == 0xEE and length >= 14)
+            ):
+                kept.append(segment)
+            at += len(segment)
+        kept.append(data[at:])
+    return b"".join(kept) or data
 
 
 def centre_view(image: Image.Image, image_size: int, shorter_side: int) -> np.ndarray:
