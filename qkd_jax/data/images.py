@@ -137,8 +137,12 @@ def _check_samples(image: Image.Image, name: str) -> None:
         found = "signed or floating-point ones, which have no fixed white"
     elif raw and tags.get(PLANAR) == 2 and bits != 8:
         found = f"{bits}-bit ones in separate planes"
-    elif raw and tags.get(PHOTOMETRIC) == 6 and tags.get(YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
-        found = "subsampled colours without compression"
+    elif (
+        raw
+        and tags.get(PHOTOMETRIC) == 6
+        and (image.mode != "YCbCr" or tags.get(YCBCR_SUBSAMPLING, (2, 2)) != (1, 1))
+    ):
+        found = "YCbCr ones without compression"
     else:
         return
     raise DataError(
