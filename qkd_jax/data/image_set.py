@@ -17,6 +17,9 @@ from qkd_jax.errors import DataError
 class ImageSet:
     """N labelled images.
 
+    Raises:
+      DataError: labels or ids are not N, a label is outside [0, C), an id repeats or is no UTF-8.
+
     Attributes:
       name: what errors and reports call the set.
       labels: int32 [N], indices into `class_names`.
@@ -33,6 +36,24 @@ class ImageSet:
     class_names: tuple[str, ...]
     fetch: Callable[[Sequence[int]], list[Encoded]]
     margin: bool = True
+
+    def __post_init__(self) -> None:
+        _check_labels(self.name, self.labels, len(self.class_names))
+        ids = self.ids
+        if ids.shape != self.labels.shape or ids.dtype.kind != "U":
+            found = f"{ids.dtype} {list(ids.shape)}"
+            raise DataError(f"{self.name}: expected {len(self)} ids as text, found {found}")
+        codes = np.ascontiguousarray(ids).view(np.uint32)
+        if (codes >> 11 == 0xD800 >> 11).any():  # surrogates: what is left of other encodings
+            wrong = next(name for name in ids.tolist() if not _is_utf8(name))
+            raise DataError(f"{self.name}: expected ids in UTF-8, found {wrong!r}")
+        # Ids in order, the usual case, are compared far quicker than they are counted.
+        if not (ids[1:] > ids[:-1]).all() and len(set(ids.tolist())) < len(ids):
+            names, counts = np.unique(ids, return_counts=True)
+            name = str(names[counts.argmax()])
+            raise DataError(
+                f"{self.name}: expected unique ids, found {name!r} {counts.max()} times"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,32 +137,40 @@ def from_arrays(
       DataError: shapes, types or labels do not fit; names the first that does not.
     """
     images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+    if images.shape[3:] != (3,) or images.dtype != np.uint8 or not all(images.shape[1:]):
         found = f"{images.dtype} {list(images.shape)}"
-        raise DataError(f"{name}: images must be uint8 [N, H, W, 3], found {found}")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        found = f"{labels.dtype} {list(labels.shape)}"
-        raise DataError(f"{name}: labels must be integers [{len(images)}], found {found}")
+        raise DataError(f"{name}: expected images as uint8 [N, H, W, 3], found {found}")
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"{name}: expected {len(images)} labels, found {list(labels.shape)}")
     if class_names is None:
-        class_names = [str(label) for label in range(labels.max(initial=-1) + 1)]
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if wrong.size:
-        raise DataError(
-            f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is outside [0, "
-            f"{len(class_names)})"
-        )
-    ids = np.array(
-        [f"{name}/{i:06d}" for i in range(len(images))] if ids is None else list(ids), str
-    )
-    if ids.shape != labels.shape or len(np.unique(ids)) != len(ids):
-        raise DataError(
-            f"{name}: expected {len(images)} unique ids, found {len(set(ids.tolist()))}"
-        )
+        class_names = [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
+    _check_labels(name, labels, len(class_names))  # before int32 can cut them
+    if ids is None:
+        ids = [f"{name}/{index:06d}" for index in range(len(images))]
     return ImageSet(
         name=name,
         labels=labels.astype(np.int32),
-        ids=ids,
+        ids=np.array(list(ids), str),
         class_names=tuple(class_names),
         fetch=lambda indices: [images[index] for index in indices],
         margin=margin,
     )
+
+
+def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise DataError(f"{name}: expected labels as integers [N], found {found}")
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        raise DataError(
+            f"{name}: expected labels in [0, {num_classes}), found {labels[wrong[0]]} of image "
+            f"{wrong[0]}"
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False

@@ -7,6 +7,7 @@ being shipped; `split_sha256` is the fingerprint to quote with a number.
 import hashlib
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -56,7 +57,7 @@ def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
     classes, counts = np.unique(labels, return_counts=True)
     if (counts < 2).any():
         label = classes[np.argmin(counts)]
-        raise DataError(f"class {label} has a single image; a split needs two or more")
+        raise DataError(f"class {label}: expected two images or more to split, found one")
     quota = np.maximum(counts // 5, 1)
     remainder = np.where(counts >= 5, counts % 5, -1)
     for index in np.argsort(-remainder, kind="stable")[: max(0, len(ids) // 5 - int(quota.sum()))]:
@@ -91,7 +92,9 @@ def last_of_each_class(ids: Iterable[str], labels: np.ndarray, fraction: float) 
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            raise DataError(f"class {label} has a single image; none can be held out")
+            raise DataError(
+                f"class {label}: expected two images or more to hold one out, found one"
+            )
         number = min(max(1, round(fraction * len(members))), len(members) - 1)
         held_out[members[np.argsort(ids[members])[-number:]]] = True
     return held_out
@@ -108,7 +111,10 @@ def split_sha256(ids: Iterable[str], is_test: np.ndarray) -> str:
 def read_split_file(
     path: str | os.PathLike, ids: Iterable[str], sha256: str | None = None
 ) -> np.ndarray:
-    """Reads a user's split: lines `id<TAB>train` or `id<TAB>test`; `#` starts a comment line.
+    """Reads a user's split: lines `id<TAB>train` or `id<TAB>test`.
+
+    A line that starts with `#` is a comment, unless an id of the set stands before its last tab.
+    Accents may be composed otherwise than in the ids.
 
     Args:
       path: the file, UTF-8, lines ended by LF or CRLF.
@@ -123,36 +129,20 @@ def read_split_file(
         are not of the form; another fingerprint than expected.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such split file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f"{path}: expected a split file, found {found}") from None
     except UnicodeDecodeError:
         raise DataError(
-            f"{path}: a split file is UTF-8 text, one 'id<TAB>train|test' a line"
+            f"{path}: expected UTF-8 text, one 'id<TAB>train|test' a line, found other bytes"
         ) from None
-    sides: dict[str, str] = {}
-    problems = []
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.rstrip("\r")
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, tab, side = line.rpartition("\t")
-        if not tab or side.strip() not in ("train", "test"):
-            problems.append(f"line {number}: expected 'id<TAB>train|test', found {line!r}")
-        elif name not in sides:
-            sides[name] = side.strip()
-        elif sides[name] == side.strip():
-            problems.append(f"line {number}: {name} is named twice")
-        else:
-            problems.append(f"line {number}: {name} is in both train and test")
     ids = list(ids)
-    known = set(ids)
-    problems += [f"{name} is not in the image set" for name in sides if name not in known]
-    problems += [f"{name} of the image set is not named" for name in ids if name not in sides]
+    sides, problems = _parse(text, ids)
     if problems:
         raise DataError(f"{path}: {len(problems)} problems:{summarise(problems)}")
-    is_test = np.array([sides[name] == "test" for name in ids])
+    is_test = np.array([sides[name] == "test" for name in ids], bool)
     found = split_sha256(ids, is_test)
     if sha256 is not None and found != sha256:
         raise DataError(f"{path}: expected split sha256 {sha256}, found {found}: another split")
@@ -160,10 +150,58 @@ def read_split_file(
 
 
 def write_split_file(path: str | os.PathLike, ids: Iterable[str], is_test: np.ndarray) -> str:
-    """Writes a split as `read_split_file` reads it; returns its fingerprint."""
-    ids = list(ids)
-    lines = [
-        f"{name}\t{'test' if test else 'train'}" for name, test in zip(ids, is_test, strict=True)
-    ]
-    pathlib.Path(path).write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
+    """Writes a split as `read_split_file` reads it; returns its fingerprint.
+
+    Raises:
+      DataError: an id that the file could not give back (a line break in it, bytes that are not
+        UTF-8, named twice); `ids` and `is_test` differ in length.
+    """
+    path, ids = pathlib.Path(path), list(ids)
+    if len(ids) != len(is_test):
+        raise DataError(f"{path}: expected a side for each of {len(ids)} ids, found {len(is_test)}")
+    sides = {name: "test" if test else "train" for name, test in zip(ids, is_test, strict=True)}
+    if len(sides) < len(ids):
+        raise DataError(f"{path}: expected unique ids, found {len(sides)} of {len(ids)}")
+    text = "".join(sorted(f"{name}\t{side}\n" for name, side in sides.items()))
+    text = "\ufeff" * text.startswith("\ufeff") + text  # the reader drops one, as editors add one
+    if not _comes_back(text, sides):
+        name = next(name for name in ids if not _comes_back(f"#\n{name}\ttest\n", {name: "test"}))
+        raise DataError(
+            f"{path}: expected ids that a line of UTF-8 text can hold, found {name!r}. Rename it."
+        )
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(text.encode())
+    os.replace(temporary, path)
     return split_sha256(ids, is_test)
+
+
+def _parse(text: str, ids: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The side of each id, and all that is wrong with the file or does not fit the ids."""
+    known = set(ids)
+    sides: dict[str, str] = {}
+    problems = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        name, tab, side = line.rpartition("\t")
+        if name not in known:
+            name = unicodedata.normalize("NFC", name)
+        if not line.strip() or (line.startswith("#") and name not in known):
+            continue
+        if not tab or side.strip() not in ("train", "test"):
+            problems.append(f"line {number}: expected 'id<TAB>train|test', found {line!r}")
+        elif name not in sides:
+            sides[name] = side.strip()
+        elif sides[name] == side.strip():
+            problems.append(f"line {number}: {name!r} is named twice")
+        else:
+            problems.append(f"line {number}: {name!r} is in both train and test")
+    problems += [f"{name!r} is not in the image set" for name in sides if name not in known]
+    problems += [f"{name!r} of the image set is not named" for name in ids if name not in sides]
+    return sides, problems
+
+
+def _comes_back(text: str, sides: dict[str, str]) -> bool:
+    try:
+        return _parse(text.encode().decode("utf-8-sig"), list(sides)) == (sides, [])
+    except UnicodeEncodeError:
+        return False

@@ -1,5 +1,9 @@
 """The rule that splits sets without a split, and split files of users."""
 
+import pathlib
+import tempfile
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -51,7 +55,7 @@ def test_every_class_gives_its_share(counts, random):
 
 
 def test_a_class_of_one_image_is_refused():
-    with pytest.raises(DataError, match="class 1 has a single image"):
+    with pytest.raises(DataError, match="class 1: expected two images or more to split, found one"):
         fifth_to_test(["a", "b", "c"], np.array([0, 0, 1]))
 
 
@@ -73,13 +77,80 @@ def test_what_is_written_is_read(tmp_path):
     np.testing.assert_array_equal(read_split_file(tmp_path / "split.tsv", IDS, found), is_test)
 
 
+ODD = [
+    "#a/1.png",
+    "# b/1.png",
+    "a/x\ty.png",
+    "a/ends in a space ",
+    "a/ends in a return\r",
+    "a/\r/1.png",
+    "\ufeffa/1.png",
+    "\t",
+    " ",
+    "a/\u2028\x0b\x85.png",
+    unicodedata.normalize("NFD", "é/1.png"),
+]
+
+
+@pytest.mark.parametrize("ids", [*([name, "a/1.png"] for name in ODD), ODD])
+def test_odd_names_come_back(tmp_path, ids):
+    is_test = np.arange(len(ids)) % 2 == 1
+    found = write_split_file(tmp_path / "split.tsv", ids, is_test)
+    np.testing.assert_array_equal(read_split_file(tmp_path / "split.tsv", ids, found), is_test)
+    assert [file.name for file in tmp_path.iterdir()] == ["split.tsv"]
+
+
+@given(st.lists(st.text(max_size=6), unique=True, max_size=5))
+def test_any_name_comes_back_or_is_refused_by_name(ids):
+    is_test = np.arange(len(ids)) % 2 == 0
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "split.tsv")
+        if any("\n" in name for name in ids):
+            with pytest.raises(DataError, match="expected ids that a line of UTF-8 text can hold"):
+                write_split_file(file, ids, is_test)
+            assert not file.exists()
+        else:
+            write_split_file(file, ids, is_test)
+            np.testing.assert_array_equal(read_split_file(file, ids), is_test)
+
+
+@pytest.mark.parametrize("name", ["a/line\nbreak.png", "a/\udce9.png"])
+def test_a_name_that_no_line_holds_is_refused(tmp_path, name):
+    file = tmp_path / "split.tsv"
+    file.write_text("before")
+    with pytest.raises(DataError) as caught:
+        write_split_file(file, ["a/1.png", name], np.array([True, False]))
+    assert f"found {name!r}" in str(caught.value) and str(caught.value).isprintable()
+    assert file.read_text() == "before"
+
+
+def test_ids_and_sides_that_do_not_fit_are_not_written(tmp_path):
+    with pytest.raises(DataError, match="expected unique ids, found 1 of 2"):
+        write_split_file(tmp_path / "split.tsv", ["a", "a"], np.array([True, False]))
+    with pytest.raises(DataError, match="expected a side for each of 2 ids, found 1"):
+        write_split_file(tmp_path / "split.tsv", ["a", "b"], np.array([True]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comment_may_hold_an_id_and_an_id_may_look_like_a_comment(tmp_path):
+    file = tmp_path / "split.tsv"
+    file.write_text("#a/1.png\ttest\n#a/2.png\ttest\na/2.png\ttrain\n# a/2.png\ttrain\n#\n")
+    assert read_split_file(file, ["#a/1.png", "a/2.png"]).tolist() == [True, False]
+
+
+def test_accents_of_a_split_file_may_be_composed_otherwise(tmp_path):
+    file = tmp_path / "split.tsv"
+    file.write_text(unicodedata.normalize("NFD", "käse/é.png\ttest\n"), encoding="utf-8")
+    assert read_split_file(file, ["käse/é.png"]).tolist() == [True]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "dog/1.jpg\ttest\n", "dog/1.jpg is named twice"),
-        (GOOD + "dog/1.jpg\ttrain\n", "dog/1.jpg is in both train and test"),
-        (GOOD + "dog/2.jpg\ttest\n", "dog/2.jpg is not in the image set"),
-        (GOOD.replace("dog/1.jpg\ttest\n", ""), "dog/1.jpg of the image set is not named"),
+        (GOOD + "dog/1.jpg\ttest\n", "'dog/1.jpg' is named twice"),
+        (GOOD + "dog/1.jpg\ttrain\n", "'dog/1.jpg' is in both train and test"),
+        (GOOD + "dog/2.jpg\ttest\n", "'dog/2.jpg' is not in the image set"),
+        (GOOD.replace("dog/1.jpg\ttest\n", ""), "'dog/1.jpg' of the image set is not named"),
         (
             GOOD + "dog/2.jpg valid\n",
             "line 6: expected 'id<TAB>train|test', found 'dog/2.jpg valid'",
@@ -111,10 +182,12 @@ def test_another_split_than_expected_is_refused(tmp_path):
 
 
 def test_a_missing_or_binary_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="no such split file"):
+    with pytest.raises(DataError, match="expected a split file, found"):
+        read_split_file(tmp_path, IDS)
+    with pytest.raises(DataError, match="expected a split file, found no such file"):
         read_split_file(tmp_path / "gone.tsv", IDS)
     (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DataError, match="UTF-8 text"):
+    with pytest.raises(DataError, match="expected UTF-8 text"):
         read_split_file(tmp_path / "binary.tsv", IDS)
 
 
@@ -128,5 +201,5 @@ def test_the_last_images_of_each_class_are_held_out():
     for fraction, counts in ((0.01, [1, 1, 1]), (0.99, [2, 3, 1])):
         held_out = last_of_each_class(ids, labels, fraction)
         assert np.bincount(labels[held_out])[1:].tolist() == counts
-    with pytest.raises(DataError, match="class 5 has a single image"):
+    with pytest.raises(DataError, match="class 5: expected two images or more"):
         last_of_each_class(["x"], np.array([5]), 0.5)
