@@ -11,105 +11,227 @@ from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import DataError
 
-LITTER = frozenset({"thumbs.db", "desktop.ini"})
+# What operating systems and file servers leave behind; hidden files are passed over as well.
+LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
+# How the parts of a folder are called, in any case. A validation part is tested on if there is no
+# test part.
+TRAIN = ("train", "training")
+TEST = ("test", "testing")
+VALIDATION = ("val", "validation", "valid")
 
 Splitter = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def open_folder(path: str | os.PathLike, splitter: Splitter | None = None) -> Split:
+def open_folder(
+    path: str | os.PathLike, splitter: Splitter | None = None, follow_links: bool = False
+) -> Split:
     """Opens an image folder; images are decoded when they are loaded.
 
+    Ids are `train/<class>/<file>` and `test/<class>/<file>` whatever the two parts are called, or
+    `<class>/<file>` with a `splitter`. Accents in them are composed (NFC).
+
     Args:
-      path: holds `train/` and `test/`, each with one folder a class; or, with a `splitter`, one
-        folder a class. Hidden files are passed over.
+      path: holds `train/` (or `training/`, in any case) and `test/` (`testing/`), each with one
+        folder a class; without a test part `val/` (`validation/`, `valid/`) is tested on, with one
+        it is left alone. Or, with a `splitter`, one folder a class. Hidden files and loose files
+        beside the class folders are passed over.
       splitter: (ids [N], labels [N]) -> bool [N], True for test.
+      follow_links: take links that lead out of the folder. Links inside are always followed.
 
     Raises:
-      DataError: with all problems found: no such folders, empty ones, empty files, links that lead
-        out of the root, classes that differ between train and test.
+      DataError: with all problems found: no such folders, two that could be the same part, empty
+        ones, empty files, links that are broken or lead out, names that are not UTF-8 or differ
+        only in how accents are composed, classes that differ between train and test.
     """
     root = pathlib.Path(path)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    parts = [part for part in ("train", "test") if (root / part).is_dir()]
-    if len(parts) == 1 or (not parts and splitter is None):
-        missing = " and ".join(f"{part}/" for part in ("train", "test") if part not in parts)
-        raise DataError(
-            f"{root}: {missing} missing; expected train/<class>/* and test/<class>/*, or <class>/* "
-            "together with a split file"
-        )
-    problems: list[str] = []
-    if not parts:
-        everything = _image_set(root, _scan(root, root, problems), root.name, problems)
-        is_test = splitter(everything.ids, everything.labels)
-        return Split(
-            train=everything.take(np.flatnonzero(~is_test), f"{root.name}/train"),
-            test=everything.take(np.flatnonzero(is_test), f"{root.name}/test"),
-        )
+    train, test = find_parts(root)
+    scan = _Scan(root, follow_links)
+    name = root.absolute().name
     if splitter is not None:
-        raise DataError(f"{root}: already split into train/ and test/; leave the split file out")
-    train, test = (_scan(root / part, root, problems) for part in parts)
-    problems += [f"class {name!r} is in train/ but not in test/" for name in train.keys() - test]
-    problems += [f"class {name!r} is in test/ but not in train/" for name in test.keys() - train]
+        # A class may be called "train" or "val", too; it holds images and no folders.
+        train, test = (part if part and _holds_folders(part) else None for part in (train, test))
+        if train and test:
+            raise DataError(
+                f"{shown(root)}: expected <class>/* to split, found {train.name}/ and "
+                f"{test.name}/, which are already split; leave the split file out"
+            )
+        if not train and not test:
+            everything = _image_set(scan.classes(root), "", name, scan)
+            is_test = splitter(everything.ids, everything.labels)
+            return Split(
+                train=everything.take(np.flatnonzero(~is_test), f"{everything.name}/train"),
+                test=everything.take(np.flatnonzero(is_test), f"{everything.name}/test"),
+            )
+    if not train or not test:
+        raise DataError(_what_is_missing(root, train or test))
+    trained, tested = scan.classes(train), scan.classes(test)
+    if trained and tested:
+        here, there = f"{train.name}/", f"{test.name}/"
+        only = [(name, here, there) for name in trained.keys() - tested]
+        only += [(name, there, here) for name in tested.keys() - trained]
+        scan.problems += [f"class {name!r} is in {one} but not in {two}" for name, one, two in only]
     return Split(
-        train=_image_set(root, train, f"{root.name}/train", problems),
-        test=_image_set(root, test, f"{root.name}/test", problems),
+        train=_image_set(trained, "train/", f"{name}/{train.name}", scan),
+        test=_image_set(tested, "test/", f"{name}/{test.name}", scan),
     )
 
 
-def _scan(part: pathlib.Path, root: pathlib.Path, problems: list[str]) -> dict[str, list]:
-    """Files of each class in sorted order; what is wrong is appended to `problems`."""
-    inside = root.resolve()
+def find_parts(root: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+    """The folders to train and to test on by their names, None where there is none.
 
-    def escapes(entry: os.DirEntry) -> bool:
-        if not entry.is_symlink():
-            return False
-        target = pathlib.Path(entry.path).resolve()
-        if not target.exists():
-            problems.append(f"{entry.path}: link to {target}, which does not exist")
-        elif not target.is_relative_to(inside):
-            problems.append(f"{entry.path}: link out of the folder, to {target}")
-        else:
-            return False
-        return True
+    Raises:
+      DataError: there is no such folder, or several could be the same part.
+    """
+    if not os.path.isdir(root):
+        found = "a file" if os.path.exists(root) else "nothing of this name"
+        raise DataError(f"{shown(root)}: expected a folder of images, found {found}")
+    try:
+        folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{shown(root)}: cannot be read ({error.strerror})") from None
 
-    classes: dict[str, list] = {}
-    with os.scandir(part) as folders:
-        folders = sorted((entry for entry in folders), key=lambda entry: entry.name)
-    for folder in folders:
-        if folder.name.startswith(".") or escapes(folder) or not folder.is_dir():
-            continue
-        files = []
-        with os.scandir(folder.path) as entries:
-            entries = sorted((entry for entry in entries), key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in LITTER or escapes(entry):
+    def part(names: tuple[str, ...]) -> pathlib.Path | None:
+        found = [entry for entry in folders if entry.name.lower() in names]
+        if len(found) > 1:
+            raise DataError(
+                f"{shown(root)}: expected one folder of {', '.join(names)}, found "
+                f"{' and '.join(f'{entry.name}/' for entry in found)}. Rename or move one."
+            )
+        return found[0] if found else None
+
+    return part(TRAIN), part(TEST) or part(VALIDATION)
+
+
+def _holds_folders(part: pathlib.Path) -> bool:
+    try:
+        return any(entry.is_dir() and not _is_litter(entry.name) for entry in part.iterdir())
+    except OSError:
+        return True  # what is wrong with it is told when it is read
+
+
+def _what_is_missing(root: pathlib.Path, only: pathlib.Path | None) -> str:
+    expected = f"{shown(root)}: expected train/<class>/* and test/<class>/* (or val/<class>/*)"
+    if only:
+        return (
+            f"{expected}, found {only.name}/ alone. To divide the images of {only.name}/, give "
+            f"{shown(only)} as the path, together with a split file (data.split_file)"
+        )
+    found = "other folders" if any(root.iterdir()) else "an empty folder"
+    return f"{expected}, or <class>/* together with a split file (data.split_file), found {found}"
+
+
+class _Scan:
+    """Looks through folders and notes all that is wrong."""
+
+    def __init__(self, root: pathlib.Path, follow_links: bool) -> None:
+        self.root, self.inside = root, os.path.realpath(root)
+        self.follow_links = follow_links
+        self.problems: list[str] = []
+
+    def classes(self, part: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
+        """Class name to file name to file, in sorted order of the names on disk."""
+        if not self._may_be_read(part):
+            return {}
+        classes = {}
+        for name, folder in self._entries(part):
+            if not folder.is_dir():
                 continue
-            if entry.is_dir():
-                problems.append(f"{entry.path}: a folder where an image is expected")
-            elif entry.stat().st_size == 0:
-                problems.append(f"{entry.path}: the file is empty (0 bytes)")
+            files = {
+                file_name: pathlib.Path(file.path)
+                for file_name, file in self._entries(folder.path)
+                if self._is_image(file)
+            }
+            if not files:
+                self._note(folder, "class folder without an image")
+            classes[name] = files
+        if not classes:
+            self._note(part, f"no class folder; expected {part.name}/<class>/*")
+        return classes
+
+    def _entries(self, folder: str | os.PathLike) -> list[tuple[str, os.DirEntry]]:
+        """What is in a folder by its composed name, less litter and what is wrong."""
+        try:
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            self._note(folder, f"cannot be read ({error.strerror})")
+            return []
+        named: dict[str, os.DirEntry] = {}
+        for entry in entries:
+            # File systems differ in how they compose accents; classes and ids must not.
+            name = unicodedata.normalize("NFC", entry.name)
+            if _is_litter(name) or not self._may_be_read(entry):
+                continue
+            if shown(name) != name:
+                self._note(entry, "expected a name in UTF-8, found other bytes. Rename it")
+            elif name in named:
+                self._note(
+                    entry,
+                    f"expected names that differ in more than how accents are composed, found "
+                    f"{named[name].name!a} and {entry.name!a}. Rename one",
+                )
             else:
-                files.append(pathlib.Path(entry.path))
-        if not files:
-            problems.append(f"{folder.path}: class folder without an image")
-        # File systems differ in how they compose accents; the class must not.
-        classes[unicodedata.normalize("NFC", folder.name)] = files
-    if not classes:
-        problems.append(f"{part}: no class folder; expected {part.name}/<class>/*")
-    return classes
+                named[name] = entry
+        return list(named.items())
+
+    def _is_image(self, file: os.DirEntry) -> bool:
+        try:
+            if file.is_dir():
+                problem = "a folder where an image is expected"
+            elif not file.is_file():
+                problem = "expected a file, found a pipe or device"
+            elif file.stat().st_size == 0:
+                problem = "the file is empty (0 bytes)"
+            else:
+                return True
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+        self._note(file, problem)
+        return False
+
+    def _may_be_read(self, path: pathlib.Path | os.DirEntry) -> bool:
+        if not path.is_symlink():
+            return True
+        target = os.path.realpath(path)
+        if not os.path.exists(path):  # nor does a loop of links lead anywhere
+            self._note(path, f"link to {shown(target)}, which does not exist")
+        elif not self.follow_links and not pathlib.Path(target).is_relative_to(self.inside):
+            self._note(
+                path,
+                f"link out of the folder, to {shown(target)}; data.follow_links=true follows it",
+            )
+        else:
+            return True
+        return False
+
+    def _note(self, path: str | os.PathLike, problem: str) -> None:
+        self.problems.append(f"{shown(path)}: {problem}")
 
 
-def _image_set(root: pathlib.Path, classes: dict, name: str, problems: list[str]) -> ImageSet:
-    if problems:
-        raise DataError(f"{root}: {len(problems)} problems:{summarise(sorted(problems))}")
-    names = sorted(classes)
-    files = [file for label in names for file in classes[label]]
-    ids = [unicodedata.normalize("NFC", file.relative_to(root).as_posix()) for file in files]
+def _image_set(
+    classes: dict[str, dict[str, pathlib.Path]], prefix: str, name: str, scan: _Scan
+) -> ImageSet:
+    if scan.problems:
+        raise DataError(
+            f"{shown(scan.root)}: {len(scan.problems)} problems:{summarise(sorted(scan.problems))}"
+        )
+    class_names = sorted(classes)
+    files = [file for label in class_names for file in classes[label].values()]
+    ids = [f"{prefix}{label}/{file}" for label in class_names for file in classes[label]]
+    counts = [len(classes[label]) for label in class_names]
     return ImageSet(
-        name=name,
-        labels=np.repeat(np.arange(len(names), dtype=np.int32), [len(classes[k]) for k in names]),
+        name=shown(name),
+        labels=np.repeat(np.arange(len(class_names), dtype=np.int32), counts),
         ids=np.array(ids, str),
-        class_names=tuple(names),
+        class_names=tuple(class_names),
         fetch=lambda indices: [files[index] for index in indices],
     )
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def shown(path: str | os.PathLike) -> str:
+    """The path as it can be printed: bytes that are not UTF-8 as escapes."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
