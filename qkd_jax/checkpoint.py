@@ -25,11 +25,20 @@ logger = logging.getLogger("qkd_jax")
 class Checkpoints:
     """The checkpoints of one run, in `folder`; use as a context manager.
 
-    `shared` makes of a host's arrays what all hosts write and read together; one host's are it.
+    Args:
+      shared: makes of a host's arrays what all hosts write and read together; one host's are it.
+      read_only: nothing in the folder is written, made or deleted.
     """
 
-    def __init__(self, folder: Path, shared: Callable[[Any], Any] = lambda arrays: arrays):
-        self._shared = shared
+    def __init__(
+        self,
+        folder: Path,
+        shared: Callable[[Any], Any] = lambda arrays: arrays,
+        *,
+        read_only: bool = False,
+    ):
+        self._shared, self._read_only = shared, read_only
+        self.skipped: tuple[str, ...] = ()  # what `restore` could not read and passed over
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every file
         # and forgets the reads that were still to come when one fails.
         warnings.filterwarnings("ignore", "coroutine '_read_array", RuntimeWarning)
@@ -37,7 +46,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT, enable_async_checkpointing=False, create=True
+                max_to_keep=None if read_only else KEPT,
+                enable_async_checkpointing=False,
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -53,13 +65,11 @@ class Checkpoints:
         Raises:
           CheckpointError: the state holds NaN or infinite numbers, or the disk refuses it.
         """
-        arrays = _arrays(state)
-        bad = _not_finite(arrays)
+        arrays, bad = _arrays(state), not_finite(state)
         if bad:
             raise CheckpointError(
-                f"{bad} became NaN or infinite in task {int(state.task)}, step {int(state.step)}; "
-                f"the last good state is in {self._folder}. Lower train.learning_rate (with "
-                "another --variant or --out)."
+                f"{bad} became NaN or infinite in task {int(state.task) + 1}, step "
+                f"{int(state.step)}; the last good state is in {self._folder}"
             )
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(self._shared(arrays)), meta=ocp.args.JsonSave(meta)
@@ -76,7 +86,8 @@ class Checkpoints:
     def restore(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]] | None:
         """The newest good checkpoint put into `state` (which gives shapes and placement), or None.
 
-        A damaged one is reported and the one before it is taken.
+        A damaged one is reported and the one before it is taken. It is deleted, unless all is only
+        read, since its number will be saved again.
 
         Raises:
           CheckpointError: checkpoints exist, but none can be read.
@@ -87,7 +98,8 @@ class Checkpoints:
         for number in numbers:
             found, failure = self._read(number, state, target)
             if not failure:
-                for later in numbers[: numbers.index(number)]:
+                self.skipped = tuple(failures)
+                for later in numbers[: numbers.index(number)] if not self._read_only else ():
                     self._manager.delete(later)
                 return found
             failures.append(f"{self._folder / str(number)}: {failure}")
@@ -127,20 +139,22 @@ def _arrays(state: LearnerState) -> dict[str, Any]:
 
 
 def _with_arrays(state: LearnerState, arrays: dict[str, Any]) -> LearnerState:
-    bad = _not_finite(arrays)
+    state = state.replace(**arrays)
+    bad = not_finite(state)
     if bad:
         raise CheckpointError(f"{bad} holds NaN or infinite numbers")
-    return state.replace(**arrays)
+    return state
 
 
-def _not_finite(arrays: dict[str, Any]) -> str | None:
-    """The path of the first array with NaN or infinite numbers."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+def not_finite(state: LearnerState) -> str | None:
+    """The path of the first kept array with NaN or infinite numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_arrays(state)):
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
             return jax.tree_util.keystr(path)
     return None
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, or its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The beginning of an error's first line (tensorstore appends pages to it), or its kind."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:300]} ..."

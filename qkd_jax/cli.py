@@ -10,19 +10,23 @@ from types import ModuleType
 
 from qkd_jax import config as configuration
 from qkd_jax.config import Config
-from qkd_jax.errors import ConfigError, QkdError
+from qkd_jax.errors import ConfigError, QkdError, check_system
+
+FOLLOW_LINKS = "read links in an image folder that lead out of it"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; the exit code is 0 done, 1 a clear error, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
+        check_system()
         return options.command(options) or 0
     except QkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # unwritable folder, full disk, unreadable file
-        print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -64,13 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     report = command(
         "report", _report, "figures, page and results tables of finished runs, made again"
     )
-    report.add_argument("folder", type=Path, help="a run folder, or runs/<experiment>")
+    report.add_argument("folder", type=_path, help="a run folder, or runs/<experiment>")
 
     record = command(
         "record", _record, "copy settings, matrices and summaries of finished runs: small, to keep"
     )
-    record.add_argument("folder", type=Path, help="runs/<experiment>")
-    record.add_argument("target", type=Path, help="where <experiment>/<method>/seed<k> go")
+    record.add_argument("folder", type=_path, help="runs/<experiment>")
+    record.add_argument("target", type=_path, help="where <experiment>/<method>/seed<k> go")
 
     listing = command("list", _list, "experiments, methods, presets, backbones and settings")
     listing.add_argument("--settings", action="store_true", help="every setting with its default")
@@ -81,12 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("name", nargs="?", default="clip_vit_b16")
 
     data = command(
-        "data", _data, "prepare a tensorflow-datasets set once, or check an image folder"
+        "data", _data, "prepare a tensorflow-datasets set once, or check that every image reads"
     )
     data.add_argument("action", choices=["prepare", "check"])
-    data.add_argument("name", help="a data set name, or a folder with train/ and test/")
+    data.add_argument("name", help="an image folder, or a source as in data.source")
     data.add_argument("--path", default="", help="where prepared data sets live")
+    data.add_argument("--split-file", default="", help="for a folder without train/ and test/")
+    data.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path as typed; `~` may come through a Makefile or a quoted argument."""
+    return Path(text).expanduser()
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
@@ -98,7 +109,13 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--weights", default="", help="a local weight file (or QKD_JAX_WEIGHTS)")
     command.add_argument("--data", default="", help="folder of the data (EXP=folder, vtab, ...)")
-    command.add_argument("--out", default="runs", type=Path)
+    command.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
+    command.add_argument(
+        "--allow-removed",
+        action="store_true",
+        help="continue a run although images that it began with are gone",
+    )
+    command.add_argument("--out", default="runs", type=_path)
     command.add_argument("--no-report", action="store_true", help="skip figures and page")
 
 
@@ -136,7 +153,14 @@ def _run(options: argparse.Namespace) -> int:
     for config in configs:
         folder = run_folder(options.out, config, options.variant)
         try:
-            run(config, backbone, options.out, variant=options.variant, show_progress=True)
+            run(
+                config,
+                backbone,
+                options.out,
+                variant=options.variant,
+                show_progress=True,
+                allow_removed=options.allow_removed,
+            )
         except Interrupted:
             print(f"saved in {folder}; the same command continues", file=sys.stderr)
             return 130
@@ -185,7 +209,7 @@ def _compare(options: argparse.Namespace) -> int:
             write_report(run.folder)
         write_results(options.out / configs[0].experiment)
 
-    left, failures = without_finished(runs, show)
+    left, failures = without_finished(runs, show, allow_removed=options.allow_removed)
     failed, stopped = run_all(runs, left, options.jobs, show=show, finished=finished)
     failures += failed
     folder = options.out / configs[0].experiment
@@ -214,6 +238,8 @@ def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
         *("run", options.experiment, "--method", config.method, "--seed", str(config.seed)),
         *(f"--set={setting}" for setting in options.settings),
         *(f"--{name}={value}" for name, value in given.items() if value),
+        *(["--follow-links"] if options.follow_links else []),
+        *(["--allow-removed"] if options.allow_removed else []),
         *("--out", str(options.out), "--bare"),
     ]
 
@@ -251,6 +277,8 @@ def _config_of(options: argparse.Namespace, method: str, seed: int) -> Config:
         settings.append(f"backbone.weights={options.weights}")
     if options.data:
         settings.append(f"data.path={options.data}")
+    if options.follow_links:
+        settings.append("data.follow_links=true")
     return configuration.override(config, f"seed={seed}", *settings)
 
 
@@ -271,7 +299,7 @@ def load_experiment(name: str) -> ModuleType:
     Raises:
       ConfigError: there is none; the message lists the known ones.
     """
-    path = Path(name) if name.endswith(".py") else experiment_folder() / f"{name}.py"
+    path = _path(name) if name.endswith(".py") else experiment_folder() / f"{name}.py"
     if not path.is_file():
         near = configuration.nearest(name, experiment_names())
         raise ConfigError(
@@ -352,9 +380,25 @@ def _data(options: argparse.Namespace) -> None:
             )
         print(prepare(name, options.path or None))
         return
-    from qkd_jax.data.sources import load_split, verify
+    from qkd_jax.data.contents import told_leaks, verify
+    from qkd_jax.data.sources import describe, load_split
+    from qkd_jax.progress import counting
 
-    print(verify(load_split("folder", path=options.name)))
+    folder = _path(options.name)
+    split = load_split(
+        "folder" if folder.is_dir() else options.name,
+        path=folder if folder.is_dir() else options.path or None,
+        split_file=options.split_file or None,
+        **({'follow_links': True} if options.follow_links else {}),
+    )
+    print(describe(split))
+    with counting("checking", len(split.train) + len(split.test)) as advance:
+        found = verify(split, advance)
+    print("every image can be read")
+    for copies in found.copies:
+        print(f"the same pixels: {' = '.join(copies)}")
+    if found.leaked:
+        print(f"warning: {told_leaks(found.leaked)}")
 
 
 if __name__ == "__main__":

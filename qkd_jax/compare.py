@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from qkd_jax.config import Config
+from qkd_jax.data.contents import SplitContents, read_contents
 from qkd_jax.errors import ConfigError, QkdError
 from qkd_jax.plan import Plan, plan
 from qkd_jax.progress import duration
 from qkd_jax.results import format_number
 from qkd_jax.run_files import read_json
-from qkd_jax.run_folder import run_folder, stored_summary
+from qkd_jax.run_folder import begun_run, run_folder
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -66,10 +67,10 @@ def planned_runs(
 
 
 def without_finished(
-    runs: Sequence[PlannedRun], show: Callable[[str], None]
+    runs: Sequence[PlannedRun], show: Callable[[str], None], *, allow_removed: bool = False
 ) -> tuple[list[PlannedRun], list[tuple[str, str]]]:
     """(runs with work to do, failures of folders that hold something else)."""
-    plans: dict[Config, Plan] = {}
+    plans: dict[Config, tuple[Plan, SplitContents]] = {}
     left, failures = [], []
     for number, run in enumerate(runs, 1):
         if not (run.folder / "summary.json").exists():
@@ -78,15 +79,17 @@ def without_finished(
         of_any_seed = dataclasses.replace(run.config, seed=0)
         try:
             if of_any_seed not in plans:
-                plans[of_any_seed] = plan(of_any_seed)
-            found = plans[of_any_seed]
-            found = found._replace(config=dataclasses.replace(found.config, seed=run.config.seed))
-            summary = stored_summary(run.folder, found)
+                planned = plan(of_any_seed)
+                plans[of_any_seed] = planned, read_contents(planned.data)
+            planned, contents = plans[of_any_seed]
+            config = dataclasses.replace(planned.config, seed=run.config.seed)
+            planned = planned._replace(config=config)
+            begun = begun_run(run.folder, planned, contents, allow_removed=allow_removed)
         except QkdError as error:
             failures.append((run.name, str(error)))
             show(f"{_place(number, runs)}{run.name}: failed")
             continue
-        if summary is None:
+        if begun is None or begun.summary is None:
             left.append(run)
         else:
             show(f"{_place(number, runs)}{run.name}: finished before, {_result(run)}")

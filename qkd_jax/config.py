@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec
+from qkd_jax.ranges import problems_of, rule_of, setting
 from qkd_jax.settings import (
     AlignmentConfig,
     AptConfig,
@@ -50,11 +51,12 @@ class Config:
 
     experiment: str = "custom"
     method: str = "qkd"
-    seed: int = 1993
-    num_classes: int = 100
-    max_tasks: int = 10
-    max_task_classes: int = 10
-    max_task_images: int = 0  # training images of the largest task; 0 = not known (ranpac needs it)
+    seed: int = setting(1993, low=0)
+    num_classes: int = setting(100, low=1)
+    max_tasks: int = setting(10, low=1)
+    max_task_classes: int = setting(10, low=1)
+    # Training images of the largest task; 0 = not known (ranpac needs it).
+    max_task_images: int = setting(0, low=0, zero="not known")
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -81,6 +83,10 @@ class Config:
 
     def __post_init__(self):
         validate(self)
+
+    def conflicts(self):
+        if self.max_task_classes > self.num_classes:
+            yield "max_task_classes", f"1 to num_classes ({self.num_classes})"
 
 
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -192,6 +198,16 @@ def difference(old: Config, new: Config) -> list[str]:
     return [f"{k}: {left[k]!r} -> {right[k]!r}" for k in left if left[k] != right[k]]
 
 
+def changeable_settings() -> frozenset[str]:
+    """Settings that cannot change a result, so that a run may continue with other values."""
+    return frozenset(
+        f"{name}.{field.name}"
+        for name, section in _sections(Config())
+        for field in dataclasses.fields(section)
+        if rule_of(field).may_change
+    )
+
+
 def settings(config: Config) -> list[tuple[str, Any, str]]:
     """(key, value, what it accepts) of every setting."""
     return [(path, value, _describe(kind)) for path, value, kind in _typed_leaves(config, "")]
@@ -203,110 +219,14 @@ def validate(config: Config) -> None:
     Raises:
       ConfigError: lists every setting that is wrong, not only the first.
     """
-    c, problems = config, []
-
-    def need(ok: bool, message: str) -> None:
-        if not ok:
-            problems.append(message)
-
-    for path, value, kind in _typed_leaves(c, ""):
+    problems: list[str] = []
+    for path, value, kind in _typed_leaves(config, ""):
         if not _fits(value, kind):
             problems.append(f"{path}: expected {_describe(kind)}, found {value!r}")
     if not problems:
-        need(c.num_classes >= 1, f"num_classes: expected at least 1, found {c.num_classes}")
-        need(c.max_tasks >= 1, f"max_tasks: expected at least 1, found {c.max_tasks}")
-        need(
-            1 <= c.max_task_classes <= c.num_classes,
-            f"max_task_classes: expected 1..num_classes ({c.num_classes}), "
-            f"found {c.max_task_classes}",
-        )
-        need(c.seed >= 0, f"seed: expected 0 or more, found {c.seed}")
-        need(
-            0 <= c.data.validation < 1,
-            f"data.validation: expected 0 (none) to below 1, found {c.data.validation}",
-        )
-        need(
-            c.protocol.increment >= 1,
-            f"protocol.increment: expected at least 1, found {c.protocol.increment}",
-        )
-        need(c.protocol.base >= 0, f"protocol.base: expected 0 or more, found {c.protocol.base}")
-        need(
-            1 <= c.gate.num_qubits <= 20,
-            f"gate.num_qubits: expected 1..20, found {c.gate.num_qubits}",
-        )
-        need(
-            c.gate.num_layers >= 1,
-            f"gate.num_layers: expected at least 1, found {c.gate.num_layers}",
-        )
-        need(c.gate.rank >= 1, f"gate.rank: expected at least 1, found {c.gate.rank}")
-        need(
-            c.gate.temperature > 0,
-            f"gate.temperature: expected above 0, found {c.gate.temperature}",
-        )
-        need(0 <= c.gate.shrinkage <= 1, f"gate.shrinkage: expected 0..1, found {c.gate.shrinkage}")
-        need(
-            c.gate.calibration_steps >= 0,
-            f"gate.calibration_steps: expected 0 or more, found {c.gate.calibration_steps}",
-        )
-        need(
-            c.gate.calibration_batch >= 1,
-            f"gate.calibration_batch: expected at least 1, found {c.gate.calibration_batch}",
-        )
-        need(
-            c.distillation.temperature > 0,
-            f"distillation.temperature: expected above 0, found {c.distillation.temperature}",
-        )
-        need(c.train.epochs >= 0, f"train.epochs: expected 0 or more, found {c.train.epochs}")
-        need(
-            c.train.later_epochs >= 0,
-            f"train.later_epochs: expected 0 (as epochs) or more, found {c.train.later_epochs}",
-        )
-        need(
-            c.train.batch_size >= 1,
-            f"train.batch_size: expected at least 1, found {c.train.batch_size}",
-        )
-        need(
-            c.train.eval_batch_size >= 1,
-            f"train.eval_batch_size: expected at least 1, found {c.train.eval_batch_size}",
-        )
-        need(
-            c.train.task_chunk >= 0,
-            f"train.task_chunk: expected 0 (by device) or more, found {c.train.task_chunk}",
-        )
-        need(
-            c.train.checkpoint_every >= 1,
-            f"train.checkpoint_every: expected at least 1, found {c.train.checkpoint_every}",
-        )
-        need(
-            c.train.learning_rate >= 0,
-            f"train.learning_rate: expected 0 or more, found {c.train.learning_rate}",
-        )
-        need(
-            c.train.head_rate >= 0,
-            f"train.head_rate: expected 0 or more, found {c.train.head_rate}",
-        )
-        need(
-            c.train.clip_norm >= 0,
-            f"train.clip_norm: expected 0 (never) or more, found {c.train.clip_norm}",
-        )
-        need(
-            c.max_task_images >= 0,
-            f"max_task_images: expected 0 (unknown) or more, found {c.max_task_images}",
-        )
-        need(
-            c.train.devices >= 0,
-            f"train.devices: expected 0 (all) or more, found {c.train.devices}",
-        )
-        need(
-            c.train.model_devices >= 1,
-            f"train.model_devices: expected at least 1, found {c.train.model_devices}",
-        )
-        need(
-            c.train.devices == 0
-            or c.train.batch_size * max(c.train.model_devices, 1) % c.train.devices == 0,
-            f"train.batch_size: {c.train.batch_size} does not divide over "
-            f"train.devices={c.train.devices}",
-        )
+        problems += problems_of(config, "")
+        for name, section in _sections(config):
+            problems += problems_of(section, f"{name}.")
     if problems:
         raise ConfigError("bad settings:\n  " + "\n  ".join(problems))
 
@@ -320,6 +240,12 @@ def _replace(node: Any, changes: dict[str, Any]) -> Any:
 
 def _field_types(node: Any) -> dict[str, Any]:
     return typing.get_type_hints(type(node))
+
+
+def _sections(config: Config) -> list[tuple[str, Any]]:
+    """(name, section) of every section."""
+    named = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return [(name, value) for name, value in named if dataclasses.is_dataclass(value)]
 
 
 def _typed_leaves(node: Any, prefix: str):

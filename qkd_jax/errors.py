@@ -1,5 +1,7 @@
 """Errors for people: each message names the thing, the expected, the found, and what to do."""
 
+import sys
+
 
 class QkdError(ValueError):
     """Base of every error this library raises on bad input."""
@@ -23,3 +25,12 @@ class CheckpointError(QkdError):
 
 class ProtocolError(QkdError):
     """A class order or a split into tasks that is not a partition of the classes."""
+
+
+def check_system() -> None:
+    """Raises ConfigError outside Linux and macOS, where runs could not be locked."""
+    if sys.platform not in ("linux", "darwin"):
+        raise ConfigError(
+            f"operating system: expected Linux or macOS, found {sys.platform}; on Windows use WSL "
+            "(the Windows Subsystem for Linux), where everything works as on Linux"
+        )

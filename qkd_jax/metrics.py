@@ -48,7 +48,7 @@ def record(
             "expected two flat arrays of the same length"
         )
     if not 0 <= row < len(total):
-        raise DataError(f"row is {row}; expected 0..{len(total) - 1} for {len(total)} tasks")
+        raise DataError(f"row: expected 0 to {len(total) - 1} for {len(total)} tasks, found {row}")
     tasks = true_tasks(labels, task_of_class)
     if np.any(tasks > row):
         raise DataError(

@@ -93,15 +93,9 @@ class Runner:
         """How many parts a batch is divided into."""
         return self.num_devices
 
-    def check_batch_size(self, name: str, batch_size: int) -> None:
-        """Raises ConfigError unless the batch divides over the devices."""
-        parts = self.num_parts
-        if batch_size % parts:
-            lower = batch_size // parts * parts
-            fitting = f"{lower} or {lower + parts}" if lower else f"{parts}"
-            raise ConfigError(
-                f"{name}: {batch_size} does not divide over {parts} devices; use {fitting}"
-            )
+    def padded(self, batch_size: int) -> int:
+        """Rows of a batch that divides over the devices: the next multiple of `num_parts`."""
+        return -(-batch_size // self.num_parts) * self.num_parts
 
     def place(self, state: LearnerState) -> LearnerState:
         """The state with one copy on every device of this host, for the passes below."""

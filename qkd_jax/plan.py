@@ -9,7 +9,7 @@ from qkd_jax import protocol
 from qkd_jax.config import Config
 from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import load_split
-from qkd_jax.data.splits import last_of_each_class
+from qkd_jax.data.splits import SHOWN, last_of_each_class
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners.learner import learner_of
 
@@ -33,6 +33,7 @@ def plan(config: Config) -> Plan:
         config.data.source,
         path=config.data.path or None,
         split_file=config.data.split_file or None,
+        **({'follow_links': True} if config.data.follow_links else {}),
     )
     if config.data.num_classes:
         available = len(data.train.class_names)
@@ -53,11 +54,8 @@ def plan(config: Config) -> Plan:
     if learner_of(config).all_at_once:
         tasks = (protocol.Task(0, tuple(int(c) for c in order)),)
     counts = np.bincount(data.train.labels, minlength=num_classes)
-    if not counts.all():
-        empty = [data.train.class_names[label] for label in np.flatnonzero(counts == 0)[:5]]
-        raise DataError(
-            f"{data.train.name}: no training image of {', '.join(empty)}; every class needs one"
-        )
+    _need_every_class(data.train, "training")
+    _need_every_class(data.test, "test")
     config = dataclasses.replace(
         config,
         num_classes=num_classes,
@@ -66,6 +64,18 @@ def plan(config: Config) -> Plan:
         max_task_images=max(int(counts[list(task.classes)].sum()) for task in tasks),
     )
     return Plan(config, data, tasks, order)
+
+
+def _need_every_class(images: ImageSet, role: str) -> None:
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    empty = [f"{images.class_names[label]!r}" for label in np.flatnonzero(counts == 0)]
+    if empty:
+        more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+        raise DataError(
+            f"{images.name}: expected a {role} image of every class, so that every task can be "
+            f"{'learned' if role == 'training' else 'measured'}; found none of "
+            f"{', '.join(empty[:SHOWN])}{more}"
+        )
 
 
 def _first_classes(images: ImageSet, count: int) -> ImageSet:

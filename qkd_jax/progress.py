@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
@@ -163,6 +164,35 @@ class Progress(NullProgress):
             left = max(0, self._total_images - self._done_images)
             parts.append(f"{duration((now - self._began) * left / images)} left")
         return "  ".join(parts)
+
+
+@contextmanager
+def counting(what: str, total: int, shows: bool = True) -> Iterator[Callable[[int], None]]:
+    """Progress of a pass over `total` images before a run: yields a function to tell how many more
+    are done. What takes less than a second or two shows nothing.
+    """
+    if not shows:
+        yield lambda count: None
+        return
+    screen, clock = None, time.monotonic
+    began = drawn = clock()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal screen, drawn, done
+        done += count
+        now = clock()
+        if now - drawn < (screen.seconds_between if screen else 1.0):
+            return
+        drawn, screen = now, screen or _screen(sys.stdout, 5.0)
+        left = duration((now - began) * (total - done) / max(done, 1))
+        screen.live(f"{what} image {done:,} of {total:,}  {left} left", done / max(total, 1))
+
+    try:
+        yield advance
+    finally:
+        if screen:
+            screen.close()
 
 
 def duration(seconds: float) -> str:

@@ -45,7 +45,7 @@ def class_order(
         return np.arange(num_classes, dtype=np.int64)
     _check_count("the class order seed", seed, minimum=0)
     if seed >= 2**32:
-        raise ProtocolError(f"the class order seed is {seed}; expected a number below 2**32")
+        raise ProtocolError(f"the class order seed: expected a number below 2**32, found {seed}")
     return np.random.RandomState(seed).permutation(num_classes).astype(np.int64)
 
 
@@ -112,7 +112,9 @@ def max_classes_per_task(tasks: Sequence[Task]) -> int:
 
 def _check_count(name: str, value: int, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ProtocolError(f"{name} is {value!r}; expected a whole number >= {minimum}")
+        raise ProtocolError(
+            f"{name}: expected a whole number of at least {minimum}, found {value!r}"
+        )
 
 
 def _permutation(order: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qkd_jax import config as configuration
 from qkd_jax import metrics
 from qkd_jax.errors import DataError
 from qkd_jax.run_files import read_json, write_atomically
@@ -181,11 +182,12 @@ def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    """The settings that can change a result, each with its whole path."""
+    flat, changeable = {}, configuration.changeable_settings()
     for key, value in settings.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
-        elif key not in OWN_SETTINGS:
+        elif key not in OWN_SETTINGS and prefix + key not in changeable:
             flat[prefix + key] = value
     return flat
 

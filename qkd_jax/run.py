@@ -5,11 +5,11 @@ same command continues it and ends with the same numbers as a run that was never
 """
 
 import json
-import resource
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,24 @@ import numpy as np
 
 from qkd_jax import hosts, metrics, protocol
 from qkd_jax.config import Config
+from qkd_jax.data.contents import read_contents, told_leaks, verify
 from qkd_jax.data.crops import crop_draws
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
-from qkd_jax.errors import QkdError
+from qkd_jax.errors import CheckpointError, QkdError, check_system
 from qkd_jax.gate import num_parameters
 from qkd_jax.learners import base
 from qkd_jax.learners.learner import learner_of
 from qkd_jax.nn.vit import Backbone
 from qkd_jax.plan import Plan, plan
-from qkd_jax.progress import NullProgress, Progress
+from qkd_jax.progress import NullProgress, Progress, counting
 from qkd_jax.run_folder import (
     Writer,
     begin_folder,
+    begun_run,
+    continue_folder,
     exclusive,
-    is_begun,
     run_folder,
-    stored_summary,
 )
 from qkd_jax.sharding import runner_of
 from qkd_jax.slot_features import SlotFeatures
@@ -44,6 +45,7 @@ from qkd_jax.state import LearnerState, join, split
 STEPS_PER_TASK = 10_000_000
 # Inference is timed on fresh images for at least this long, or until the test set ends.
 INFERENCE_SECONDS = 2.0
+TRAINING_RATE = "train.learning_rate"
 
 
 class Interrupted(Exception):
@@ -57,6 +59,7 @@ def run(
     *,
     variant: str = "",
     show_progress: bool = False,
+    allow_removed: bool = False,
 ) -> dict[str, Any]:
     """Trains and evaluates one method with one seed; continues what is there. Returns the summary.
 
@@ -66,26 +69,43 @@ def run(
       out: the folder above `<experiment>/<method>/seed<k>`.
       variant: part of the folder name after the method, for runs with other settings.
       show_progress: a bar on a terminal or notebook, plain lines elsewhere.
+      allow_removed: go on although images that the run began with are gone.
 
     Raises:
       QkdError: bad data, settings, or a run folder of other settings. Interrupted: a signal
         arrived; all saved.
     """
+    check_system()
     planned = plan(config)
     folder = run_folder(out, planned.config, variant)
-    summary = stored_summary(folder, planned, backbone)
-    if summary is not None:
-        return summary
-    # Before the folder is made: settings that do not fit leave nothing behind.
-    loop = _Loop(planned, backbone, folder, variant, show_progress)
+    shows = show_progress and hosts.is_first()
+    num_images = len(planned.data.train) + len(planned.data.test)
+    with counting("reading", num_images, shows) as advance:
+        contents = read_contents(planned.data, advance)
+    find = partial(begun_run, folder, contents=contents, backbone=backbone)
+    begun = find(planned, allow_removed=allow_removed)
+    if begun is not None and begun.summary is not None:
+        return begun.summary
+    # Before the folder is made: settings and images that do not fit leave nothing behind.
+    loop = _Loop(begun.planned if begun else planned, backbone, folder, variant, show_progress)
+    leaked: list[list[str]] = []
+    if begun is None:  # what a run began with was checked then
+        with counting("checking", num_images, shows) as advance:
+            leaked = verify(planned.data, advance).leaked
+        if leaked and shows:
+            print(f"warning: {told_leaks(leaked)}", flush=True)
     first = hosts.is_first()
     with exclusive(folder, locks=first):
-        # Again under the lock: another process may have ended in between.
-        summary = stored_summary(folder, planned, backbone)
-        if summary is not None:
-            return summary
-        if first and not is_begun(folder):
-            begin_folder(folder, planned, backbone)
+        # Again under the lock: another process may have worked here in between.
+        now = find(planned, allow_removed=allow_removed)
+        if now is not None and now.summary is not None:
+            return now.summary
+        if (now is None) != (begun is None):
+            raise CheckpointError(f"another process began or removed {folder}; run it again")
+        if first and now is None:
+            begin_folder(folder, planned, contents, backbone, leaked)
+        elif first and now.changed:
+            continue_folder(folder, now, contents)
         hosts.wait()
         return loop.run()
 
@@ -100,8 +120,6 @@ class _Loop:
         self.learner = learner_of(self.config)
         self.runner = runner_of(self.config.train)
         self.writer = Writer(folder, hosts.is_first())
-        self.runner.check_batch_size("train.batch_size", self.config.train.batch_size)
-        self.runner.check_batch_size("train.eval_batch_size", self.config.train.eval_batch_size)
         key = jax.random.key(self.config.seed)
         # On one device; `everywhere` has the copies of all.
         self.state = self.runner.alone(base.init_state(key, backbone, self.config))
@@ -153,11 +171,13 @@ class _Loop:
             steps = [self.steps_of(task) for task in self.tasks]
             images = [self.images_of(task) for task in self.tasks]
             if self.show_progress and hosts.is_first():
+                # Less may be left to do than was done, where images were removed in between.
+                done = min(sum(steps), sum(steps[:first]) + restored), self.counts["trained"]
                 self.progress = Progress(
                     sum(steps),
                     sum(images),
-                    done_steps=sum(steps[:first]) + restored,
-                    done_images=self.counts["trained"],
+                    done_steps=done[0],
+                    done_images=min(sum(images), done[1]),
                 )
             with self.progress:
                 if first or restored:
@@ -211,6 +231,7 @@ class _Loop:
             self.state = base.absorb(self.state, self._survey(features))
         self._fill(features, self.learner.slots_at_end(task.index), task.classes)
         self.state = base.finish(self.state, features.batches())
+        self._need_finite("when the task ended", self.learner.end_rate)
         self._lap("train")
         self._evaluate(task)
         self._save(checkpoints, task.index + 1)
@@ -241,7 +262,13 @@ class _Loop:
             for epoch in range(done // per_epoch, epochs):
                 skipped = done - epoch * per_epoch
                 place = {"seed": config.seed, "task": task.index, "epoch": epoch}
-                batches = epoch_batches(len(train), batch_size, start_step=skipped, **place)
+                batches = epoch_batches(
+                    len(train),
+                    batch_size,
+                    start_step=skipped,
+                    padded_to=self.runner.padded(batch_size),
+                    **place,
+                )
                 loaded = prefetch(
                     self._training_batches(start, train, features, batches, place, cached)
                 )
@@ -252,8 +279,9 @@ class _Loop:
                     self.counts["trained"] += real
                     record = {name: float(value) for name, value in values.items()}
                     self._time_step(real, time.monotonic() - began)
-                    if not np.isfinite(record["loss"]):
-                        raise QkdError(_not_finite(record, task.index, done, self.folder))
+                    bad = [name for name, value in record.items() if not np.isfinite(value)]
+                    if "loss" in bad:
+                        raise self._diverged(", ".join(bad), f"step {done}", TRAINING_RATE)
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
                     self.progress.update(1, real, record, epoch, epochs)
                     stop = hosts.any_of(self.stop)
@@ -261,11 +289,29 @@ class _Loop:
                         log.flush()
                         self._lap("train")
                         self.state = self.runner.alone(join(held, moving))
+                        self._need_finite(f"step {done}", TRAINING_RATE)
                         self._save(checkpoints, task.index)
                     if stop:
                         raise Interrupted
                     began = time.monotonic()
         self.state = self.runner.alone(join(held, moving))
+        self._need_finite(f"step {done}", TRAINING_RATE)
+
+    def _need_finite(self, when: str, rate: str) -> None:
+        from qkd_jax.checkpoint import not_finite
+
+        bad = not_finite(self.state)
+        if bad:
+            raise self._diverged(bad, when, rate)
+
+    def _diverged(self, what: str, when: str, rate: str) -> QkdError:
+        """`rate`: the setting that moved what is no longer finite; "" where nothing was trained."""
+        advice = f"Lower {rate} (with another --variant or --out), or look" if rate else "Look"
+        return QkdError(
+            f"{what} became NaN or infinite in task {int(self.state.task) + 1} of "
+            f"{len(self.tasks)}, {when}; the last good state is in {self.folder / 'checkpoints'}. "
+            f"{advice} at the images of this task."
+        )
 
     def _time_step(self, images: int, seconds: float) -> None:
         """Books a step from the wait for its batch to its loss; not a session's first, which
@@ -321,7 +367,7 @@ class _Loop:
         rows = self._fill(self.test, () if from_images else self.learner.slots(task.index), seen)
         labels = self.data.test.labels[rows]
         scores, relevance = [], []
-        for indices, mask in eval_batches(len(rows), self.config.train.eval_batch_size):
+        for indices, mask in eval_batches(len(rows), self.test.batch_size):
             if from_images:
                 inputs = self.test.inputs(self.everywhere, rows[hosts.own_rows(indices)])
                 found, weights = self.runner.predict(self.everywhere, inputs)
@@ -375,12 +421,12 @@ class _Loop:
         task = len(self.tasks) - 1
         from_images = self.learner.reads_images(self.config)
         slots = () if from_images else self.learner.slots(task)
-        size = min(self.config.train.eval_batch_size, len(self.data.test))
+        size = min(self.test.batch_size, len(self.data.test))
         everything = range(self.config.num_classes)
 
         def classify(features, slots):
             features.fill(self.everywhere, slots, everything)
-            for indices, _ in eval_batches(len(features.set), self.config.train.eval_batch_size):
+            for indices, _ in eval_batches(len(features.set), features.batch_size):
                 if from_images:
                     inputs = features.inputs(self.everywhere, hosts.own_rows(indices))
                     self.runner.predict(self.everywhere, inputs)
@@ -404,6 +450,8 @@ class _Loop:
 
     def _peak_memory_mb(self) -> float:
         """Largest resident memory of any session so far."""
+        import resource  # not on Windows, where the package can at least be imported
+
         here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return max(here, self.spent["peak_memory_mb"])
 
@@ -480,15 +528,6 @@ class _Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _not_finite(record: dict, task: int, step: int, folder: Path) -> str:
-    bad = [name for name, value in record.items() if not np.isfinite(value)]
-    return (
-        f"{', '.join(bad)} became NaN or infinite in task {task}, step {step}; the last good state "
-        f"is in {folder / 'checkpoints'}. Lower train.learning_rate (with another --variant or "
-        "--out), or look at the images of this task."
-    )
 
 
 __all__ = ["Interrupted", "Plan", "plan", "run", "run_folder"]

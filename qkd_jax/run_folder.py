@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import logging
 import os
 import platform
+import re
 import sys
+import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -16,16 +20,35 @@ import numpy as np
 from qkd_jax import config as configuration
 from qkd_jax import protocol
 from qkd_jax.config import Config
+from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, order_of
+from qkd_jax.data.image_set import Split
 from qkd_jax.data.sources import fingerprint as data_fingerprint
+from qkd_jax.data.splits import summarise
 from qkd_jax.errors import CheckpointError, ConfigError
 from qkd_jax.gate import drawing
 from qkd_jax.nn.vit import Backbone
 from qkd_jax.plan import Plan
 from qkd_jax.run_files import write_atomically
 
+logger = logging.getLogger("qkd_jax")
+
+# The images that a run began with, by content.
+IMAGES = "images.npz"
+FOLDER_NAME = re.compile(r"[\w,=+-][\w.,=+-]{0,99}")
+
 
 def run_folder(out: Path, config: Config, variant: str = "") -> Path:
-    """Where a run lives."""
+    """Where a run lives.
+
+    Raises:
+      ConfigError: the experiment's or the variant's name cannot be a folder's.
+    """
+    for kind, name in (("experiment", config.experiment), ("--variant", variant)):
+        if name and not FOLDER_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{kind}: expected a plain folder name (letters, digits and . , = + _ -, not "
+                f"starting with a dot, at most 100), found {name!r}"
+            )
     name = f"{config.method}-{variant}" if variant else config.method
     return Path(out) / config.experiment / name / f"seed{config.seed}"
 
@@ -36,10 +59,35 @@ def is_begun(folder: Path) -> bool:
     return (folder / "config.json").exists() and ((folder / "summary.json").exists() or any(kept))
 
 
-def stored_summary(folder: Path, planned: Plan, backbone: Backbone | None = None) -> dict | None:
-    """The summary of a finished run; None if there is work to do.
+class Begun(NamedTuple):
+    """A run that its folder holds.
 
-    Without `backbone` the weights are not compared.
+    Attributes:
+      planned: the run as it goes on: its images in the order that it began with.
+      summary: of a finished run; None while there is work to do.
+      changed: whether settings that cannot change a result differ from the stored ones, or images
+        are gone, so that the folder's records are to be written anew.
+      removed: ids of images that the run began with and that are gone.
+    """
+
+    planned: Plan
+    summary: dict | None
+    changed: bool = False
+    removed: tuple[str, ...] = ()
+
+
+def begun_run(
+    folder: Path,
+    planned: Plan,
+    contents: SplitContents,
+    backbone: Backbone | None = None,
+    *,
+    allow_removed: bool = False,
+) -> Begun | None:
+    """The run in a folder; None where there is none to continue.
+
+    Without `backbone` the weights are not compared. With `allow_removed` a run goes on although
+    images that it began with are gone.
 
     Raises:
       CheckpointError: the folder holds a run with other settings, data or weights, or is damaged.
@@ -51,37 +99,102 @@ def stored_summary(folder: Path, planned: Plan, backbone: Backbone | None = None
         stored = configuration.from_dict(read_json(settings))
     except ConfigError as error:
         raise CheckpointError(f"{settings} cannot be used: {error}") from None
-    # Follows from tasks and data; that the data is another is said better below.
-    stored = dataclasses.replace(stored, max_task_images=planned.config.max_task_images)
-    changed = configuration.difference(stored, planned.config)
-    if changed:
+    # Follows from tasks and data, and shapes what the run keeps: it stays as the run began.
+    config = dataclasses.replace(planned.config, max_task_images=stored.max_task_images)
+    changed = configuration.difference(stored, config)
+    changeable = configuration.changeable_settings()
+    results = [line for line in changed if line.partition(":")[0] not in changeable]
+    if results:
         raise CheckpointError(
             f"{folder} holds a run with other settings:\n  "
-            + "\n  ".join(changed)
+            + "\n  ".join(results)
             + "\nuse the same settings to continue it, or another --out or --variant for a new run"
         )
     environment_then = read_json(folder / "environment.json")
-    for name, now in _identity(planned, backbone).items():
-        then = environment_then.get(name, now)
-        if then != now:
+    if backbone is not None:
+        then, now = environment_then.get("backbone_fingerprint"), fingerprint(backbone)
+        if then not in (None, now):
             raise CheckpointError(
-                f"{folder} was begun with other {name.split('_')[0]} ({name}: {then} -> {now}); "
-                "use another --out or --variant for a new run"
+                f"{folder} was begun with another backbone (backbone_fingerprint: {then} -> "
+                f"{now}); use the weights it began with, or another --out or --variant"
             )
-    if not (folder / "summary.json").exists():
-        return None
-    summary = read_json(folder / "summary.json")
-    return summary if summary.get("finished") else None
+    planned, removed = _same_images(folder, planned, contents, environment_then, allow_removed)
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    return Begun(
+        planned._replace(config=config),
+        summary if summary.get("finished") else None,
+        bool(changed or removed),
+        removed,
+    )
 
 
-def _identity(planned: Plan, backbone: Backbone | None) -> dict[str, str]:
-    """What must not change while a run is continued, beside its settings."""
-    weights = {} if backbone is None else {"backbone_fingerprint": fingerprint(backbone)}
-    return weights | {"data_fingerprint": data_fingerprint(planned.data)}
+def _same_images(
+    folder: Path,
+    planned: Plan,
+    contents: SplitContents,
+    environment_then: dict,
+    allow_removed: bool,
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with its images in the order that the run began with, and the ids that are gone.
+
+    Raises:
+      CheckpointError: the images are others; tells which.
+    """
+    if "data_content" not in environment_then:  # a record from before contents were compared
+        then, now = environment_then.get("data_fingerprint"), data_fingerprint(planned.data)
+        if then not in (None, now):
+            raise _other_data(folder, [f"data_fingerprint: {then} -> {now}"])
+        return planned, ()
+    same = environment_then["data_content"] == contents.sha256()
+    path = folder / IMAGES
+    if not path.exists():  # a copy that is kept for its tables alone
+        if not same:
+            raise _other_data(folder, ["the images are others (data_content)"])
+        return planned, ()
+    began = _read_images(path)
+    if began.class_names != contents.class_names:
+        changed = sorted(set(began.class_names) ^ set(contents.class_names))[:5]
+        raise _other_data(folder, [f"the names of the classes differ: {', '.join(changed)}"])
+    sides, removed, problems = [], [], []
+    for side in ("train", "test"):
+        then, now = getattr(began, side), getattr(contents, side)
+        rows, gone, new = order_of(then, now)
+        sides.append(getattr(planned.data, side).take(rows))
+        replaced = sorted(set(gone) & set(new))
+        problems += [f"{name}: other content" for name in replaced]
+        problems += [f"{name}: new" for name in new if name not in set(replaced)]
+        removed += [name for name in gone if name not in set(replaced)]
+    if problems or (removed and not (allow_removed or same)):
+        raise _other_data(folder, problems + [f"{name}: gone" for name in removed], bool(problems))
+    return planned._replace(data=Split(*sides)), () if same else tuple(removed)
 
 
-def begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:
-    """Writes what is needed to run again."""
+def _other_data(folder: Path, changes: list[str], hopeless: bool = True) -> CheckpointError:
+    advice = "use the data it began with, or another --out or --variant for a new run"
+    if not hopeless:
+        advice = f"put them back, continue without them by --allow-removed, or {advice}"
+    return CheckpointError(
+        f"{folder} was begun with other data; {len(changes)} differences:{summarise(changes)}\n"
+        + advice
+    )
+
+
+def _read_images(path: Path) -> SplitContents:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return contents_of(arrays)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from None
+
+
+def begin_folder(
+    folder: Path,
+    planned: Plan,
+    contents: SplitContents,
+    backbone: Backbone,
+    leaked: list[list[str]],
+) -> None:
+    """Writes what is needed to run again, and which test images are also trained on."""
     config = planned.config
     write_json(
         folder / "class_order.json",
@@ -93,11 +206,34 @@ def begin_folder(folder: Path, planned: Plan, backbone: Backbone) -> None:
             "class_names": list(planned.data.train.class_names),
         },
     )
-    write_json(folder / "environment.json", environment(backbone) | _identity(planned, backbone))
+    save_arrays(folder / IMAGES, arrays_of(contents))
+    write_json(
+        folder / "environment.json",
+        environment(backbone)
+        | {
+            "backbone_fingerprint": fingerprint(backbone),
+            "data_fingerprint": data_fingerprint(planned.data),
+            "data_content": contents.sha256(),
+            "leaked_test_images": leaked,
+        },
+    )
     circuit = drawing(config.gate) if config.method == "qkd" else ""
     if circuit:
         write_atomically(folder / "circuit.txt", circuit.encode())
     write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
+
+
+def continue_folder(folder: Path, begun: Begun, contents: SplitContents) -> None:
+    """Writes how the run goes on: settings that may change, and the images that are left."""
+    if begun.removed:
+        then = read_json(folder / "environment.json")
+        removed = [*then.get("removed_images", []), *begun.removed]
+        # First: from here on the images that are left are those of the run.
+        write_json(
+            folder / "environment.json",
+            then | {"data_content": contents.sha256(), "removed_images": removed},
+        )
+    write_json(folder / "config.json", configuration.to_dict(begun.planned.config))
 
 
 def _split_name(planned: Plan) -> str:
@@ -184,20 +320,45 @@ class Writer:
 
 
 @contextmanager
-def exclusive(folder: Path, locks: bool = True):
+def exclusive(folder: Path, locks: bool = True) -> Iterator[None]:
     """Refuses two processes in one run folder; of several hosts only the first one locks it."""
     if not locks:
         yield
         return
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointError(f"another process is running in {folder}") from None
+        _lock(lock, folder, alone=True)
         yield
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Refuses to read a run folder while a process trains in it, and the other way round.
+
+    Several may read at once. Nothing is written; a copy without its lock file is just read.
+    """
+    try:
+        lock = open(folder / ".lock")
+    except OSError:
+        yield
+        return
+    with lock:
+        _lock(lock, folder, alone=False)
+        yield
+
+
+def _lock(lock: TextIO, folder: Path, alone: bool) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        does = "running in" if not alone else "running in or reading"
+        raise CheckpointError(
+            f"another process is {does} {folder}; stop it (what it learned is saved) or wait"
+        ) from None
+    except OSError as error:  # some network and cloud folders have no locks
+        logger.warning("%s cannot be locked (%s); start no second process there", folder, error)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class SlotFeatures:
         self.values = np.zeros((len(images), slots, spec.width), np.float32)
         self.known = np.zeros((len(images), slots), bool)
         self.computed = 0  # (image, slot) pairs so far
+        self.batch_size = runner.padded(config.train.eval_batch_size)
         size = config.backbone.image_size
         small = len(images) * size * size * 3 <= KEEP_DECODED_BYTES
         self._decoded = np.zeros((len(images), size, size, 3), np.uint8) if small else None
@@ -56,7 +57,7 @@ class SlotFeatures:
             return self.images(rows)
         missing = np.unique(rows[~self._has_tokens[rows]])
         # Hosts miss different rows: what they do here, they do alone.
-        size = self.config.train.eval_batch_size // hosts.count()
+        size = self.batch_size // hosts.count()
         for indices, mask in eval_batches(len(missing), size):
             tokens = self.runner.prefix(state, self.images(missing[indices]))
             self._tokens[missing[indices[mask]]] = tokens[mask]
@@ -79,10 +80,9 @@ class SlotFeatures:
         those classes.
         """
         rows = np.flatnonzero(np.isin(self.set.labels, list(classes)))
-        batch_size = self.config.train.eval_batch_size
         for slot in slots:
             missing = rows[~self.known[rows, slot]]
-            batches = [(missing[i], m) for i, m in eval_batches(len(missing), batch_size)]
+            batches = [(missing[i], m) for i, m in eval_batches(len(missing), self.batch_size)]
             own = hosts.own_rows
             loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
             for batch_rows, mask, inputs in loaded:
@@ -95,11 +95,11 @@ class SlotFeatures:
     def images_in_batches(self) -> Iterator[dict]:
         """This host's pixels and mask of the whole set, in batches of one size."""
         own = hosts.own_rows
-        for indices, mask in eval_batches(len(self.set), self.config.train.eval_batch_size):
+        for indices, mask in eval_batches(len(self.set), self.batch_size):
             yield {"image": self.images(own(indices)), "mask": own(mask)}
 
     def batches(self) -> Iterator[dict]:
         """Features and labels of the whole set, in order, in batches of one size."""
-        for indices, mask in eval_batches(len(self.set), self.config.train.eval_batch_size):
+        for indices, mask in eval_batches(len(self.set), self.batch_size):
             labels = self.set.labels[indices].astype(np.int32)
             yield {"features": self.values[indices], "label": labels, "mask": mask}

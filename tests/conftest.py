@@ -23,6 +23,11 @@ import jax
 import pytest
 from hypothesis import settings
 
+if not hasattr(jax, "enable_x64"):  # as it was called before jax 0.8
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -13,6 +13,7 @@ from qkd_jax.config import (
     GateConfig,
     TrainConfig,
     apply_preset,
+    changeable_settings,
     difference,
     from_dict,
     override,
@@ -116,6 +117,15 @@ def test_all_range_problems_are_listed_at_once():
         "train.checkpoint_every": 0,
         "train.learning_rate": -0.1,
         "train.devices": -1,
+        # Of single methods.
+        "fusion.top_k": 0,
+        "ranpac.projection_dim": 0,
+        "mos.merge_rate": 1.0,
+        "tuna.scale": 0.0,
+        "alignment.jitter": 0.0,
+        "mote.others": 1.5,
+        "ssiat.kernel_width": 0.0,
+        "coda_prompt.length": 0,
     }
     with pytest.raises(ConfigError) as caught:
         override(Config(), *(f"{key}={value}" for key, value in bad.items()))
@@ -123,11 +133,35 @@ def test_all_range_problems_are_listed_at_once():
         assert f"\n  {key}: expected" in str(caught.value)
 
 
+def test_ranges_include_their_ends_and_nothing_beyond():
+    for good in ("train.epochs=0", "gate.shrinkage=1", "data.validation=0", "mos.merge_rate=0"):
+        override(Config(), good)
+    for bad, words in (
+        ("data.validation=1", "0 (none) to below 1"),
+        ("gate.num_qubits=21", "1 to 20"),
+        ("gate.temperature=0", "above 0"),
+        ("train.clip_norm=-1", "0 (never) or more"),
+        ("protocol.order_seed=4294967296", "0 to 4294967295"),
+        ("train.batch_size=0", "at least 1"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            override(Config(), bad)
+        assert f"{bad.partition('=')[0]}: expected {words}, found" in str(caught.value)
+
+
+def test_what_may_change_while_a_run_goes_on():
+    assert changeable_settings() == {
+        *("backbone.weights", "data.path", "data.split_file", "data.follow_links"),
+        *("train.eval_batch_size", "train.task_chunk", "train.checkpoint_every"),
+        *("train.devices", "train.model_devices"),
+    }
+
+
 def test_combinations_are_checked():
     with pytest.raises(ConfigError, match="max_task_classes"):
         override(Config(), "num_classes=4", "max_task_classes=5")
-    with pytest.raises(ConfigError, match="does not divide over"):
-        override(Config(), "train.batch_size=10", "train.devices=4")
+    with pytest.raises(ConfigError, match=r"l2p\.top_k: expected at most l2p\.pool"):
+        override(Config(), "l2p.top_k=11")
 
 
 @pytest.mark.parametrize(

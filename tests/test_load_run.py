@@ -16,6 +16,7 @@ from qkd_jax.config import override
 from qkd_jax.errors import CheckpointError
 from qkd_jax.learners import base
 from qkd_jax.run import plan, run, run_folder
+from qkd_jax.run_folder import exclusive, reading
 from qkd_jax.weights.load import load_backbone
 
 
@@ -107,8 +108,70 @@ def test_refuses_half_a_task(copy, config):
     state = base.begin_task(state, planned.tasks[0], 5)
     with Checkpoints(copy / "checkpoints") as checkpoints:
         checkpoints.save(3, state, {"finished_tasks": 0})
-    with pytest.raises(CheckpointError, match="middle of task 0"):
+    with pytest.raises(CheckpointError, match="middle of task 1"):
         qkd_jax.load_run(copy)
+
+
+def everything_in(folder):
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+            for path in folder.rglob("*")}  # fmt: skip
+
+
+# After a failed read orbax leaves coroutines behind that nobody awaits.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_told_and_nothing_is_changed(copy):
+    """The newest is cut: an error, or on demand the one before it; the folder stays as it was."""
+    newest = max((copy / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    for path in newest.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = everything_in(copy)
+    with pytest.raises(CheckpointError, match="newest checkpoint of") as told:
+        qkd_jax.load_run(copy)
+    assert f"{newest}: " in str(told.value) and "allow_older=True" in str(told.value)
+    assert len(str(told.value)) < 1500  # what tensorstore writes is cut
+    assert everything_in(copy) == before
+    older = next(p for p in (copy / "checkpoints").glob("[0-9]*") if p != newest)
+    if int(older.name) % 10_000_000:
+        with pytest.raises(CheckpointError, match="middle of task 2"):
+            qkd_jax.load_run(copy, allow_older=True)
+    else:
+        trained = qkd_jax.load_run(copy, allow_older=True)
+        assert int(trained.state.task) == 0 and len(trained.skipped) == 1
+    assert everything_in(copy) == before
+
+
+def test_reading_changes_nothing(copy):
+    before = everything_in(copy)
+    assert qkd_jax.load_run(copy).skipped == ()
+    assert everything_in(copy) == before
+
+
+def test_a_folder_that_is_being_trained_in_is_refused(copy):
+    with exclusive(copy), pytest.raises(CheckpointError, match="another process is running in"):
+        qkd_jax.load_run(copy)
+    with reading(copy):  # two may read
+        qkd_jax.load_run(copy)
+    with reading(copy), pytest.raises(CheckpointError, match="running in or reading"):
+        with exclusive(copy):
+            raise AssertionError("two processes in one folder")
+
+
+def test_a_copy_without_its_lock_is_just_read(copy):
+    (copy / ".lock").unlink()
+    qkd_jax.load_run(copy)
+    assert not (copy / ".lock").exists()
+
+
+@pytest.mark.parametrize("locks", ["exclusive", "reading"])
+def test_a_file_system_without_locks_is_told_and_used(copy, monkeypatch, caplog, locks):
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with {"exclusive": exclusive, "reading": reading}[locks](copy):
+        pass
+    assert "cannot be locked" in caplog.text and "start no second process" in caplog.text
 
 
 def test_import_stays_light():

@@ -296,7 +296,7 @@ def test_uniform_relevance_routes_to_task_zero():
         (lambda e, t: metrics.record(*e, 0, [0, 1], [0, 1], t), "tasks after task 0"),
         (lambda e, t: metrics.record(*e, 1, [0], [0], t), "no test image of task 1"),
         (lambda e, t: metrics.record(*e, 1, [0, 1], [0], t), "shape"),
-        (lambda e, t: metrics.record(*e, 2, [0, 1], [0, 1], t), "row is 2; expected 0..1"),
+        (lambda e, t: metrics.record(*e, 2, [0, 1], [0, 1], t), "row: expected 0 to 1"),
         (lambda e, t: metrics.record(*e, 1, [0, 2], [0, 1], t), "label 2 is outside"),
         (lambda e, t: metrics.record(*e, 1, [-1, 1], [0, 1], t), "label -1 is outside"),
         (lambda e, t: metrics.record(*e, 0, [0], [0], np.array([-1])), "belongs to no task"),

@@ -247,14 +247,10 @@ def test_extract_and_prefix_are_equal_on_eight_devices(backbone):
     assert np.abs(first - second).max() > 1e-3
 
 
-def test_batches_that_do_not_divide_name_sizes_that_do():
+def test_batches_that_do_not_divide_are_padded_to_the_next_size_that_does():
     runner = Runner(8)
-    with pytest.raises(ConfigError, match=r"train.batch_size: 20 .* 8 devices; use 16 or 24"):
-        runner.check_batch_size("train.batch_size", 20)
-    with pytest.raises(ConfigError, match=r"use 8$"):
-        runner.check_batch_size("train.batch_size", 3)
-    runner.check_batch_size("train.batch_size", 16)
-    Runner(1).check_batch_size("train.batch_size", 7)
+    assert [runner.padded(size) for size in (1, 8, 9, 20)] == [8, 8, 16, 24]
+    assert Runner(1).padded(7) == 7
 
 
 def test_more_devices_than_there_are():

@@ -113,7 +113,7 @@ def test_known_splits(num_classes, base, increment, sizes):
     [
         (11, 1, "base is 11 but there are only 10 classes"),
         (0, 11, "increment is 11 but there are only 10 classes"),
-        (0, 0, "increment is 0; expected a whole number >= 1"),
+        (0, 0, "increment: expected a whole number of at least 1, found 0"),
         (-1, 1, "base is -1"),
         (0, 2.5, "increment is 2.5"),
     ],
@@ -126,7 +126,7 @@ def test_impossible_splits_are_refused(base, increment, words):
 def test_orders_that_are_no_permutation_or_empty_are_refused():
     with pytest.raises(ProtocolError, match="no permutation"):
         split_tasks([0, 0, 1], 0, 1)
-    with pytest.raises(ProtocolError, match="expected a whole number >= 1"):
+    with pytest.raises(ProtocolError, match="expected a whole number of at least 1"):
         split_tasks([], 0, 1)
     with pytest.raises(ProtocolError, match="num_classes is 0"):
         class_order(0)

@@ -36,6 +36,7 @@ FILES = {
     "class_order.json",
     "circuit.txt",
     "metrics.jsonl",
+    "images.npz",
     "matrix.json",
     "summary.json",
     *(f"predictions/after_task_{t}.npz" for t in range(TASKS)),
@@ -230,14 +231,21 @@ def test_numbers_equal_those_of_predict_without_any_cache(finished, backbone):
 
 
 def test_eight_devices_give_the_same_predictions(backbone, tmp_path):
-    """Float32 sums in another order, amplified over 30 steps: relevance within 1e-3.
+    """Float32 sums in another order: relevance within 1e-3; a prediction may differ only at a tie.
 
-    Without calibration, whose Adam steps amplify rounding far more than training does. A prediction
-    may differ only at a tie.
+    Error budget, on any processor: 30 steps of rate 0.05 and momentum 0.9 add gradients whose
+    rounding is some 8 eps of their size, which is below 10: parameters and features within
+    30 * 0.05 / 0.1 * 8 * 6e-8 * 10 = 7e-5. A fidelity of 5 qubits and 2 layers turns by at most
+    half of what each of its 10 angles does, and an angle by pi times its feature: 1e-3 at the very
+    most; typically the roundings cancel and a hundredth of it is left. Relevance, a softmax at
+    temperature 1 of the fidelity, moves by at most a quarter of that. What would amplify rounding
+    without bound is left out: the logarithm of small fidelities, and calibration, whose Adam steps
+    divide by small gradients.
     """
     runs = []
+    bounded = ("gate.calibration_steps=0", "gate.score=fidelity", "gate.temperature=1")
     for devices in (1, 8):
-        config = smoke("qkd", "gate.calibration_steps=0", f"train.devices={devices}")
+        config = smoke("qkd", *bounded, f"train.devices={devices}")
         summary = run(config, backbone, tmp_path / str(devices))
         assert (summary["devices"], summary["compilations"]) == (devices, 1)
         runs.append((run_folder(tmp_path / str(devices), config), summary))
@@ -277,7 +285,7 @@ def test_other_settings_are_refused_key_by_key(finished, backbone):
 def test_other_weights_and_other_data_are_refused(finished, backbone, monkeypatch):
     out, _, _ = finished
     other = backbone.replace(params=jax.tree.map(lambda a: a + 1.0, backbone.params))
-    with pytest.raises(CheckpointError, match="other backbone"):
+    with pytest.raises(CheckpointError, match="another backbone"):
         run(smoke(), other, out)
     planned = plan(smoke())
     fewer = planned.data.train.take(np.arange(len(planned.data.train) - 1))
@@ -289,7 +297,8 @@ def test_other_weights_and_other_data_are_refused(finished, backbone, monkeypatc
 
 def test_a_folder_in_use_is_refused(backbone, tmp_path):
     folder = run_folder(tmp_path, smoke())
-    with exclusive(folder), pytest.raises(CheckpointError, match="another process is running in"):
+    told = "another process is running in or reading"
+    with exclusive(folder), pytest.raises(CheckpointError, match=told):
         run(smoke(), backbone, tmp_path)
     with exclusive(folder):
         pass  # free again
@@ -300,16 +309,10 @@ def test_bad_settings_leave_nothing_behind(backbone, tmp_path):
         ("nosuch", "train.epochs=1", "unknown method 'nosuch'.*qkd"),
         ("qkd", "adapter.bottleneck=33", "adapter.bottleneck: 33"),
         ("qkd", "data.num_classes=11", r"data.num_classes=11: expected 1..10"),
-        ("qkd", "data.num_classes=-1", "data.num_classes=-1"),
+        ("qkd", "data.num_classes=-1", r"data.num_classes: expected 0 \(all\) or more, found -1"),
     ]:
         with pytest.raises(ConfigError, match=message):
             run(smoke(method, setting), backbone, tmp_path)
-    config = override(load_experiment("smoke").get_config("qkd"), "train.batch_size=12")
-    with pytest.raises(ConfigError, match=r"train.batch_size: 12 .* 8 devices; use 8 or 16"):
-        run(config, backbone, tmp_path)
-    config = override(load_experiment("smoke").get_config("qkd"), "train.eval_batch_size=5")
-    with pytest.raises(ConfigError, match=r"train.eval_batch_size: 5 .* 8 devices; use 8$"):
-        run(config, backbone, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -319,7 +322,7 @@ def test_nan_loss_stops_and_names_task_and_step(backbone, tmp_path):
     with pytest.raises(QkdError) as stopped:
         run(smoke(*settings, "train.learning_rate=1e30"), backbone, tmp_path)
     message = str(stopped.value)
-    assert "NaN or infinite" in message and "task 0" in message and "step " in message
+    assert "NaN or infinite" in message and "task 1 of 3" in message and "step " in message
     folder = run_folder(tmp_path, smoke(*settings))
     assert str(folder / "checkpoints") in message and "learning_rate" in message
     config = plan(smoke(*settings)).config
@@ -327,6 +330,25 @@ def test_nan_loss_stops_and_names_task_and_step(backbone, tmp_path):
     with Checkpoints(folder / "checkpoints") as checkpoints:
         found = checkpoints.restore(state)  # raises if what was kept is not finite
     assert found is None or int(found[0].step) < 2
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rate"),
+    [
+        ("ssiat", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+        ("mos", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+        ("tuna", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+        ("qkd", ("gate.calibration_rate=1e38",), "gate.calibration_rate"),
+    ],
+)
+def test_what_diverges_when_a_task_ends_names_its_own_rate(
+    backbone, tmp_path, method, settings, rate
+):
+    with pytest.raises(QkdError) as stopped:
+        run(smoke(method, "train.epochs=0", *settings), backbone, tmp_path)
+    message = str(stopped.value)
+    assert f"Lower {rate} " in message and "train.learning_rate" not in message
+    assert "of 3, when the task ended" in message
 
 
 def test_several_seeds_give_mean_and_sd(finished, backbone, tmp_path):

@@ -35,6 +35,7 @@ def epoch_batches(
     task: int,
     epoch: int,
     start_step: int = 0,
+    padded_to: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Shuffled batches that hold every example once.
 
@@ -43,13 +44,14 @@ def epoch_batches(
       batch_size: B.
       seed, task, epoch: decide the order.
       start_step: first batch to give; the rest is as without it, so a stopped epoch can go on.
+      padded_to: P >= B, rows of every batch, such as the next multiple of the devices; 0 = B.
 
     Yields:
-      (indices int64 [B], mask bool [B]). The last batch is filled up to B with an index whose mask
-      is False; none is dropped.
+      (indices int64 [P], mask bool [P]). What is missing is filled up with an index whose mask is
+      False, behind the examples; none is dropped.
     """
     order = epoch_order(num_examples, seed, task, epoch)
-    return _batches(order, batch_size, start_step)
+    return _batches(order, batch_size, start_step, padded_to)
 
 
 def eval_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -58,14 +60,14 @@ def eval_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarra
 
 
 def _batches(
-    order: np.ndarray, batch_size: int, start_step: int
+    order: np.ndarray, batch_size: int, start_step: int, padded_to: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, found {batch_size}")
     for start in range(start_step * batch_size, len(order), batch_size):
         indices = order[start : start + batch_size]
-        mask = np.arange(batch_size) < len(indices)
-        yield np.pad(indices, (0, batch_size - len(indices)), mode="edge"), mask
+        mask = np.arange(max(batch_size, padded_to)) < len(indices)
+        yield np.pad(indices, (0, len(mask) - len(indices)), mode="edge"), mask
 
 
 def prefetch(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:

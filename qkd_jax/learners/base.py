@@ -17,9 +17,9 @@ from jax import lax
 
 from qkd_jax.config import Config, TrainConfig
 from qkd_jax.errors import ConfigError, DataError, ProtocolError
+from qkd_jax.learners.inputs import Batch, check_batch, check_images
 from qkd_jax.learners.learner import columns_of, learner_of
 from qkd_jax.learners.step import (
-    Batch,
     device_step,
     optimiser,
     prepare_images,
@@ -199,7 +199,9 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
       The new state and a dict of scalars (of [S] arrays for a leading axis of steps).
 
     Raises:
-      DataError: wrong shapes or types, labels that are not of this task, NaN images.
+      DataError: wrong shapes or types, an empty batch, labels that are not of this task, pixels
+        outside [0, 1].
+      ProtocolError: no task has begun.
       ConfigError: the method trains nothing.
     """
     learner = learner_of(state.config)
@@ -208,61 +210,12 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
         raise ConfigError(
             f"{state.config.method} trains nothing{when}: call end_task right after begin_task"
         )
-    check_batch(state, batch)
+    check_batch(state, batch, of_steps=True)
     held, moving = split(state)
     batch = {name: jnp.asarray(value) for name, value in batch.items()}
     train = _train_many if batch["image"].ndim == 5 else _train
     moving, metrics = train(held, moving, batch)
     return join(held, moving), metrics
-
-
-def check_batch(state: LearnerState, batch: Batch) -> None:
-    """Checks a batch on the host before it is trained on.
-
-    Raises:
-      DataError: names the field, what was expected and what was found.
-    """
-    for name in ("image", "label"):
-        if name not in batch:
-            raise DataError(f"batch has no {name!r}; found: {', '.join(sorted(batch))}")
-    image, label = batch["image"], np.asarray(batch["label"])
-    if not hasattr(image, "ndim"):
-        raise DataError(f"image: expected an array, found {type(image).__name__}")
-    if image.ndim not in (4, 5) or image.shape[-1] != 3:
-        raise DataError(
-            f"image: expected [B, H, W, 3] or [S, B, H, W, 3], found {list(image.shape)}"
-        )
-    if label.shape != image.shape[:-3]:
-        raise DataError(f"label: expected {list(image.shape[:-3])}, found {list(label.shape)}")
-    size = state.config.backbone.image_size
-    if tuple(image.shape[-3:-1]) != (size, size):
-        raise DataError(
-            f"image: expected {size} x {size} pixels (backbone.image_size), found "
-            f"{image.shape[-3]} x {image.shape[-2]}"
-        )
-    if not np.issubdtype(label.dtype, np.integer):
-        raise DataError(f"label: expected whole numbers, found {label.dtype}")
-    mask = np.asarray(batch.get("mask", np.ones(label.shape, bool)))
-    if mask.shape != label.shape or mask.dtype != bool:
-        raise DataError(
-            f"mask: expected bool {list(label.shape)}, found {mask.dtype} {list(mask.shape)}"
-        )
-    allowed = np.asarray(state.task_classes)
-    allowed = allowed[allowed >= 0]
-    wrong = mask & ~np.isin(label, allowed)
-    if wrong.any():
-        found = sorted(set(label[wrong].tolist()))[:5]
-        raise DataError(
-            f"labels {found} are not classes of task {int(state.task)} ({sorted(allowed.tolist())})"
-        )
-    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
-        if not np.issubdtype(image.dtype, np.floating):
-            raise DataError(f"image: expected uint8 or float in [0, 1], found {image.dtype}")
-        bad = mask & ~np.isfinite(image).all(axis=(-3, -2, -1))
-        if bad.any():
-            raise DataError(
-                f"image {np.argwhere(bad)[0].tolist()} of the batch has NaN or infinite pixels"
-            )
 
 
 @jax.jit
@@ -354,7 +307,8 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
       batches: the task's training images once more, without augmentation, as for `train_task`.
 
     Raises:
-      DataError: a class of the task has no image in `batches`.
+      DataError: a class of the task has no image in `batches`, or not what `train_task` takes.
+      ProtocolError: no task has begun.
     """
     learner = learner_of(state.config)
     state = freeze(state)
@@ -406,10 +360,8 @@ def predict_with_relevance(
     state: LearnerState, images: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """`predict` and, for methods that route, the relevance [B, T] of each learned task."""
+    check_images(state.config, images)
     images = jnp.asarray(images)
-    size = state.config.backbone.image_size
-    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-        raise DataError(f"images: expected [B, {size}, {size}, 3], found {list(images.shape)}")
     if learner_of(state.config).reads_images(state.config):
         return _predict(state, images)
     return score(state, slot_features(state, images))
@@ -425,6 +377,6 @@ def predict(state: LearnerState, images: jax.Array) -> jax.Array:
         rows.
 
     Raises:
-      DataError: images of another shape.
+      DataError: images of another shape or type, none at all, or pixels outside [0, 1].
     """
     return predict_with_relevance(state, images)[0]

@@ -74,8 +74,8 @@ def init(key, backbone, config):
     check_blocks(name, blocks, backbone.spec.depth)
     if 0 < settings.pool < tasks:
         raise ConfigError(
-            f"dualprompt.pool is {settings.pool}, but each of {tasks} tasks needs its own "
-            f"E-prompts; it must be 0 (one a task) or at least {tasks}."
+            f"dualprompt.pool: expected 0 (one per task) or at least {tasks}, since each of "
+            f"{tasks} tasks needs its own E-prompts; found {settings.pool}"
         )
     key_general, key_task = jax.random.split(key)
     general, expert, keys = _shapes(config, backbone.spec.width)

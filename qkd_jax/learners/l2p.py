@@ -63,9 +63,9 @@ def init(key, backbone, config):
     check_blocks("l2p.blocks", _pools(config), backbone.spec.depth)
     if settings.diversify == "task" and settings.pool < settings.top_k * config.max_tasks:
         raise ConfigError(
-            f"l2p.pool is {settings.pool}; l2p.diversify=task gives each of {config.max_tasks} "
-            f"tasks {settings.top_k} prompts (l2p.top_k), so it must be at least "
-            f"{settings.top_k * config.max_tasks}."
+            f"l2p.pool: expected at least {settings.top_k * config.max_tasks}, since "
+            f"l2p.diversify=task gives each of {config.max_tasks} tasks {settings.top_k} prompts "
+            f"(l2p.top_k); found {settings.pool}"
         )
     key_prompts, key_keys, key_head = jax.random.split(key, 3)
     shape = (_pools(config), settings.pool)

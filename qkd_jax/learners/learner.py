@@ -70,6 +70,7 @@ class Learner(NamedTuple):
       all_at_once: a run gives all classes in one task (joint training, the upper reference).
       reads_images: config -> whether the score needs the images themselves, not only slot features.
       predict: (state, images or kept tokens) -> (scores, relevance), for such settings.
+      end_rate: the setting with the rate of what is trained when a task ends; "" = nothing is.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Learner(NamedTuple):
     all_at_once: bool = False
     reads_images: Callable = lambda config: False
     predict: Callable | None = None
+    end_rate: str = ""
 
     def slots_at_end(self, task: int) -> tuple[int, ...]:
         """The slots that are extracted from the images of a task that ends."""

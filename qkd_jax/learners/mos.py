@@ -237,6 +237,7 @@ LEARNER = register(
         finish_slots=lambda task: sorted({0, task}),
         statistics=statistics,
         accumulate=accumulate,
+        end_rate="alignment.learning_rate",
         project=project,
     )
 )

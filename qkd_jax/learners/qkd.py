@@ -288,5 +288,6 @@ LEARNER = register(
         statistics=statistics,
         reads_images=lambda config: config.fusion.kind != "logits",
         predict=predict,
+        end_rate="gate.calibration_rate",
     )
 )

@@ -164,5 +164,6 @@ LEARNER = register(
         finish_slots=lambda task: (task - 1, task) if task else (task,),
         statistics=statistics,
         accumulate=accumulate,
+        end_rate="alignment.learning_rate",
     )
 )

@@ -206,5 +206,6 @@ LEARNER = register(
         finish_slots=lambda task: (2 * task,),
         statistics=statistics,
         accumulate=accumulate,
+        end_rate="alignment.learning_rate",
     )
 )

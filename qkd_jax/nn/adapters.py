@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.layers import as_row, matmul_trainable
+from qkd_jax.ranges import problems_of, setting
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,25 @@ class AdapterSpec:
         first_block: adapters sit in blocks first_block, first_block + 1, ...
     """
 
-    bottleneck: int = 64
+    bottleneck: int = setting(64, low=1)
     scale: float = 0.1
-    dropout: float = 0.1
+    dropout: float = setting(0.1, low=0, below=1)
     placement: Literal["parallel", "sequential"] = "parallel"
     input: Literal["residual", "norm"] = "residual"
-    first_block: int = 0
+    first_block: int = setting(0, low=0)
 
     def __post_init__(self):
-        def refuse(name, found, wanted):
-            raise ConfigError(f"adapter.{name} is {found!r}; it must be {wanted}.")
+        problems = list(problems_of(self, "adapter."))
+        if problems:
+            raise ConfigError("; ".join(problems))
 
-        if self.bottleneck < 1:
-            refuse("bottleneck", self.bottleneck, "at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            refuse("dropout", self.dropout, "in [0, 1)")
+    def conflicts(self):
         if self.placement not in ("parallel", "sequential"):
-            refuse("placement", self.placement, '"parallel" or "sequential"')
+            yield "placement", "parallel or sequential"
         if self.input not in ("residual", "norm"):
-            refuse("input", self.input, '"residual" or "norm"')
-        if self.placement == "sequential" and self.input != "residual":
-            refuse("input", self.input, '"residual" when placement is "sequential" (it reads m)')
-        if self.first_block < 0:
-            refuse("first_block", self.first_block, "at least 0")
+            yield "input", "residual or norm"
+        elif self.placement == "sequential" and self.input != "residual":
+            yield "input", "residual, since a sequential adapter reads the MLP's output"
 
 
 def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> dict:

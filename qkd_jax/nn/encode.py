@@ -216,7 +216,7 @@ def encode_prefix(
     """
     x = embed(params, spec, images, compute_dtype=compute_dtype)
     if not 0 <= stop_block < spec.depth:
-        raise ConfigError(f"stop_block is {stop_block}; it must be in [0, {spec.depth}).")
+        raise ConfigError(f"stop_block: expected 0 to {spec.depth - 1}, found {stop_block}")
     return _run(params, spec, x, 0, stop_block, None, None, None, compute_dtype)
 
 
@@ -249,7 +249,7 @@ def encode_from(
             f"are those before block {start_block}; cache at most up to the first adapter."
         )
     if not 0 <= start_block < spec.depth:
-        raise ConfigError(f"start_block is {start_block}; it must be in [0, {spec.depth}).")
+        raise ConfigError(f"start_block: expected 0 to {spec.depth - 1}, found {start_block}")
     last = spec.depth - 1
     mask_of = partial(_mask, inserts, dropout_key, compute_dtype)
     inserted = _attention_inserts(inserts, spec)

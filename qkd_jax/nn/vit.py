@@ -59,15 +59,18 @@ class ViTSpec:
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
             raise ConfigError(
-                f"activation is {self.activation!r}; it must be one of {sorted(ACTIVATIONS)}."
+                f"activation: expected one of {', '.join(sorted(ACTIVATIONS))}, "
+                f"found {self.activation!r}"
             )
         if self.width % self.num_heads:
-            raise ConfigError(f"width {self.width} is not a multiple of {self.num_heads} heads.")
+            raise ConfigError(
+                f"width: expected a multiple of num_heads={self.num_heads}, found {self.width}"
+            )
         if self.image_size < self.patch_size or self.image_size % self.patch_size:
             near = max(1, round(self.image_size / self.patch_size)) * self.patch_size
             raise ConfigError(
-                f"image_size {self.image_size} is not a multiple of the patch size "
-                f"{self.patch_size}; try {near}."
+                f"image_size: expected a multiple of the patch size {self.patch_size}, found "
+                f"{self.image_size}; try {near}"
             )
 
     @property

@@ -4,14 +4,12 @@ Error budget: as the scores of tests/learners/test_qkd.py, 5e-4 of scores below 
 metric whose condition is below 100. The same features reach both sides, so 1e-4 is asked.
 """
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.config import FusionConfig, override
+from qkd_jax.config import Config, override
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import base, fusion
 from qkd_jax.learners.step import prepare_images
@@ -89,5 +87,5 @@ def test_mixed_with_all_weight_on_one_task_is_that_adapter(ended, images):
 
 
 def test_top_k_is_at_least_one():
-    with pytest.raises(ConfigError, match=r"fusion\.top_k is 0"):
-        dataclasses.replace(FusionConfig(), top_k=0)
+    with pytest.raises(ConfigError, match=r"fusion\.top_k: expected at least 1, found 0"):
+        override(Config(), "fusion.top_k=0")

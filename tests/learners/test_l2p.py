@@ -178,9 +178,9 @@ def test_settings_that_do_not_fit_are_named(tiny):
         config = tiny.config(*SMALL, *settings)
         return qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
 
-    with pytest.raises(ConfigError, match=r"top_k is 7; it must be in 1..6"):
+    with pytest.raises(ConfigError, match=r"top_k: expected at most l2p.pool \(6\), found 7"):
         start("l2p.top_k=7")
-    with pytest.raises(ConfigError, match=r"pool is 6; .* 4 tasks 2 prompts .* at least 8"):
+    with pytest.raises(ConfigError, match=r"pool: expected at least 8.* 4 tasks 2 .* found 6"):
         start("l2p.diversify=task")
     with pytest.raises(ConfigError, match="first 3 blocks, but the backbone has 2"):
         start("l2p.form=gtripl", "l2p.blocks=3")

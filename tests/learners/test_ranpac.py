@@ -264,7 +264,7 @@ def test_settings_that_do_not_fit(tiny, frozen):
     config = tiny.config("method=ranpac", "ranpac.projection_dim=20")
     with pytest.raises(ConfigError, match="set max_task_images to the training images"):
         qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
-    with pytest.raises(ConfigError, match="projection_dim is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="projection_dim: expected at least 1, found 0"):
         tiny.config("ranpac.projection_dim=0")
     with pytest.raises(DataError, match="12 images were given, more than max_task_images=8"):
         ended(tiny, frozen, [[tiny.batch(tiny.tasks[0], step) for step in range(3)]])

@@ -1,0 +1,209 @@
+"""What image sets hold, by content: whether two are the same data, and whether every image reads.
+
+The content of an image is what its file (or record, or array) holds, byte for byte; where the file
+lies and how it is called is not part of it. So data that moved is the same data, and other pixels
+under the same names are not.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from qkd_jax.data.image_set import Encoded, ImageSet, Split
+from qkd_jax.data.images import decode
+from qkd_jax.data.splits import summarise
+from qkd_jax.errors import DataError
+
+DIGEST_BYTES = 16
+Result = TypeVar("Result")
+Advance = Callable[[int], None]  # told how many more images are done
+
+
+class Contents(NamedTuple):
+    """The images of one set, in its order.
+
+    Attributes:
+      ids: str [N].
+      labels: int32 [N].
+      digests: uint8 [N, 16], the first half of the sha256 of what is stored of each image.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    digests: np.ndarray
+
+    def keys(self) -> list[tuple[int, bytes]]:
+        """(label, digest) of each image: what counts when sets are compared."""
+        return [(int(k), d.tobytes()) for k, d in zip(self.labels, self.digests, strict=True)]
+
+
+class SplitContents(NamedTuple):
+    """The contents of both sides of a split, and what its labels are called."""
+
+    train: Contents
+    test: Contents
+    class_names: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """One fingerprint of all of it, whatever the order of the images."""
+        digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "surrogatepass"))
+        for side in (self.train, self.test):
+            digest.update(len(side.labels).to_bytes(8, "big"))
+            for label, content in sorted(side.keys()):
+                digest.update(label.to_bytes(4, "big") + content)
+        return digest.hexdigest()
+
+
+def ignore(count: int) -> None:
+    """An `Advance` that shows nothing."""
+
+
+def read_contents(split: Split, advance: Advance = ignore) -> SplitContents:
+    """Reads what is stored of every image, without decoding it.
+
+    Raises:
+      DataError: with the first ten images whose file cannot be read, and how many there are.
+    """
+    sides = []
+    for images in split:
+        digests = np.zeros((len(images), DIGEST_BYTES), np.uint8)
+        problems = []
+        for index, found in enumerate(_for_each(images, _digest, advance)):
+            if isinstance(found, bytes):
+                digests[index] = np.frombuffer(found, np.uint8)
+            else:
+                problems.append(found)
+        _refuse(problems)
+        sides.append(Contents(images.ids, images.labels, digests))
+    return SplitContents(*sides, split.train.class_names)
+
+
+class Repeated(NamedTuple):
+    """Images with the same pixels, whatever their files: each entry names all of one group.
+
+    Attributes:
+      leaked: groups with images on both sides, tested and trained on.
+      copies: the other groups.
+    """
+
+    leaked: list[list[str]]
+    copies: list[list[str]]
+
+
+def verify(split: Split, advance: Advance = ignore) -> Repeated:
+    """Decodes every image; returns those that occur more than once.
+
+    Raises:
+      DataError: with the first ten images that cannot be read, and how many there are.
+    """
+    problems: list[str] = []
+    same: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
+    for side, images in enumerate(split):
+        for index, found in enumerate(_for_each(images, _pixel_digest, advance)):
+            if isinstance(found, bytes):
+                same[found].append((side, f"{images.name}: {images.ids[index]}"))
+            else:
+                problems.append(found)
+    _refuse(problems)
+    found = Repeated([], [])
+    for group in same.values():
+        names = [name for _, name in group]
+        if len({side for side, _ in group}) == 2:
+            found.leaked.append(names)
+        elif len(group) > 1:
+            found.copies.append(names)
+    return found
+
+
+def told_leaks(leaked: list[list[str]]) -> str:
+    """One sentence on the groups of `Repeated.leaked`, and the first of them."""
+    groups = [" = ".join(group) for group in leaked]
+    what = "1 image is" if len(leaked) == 1 else f"{len(leaked)} images are"
+    return f"{what} both trained and tested on (the same pixels):{summarise(groups)}"
+
+
+def order_of(then: Contents, now: Contents) -> tuple[np.ndarray, list[str], list[str]]:
+    """Finds the images of an earlier reading in a newer one.
+
+    Returns:
+      (rows int64 [n] of `now` in the order of `then`, the ids of `then` that are gone, the ids of
+      `now` that are new). Copies of one image are taken in their own order.
+    """
+    places: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for row, key in enumerate(now.keys()):
+        places[key].append(row)
+    rows, gone = [], []
+    for name, key in zip(then.ids.tolist(), then.keys(), strict=True):
+        if places[key]:
+            rows.append(places[key].pop(0))
+        else:
+            gone.append(name)
+    new = sorted(row for left in places.values() for row in left)
+    return np.array(rows, np.int64), gone, now.ids[new].tolist()
+
+
+def arrays_of(contents: SplitContents) -> dict[str, np.ndarray]:
+    """The contents as arrays to store; `contents_of` is the inverse."""
+    return {
+        f"{side}_{name}": array
+        for side in ("train", "test")
+        for name, array in getattr(contents, side)._asdict().items()
+    } | {"class_names": np.array(contents.class_names, str)}
+
+
+def contents_of(arrays: Any) -> SplitContents:
+    """The contents that `arrays_of` gave; raises KeyError where one is missing."""
+    sides = (
+        Contents(*(arrays[f"{side}_{name}"] for name in Contents._fields))
+        for side in ("train", "test")
+    )
+    return SplitContents(*sides, tuple(arrays["class_names"].tolist()))
+
+
+def _for_each(
+    images: ImageSet, function: Callable[[Encoded, str], bytes], advance: Advance
+) -> Iterator[bytes | str]:
+    """The function's result for every image, in a pool of threads; a refusal becomes its text."""
+
+    def one(index: int) -> bytes | str:
+        name = f"{images.name}: {images.ids[index]}"
+        try:
+            (encoded,) = images.fetch([index])
+            return function(encoded, name)
+        except DataError as error:
+            return str(error)
+        except OSError as error:
+            return f"{name}: cannot be read ({error.strerror or error})"
+
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    try:
+        for found in pool.map(one, range(len(images))):
+            advance(1)
+            yield found
+    finally:  # also after Ctrl-C, without the images that were still to come
+        pool.shutdown(cancel_futures=True)
+
+
+def _digest(encoded: Encoded, name: str) -> bytes:
+    if isinstance(encoded, pathlib.Path):
+        encoded = encoded.read_bytes()
+    if isinstance(encoded, np.ndarray):
+        encoded = f"{encoded.dtype} {encoded.shape}".encode() + encoded.tobytes()
+    return hashlib.sha256(encoded).digest()[:DIGEST_BYTES]
+
+
+def _pixel_digest(encoded: Encoded, name: str) -> bytes:
+    image = decode(encoded, name)
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        what = "1 image" if len(problems) == 1 else f"{len(problems)} images"
+        raise DataError(f"{what} cannot be read:{summarise(problems)}")

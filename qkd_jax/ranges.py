@@ -1,0 +1,76 @@
+"""What a setting may be: declared beside its default, checked in one place, refused in one grammar.
+
+    epochs: int = setting(20, low=0)
+
+A section may also have `conflicts(self)`, which yields (name, what was expected) for settings that
+do not fit one another.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+KEY = "qkd_jax"  # where a field's metadata has its `Rule`
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of a setting beside its type and default.
+
+    Attributes:
+      low, high: the least and the largest value.
+      above, below: the same, not included.
+      zero: what 0 stands for, such as "all"; told in the refusal.
+      may_change: True where another value cannot change a result, so that a run may continue with
+        it: paths, devices, batch sizes of evaluation.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    zero: str = ""
+    may_change: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether a number is in the range; what is no number has no range."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return True
+        return self.low <= value <= self.high and self.above < value < self.below
+
+    def __str__(self) -> str:
+        """The range in words, such as "0 (all) or more"."""
+        zero = f"0 ({self.zero})" if self.zero else "0"
+        low = zero if self.low == 0 else str(self.low)
+        if self.low > -math.inf and self.high < math.inf:
+            return f"{low} to {self.high}"
+        if self.low > -math.inf and self.below < math.inf:
+            return f"{low} to below {self.below}"
+        if self.low > -math.inf:
+            return f"{low} or more" if self.low == 0 else f"at least {low}"
+        return f"above {self.above}"
+
+
+def setting(default: Any, **rule: Any) -> Any:
+    """A field of a settings dataclass with its `Rule`."""
+    return dataclasses.field(default=default, metadata={KEY: Rule(**rule)})
+
+
+def rule_of(field: dataclasses.Field) -> Rule:
+    """The rule of one setting; a setting without one may be anything of its type."""
+    return field.metadata.get(KEY, Rule())
+
+
+def problems_of(section: Any, prefix: str) -> Iterator[str]:
+    """A line for each setting of one section that is out of its range or does not fit another."""
+    in_range = True
+    for field in dataclasses.fields(section):
+        value, rule = getattr(section, field.name), rule_of(field)
+        if not rule.allows(value):
+            in_range = False
+            yield f"{prefix}{field.name}: expected {rule}, found {value!r}"
+    if in_range and hasattr(section, "conflicts"):
+        for name, expected in section.conflicts():
+            yield f"{prefix}{name}: expected {expected}, found {getattr(section, name)!r}"

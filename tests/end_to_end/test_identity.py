@@ -1,0 +1,294 @@
+"""What makes a run the same run: its settings that count and the content of its images, not where
+they lie or how they are called; and what is known to be wrong is told before the first step.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qkd_jax import cli
+from qkd_jax.run_folder import exclusive
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+CLASSES, TRAIN, TEST = 4, 5, 2
+OPTIONS = (
+    *("data.source=folder", "data.num_classes=0", "protocol.increment=2", "train.devices=1"),
+    *("train.epochs=1", "train.checkpoint_every=1", "train.batch_size=4"),
+)
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "data"
+    for label in range(CLASSES):
+        for n in range(TRAIN):
+            picture(root / f"train/c{label}/{n}.png", 100 * label + n)
+        for n in range(TEST):
+            picture(root / f"test/c{label}/{n}.png", 100 * label + 50 + n)
+    return root
+
+
+class Runs:
+    """The same command again and again, in one `out`."""
+
+    def __init__(self, out, capsys):
+        self.out, self.capsys = out, capsys
+
+    def __call__(self, data, *more, method="finetune", settings=()):
+        chosen = [part for s in (*OPTIONS, *settings) for part in ("--set", s)]
+        arguments = ["run", "smoke", "--method", method, "--bare", *chosen, "--data", str(data)]
+        code = cli.main([*arguments, "--out", str(self.out), *more])
+        told = self.capsys.readouterr()
+        assert "Traceback" not in told.err
+        return code, told.out, told.err
+
+    def folder(self, method="finetune"):
+        return self.out / f"smoke/{method}/seed1993"
+
+    def summary(self, method="finetune"):
+        return json.loads((self.folder(method) / "summary.json").read_text())
+
+    def losses(self):
+        lines = (self.folder() / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    def reopen(self, method="finetune"):
+        """As a kill before the last checkpoint would leave it."""
+        folder = self.folder(method)
+        kept = (folder / "checkpoints").glob("[0-9]*")
+        shutil.rmtree(max(kept, key=lambda path: int(path.name)))
+        path = folder / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
+
+
+@pytest.fixture
+def runs(tmp_path, capsys):
+    return Runs(tmp_path / "runs", capsys)
+
+
+def results(summary):
+    return {k: v for k, v in summary.items() if "seconds" not in k and "second" not in k
+            and k not in ("peak_memory_mb", "compilations", "devices")}  # fmt: skip
+
+
+def stop_in_the_middle(runs, data, monkeypatch):
+    """Leaves the run in its second task, after its second step of three."""
+    from qkd_jax.run import _Loop
+
+    save = _Loop._save
+
+    def stops(self, checkpoints, finished_tasks):
+        save(self, checkpoints, finished_tasks)
+        if int(self.state.task) == 1 and int(self.state.step) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_save", stops)
+        assert runs(data)[0] == 130
+    return runs
+
+
+def test_moved_renamed_and_reordered_files_are_the_same_data(runs, data, tmp_path, monkeypatch):
+    """The run goes on in the order it began with, to the same numbers as without a stop."""
+    assert runs(data)[0] == 0
+    straight = results(runs.summary())
+    shutil.rmtree(runs.out)
+    stop_in_the_middle(runs, data, monkeypatch)
+    moved = tmp_path / "elsewhere/of other name"
+    shutil.copytree(data, moved)
+    shutil.rmtree(data)
+    for number, path in enumerate(sorted(moved.glob("*/*/*.png"), reverse=True)):
+        path.rename(path.with_name(f"{number:03d} new.png"))  # the names sort the other way round
+    code, out, error = runs(f"{moved}/")
+    assert code == 0, error
+    assert "continuing after task 1, step 2" in out
+    assert results(runs.summary()) == straight
+    assert str(moved) in json.loads((runs.folder() / "config.json").read_text())["data"]["path"]
+    assert runs(moved)[0] == 0  # finished
+
+
+def test_other_pixels_under_the_same_names_are_other_data(runs, data):
+    assert runs(data, method="simplecil")[0] == 0
+    for a, b in (("c0", "t"), ("c1", "c0"), ("t", "c1")):  # two classes change places
+        (data / "train" / a).rename(data / "train" / b)
+    code, _, error = runs(data, method="simplecil")
+    assert code == 1 and "begun with other data" in error and "10 differences" in error
+    assert "train/c0/0.png: other content" in error and "--variant" in error
+
+
+@pytest.mark.parametrize("change", ["changed", "added", "gone", "class renamed"])
+def test_what_changed_is_named(runs, data, change):
+    assert runs(data, method="simplecil")[0] == 0
+    if change == "changed":
+        picture(data / "test/c2/1.png", 9)
+        expected = ["test/c2/1.png: other content"]
+    elif change == "added":
+        picture(data / "train/c2/more.png", 9)
+        expected = ["train/c2/more.png: new"]
+    elif change == "gone":
+        (data / "train/c2/3.png").unlink()
+        expected = ["train/c2/3.png: gone", "--allow-removed"]
+    else:
+        for part in ("train", "test"):
+            (data / part / "c2").rename(data / part / "c2b")
+        expected = ["names of the classes differ: c2, c2b"]
+    for _ in range(2):  # a refusal changes nothing
+        code, _, error = runs(data, method="simplecil")
+        assert code == 1 and "other data" in error
+        for part in expected:
+            assert part in error
+        assert ("--allow-removed" in error) == (change == "gone")
+
+
+def test_images_may_be_removed_if_the_user_says_so(runs, data, monkeypatch):
+    """From the past, the present and the future of a run, and from its test images."""
+    stop_in_the_middle(runs, data, monkeypatch)
+    order = json.loads((runs.folder() / "class_order.json").read_text())["order"]
+    gone = [f"train/c{order[0]}/0.png", f"train/c{order[2]}/1.png", f"test/c{order[0]}/0.png"]
+    gone += [f"train/c{order[3]}/{n}.png" for n in range(3)]
+    for name in gone:
+        (data / name).unlink()
+    code, _, error = runs(data)
+    assert code == 1 and "6 differences" in error
+    code, out, error = runs(data, "--allow-removed")
+    assert code == 0, error
+    assert "continuing after task 1, step 2" in out
+    environment = json.loads((runs.folder() / "environment.json").read_text())
+    assert sorted(environment["removed_images"]) == sorted(gone)
+    matrix = json.loads((runs.folder() / "matrix.json").read_text())
+    assert matrix["total"] == [[4, 0], [3, 4]]
+    assert runs.summary()["finished"] is True
+    # From now on the images that are left are those of the run.
+    assert runs(data)[0] == 0
+    picture(data / gone[0], 9)
+    assert runs(data)[0] == 1
+
+
+def test_settings_that_cannot_change_a_result_may_change(runs, data):
+    assert runs(data)[0] == 0
+    straight = results(runs.summary())
+    free = ("train.eval_batch_size=3", "train.checkpoint_every=50", "train.devices=2")
+    assert runs(data, settings=free)[0] == 0  # finished: just told
+    runs.reopen()
+    code, out, error = runs(data, settings=free)
+    assert code == 0, error
+    assert "continuing after task 1" in out
+    # Predictions of float32 sums in another order; this far from a tie they are the same.
+    assert results(runs.summary()) == straight
+    stored = json.loads((runs.folder() / "config.json").read_text())
+    assert stored["train"]["devices"] == 2 and stored["train"]["eval_batch_size"] == 3
+    code, _, error = runs(data, settings=(*free, "train.learning_rate=0.5"))
+    assert code == 1 and error.count("->") == 1 and "train.learning_rate" in error
+
+
+def test_every_broken_image_is_listed_before_the_first_step(runs, data):
+    (data / "train/c3/9.jpg").write_text("no image")
+    (data / "test/c2/9.png").write_bytes(b"\x89PNG\r\n\x1a\ncut")
+    code, out, error = runs(data)
+    assert code == 1 and "2 images cannot be read" in error
+    assert "c3/9.jpg" in error and "c2/9.png" in error
+    assert "task" not in out and not runs.out.exists()
+    for name in ("train/c3/9.jpg", "test/c2/9.png"):
+        (data / name).unlink()
+    assert runs(data)[0] == 0
+
+
+def test_an_image_that_breaks_later_may_be_removed(runs, data, monkeypatch):
+    """The bytes of a file rot while the run stands: the refusal names it and the way to go on."""
+    stop_in_the_middle(runs, data, monkeypatch)
+    broken = data / "train/c0/2.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    code, _, error = runs(data)
+    assert code == 1 and "train/c0/2.png: other content" in error
+    broken.unlink()
+    assert runs(data, "--allow-removed")[0] == 0
+
+
+def test_classes_without_test_images_are_named_before_anything_is_made(runs, data, tmp_path):
+    whole = tmp_path / "whole"
+    for part in ("train", "test"):
+        for path in (data / part).glob("*/*"):
+            target = whole / path.parent.name / f"{part}{path.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    files = sorted(whole.glob("*/*"))
+    for missing, role in (("test", "a test image"), ("train", "a training image")):
+        lines = []
+        for file in files:
+            side = "test" if file.name.startswith("test") else "train"
+            if file.parent.name in ("c1", "c2") and side == missing:
+                side = "train" if missing == "test" else "test"
+            lines.append(f"{file.relative_to(whole).as_posix()}\t{side}")
+        split = tmp_path / "split.tsv"
+        split.write_text("\n".join(lines))
+        code, _, error = runs(whole, settings=(f"data.split_file={split}",))
+        assert code == 1 and f"expected {role} of every class" in error, error
+        assert "'c1', 'c2'" in error and not runs.out.exists()
+
+
+def test_test_images_that_are_trained_on_are_told(runs, data):
+    """The same pixels under another name and in another format."""
+    with Image.open(data / "train/c1/0.png") as image:
+        image.save(data / "test/c1/leak.bmp")
+    code, out, _ = runs(data, method="simplecil")
+    assert code == 0
+    assert "warning: 1 image is both trained and tested on" in out
+    assert "train/c1/0.png" in out and "test/c1/leak.bmp" in out
+    environment = json.loads((runs.folder("simplecil") / "environment.json").read_text())
+    assert len(environment["leaked_test_images"]) == 1
+
+
+@pytest.mark.parametrize("devices", [3, 5, 8])
+def test_batches_need_not_divide_over_the_devices(runs, data, devices):
+    """Padded and masked: the losses of one device, whatever the number."""
+    assert runs(data)[0] == 0
+    one = runs.losses()
+    shutil.rmtree(runs.out)
+    assert runs(data, settings=(f"train.devices={devices}",))[0] == 0
+    many = runs.losses()
+    # Float32 sums of 4 rows in another order, over 3 steps per task.
+    np.testing.assert_allclose(many, one, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "variant", ["lr/0.1", "../up", "..", ".hidden", "a\\b", "a\nb", " ", "x" * 101]
+)
+def test_a_variant_is_a_plain_folder_name(runs, data, variant):
+    code, _, error = runs(data, "--variant", variant, method="simplecil")
+    assert code == 1 and "--variant: expected a plain folder name" in error
+    assert not runs.out.exists()
+
+
+def test_an_experiment_is_a_plain_folder_name(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from qkd_jax.config import Config\n"
+        "def get_config(method):\n"
+        "    return Config(experiment='../x', method=method)\n"
+    )
+    code = cli.main(["run", str(path), "--out", str(tmp_path / "runs")])
+    assert code == 1 and "experiment: expected a plain folder name" in capsys.readouterr().err
+
+
+def test_a_home_folder_is_expanded(runs, data, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runs("~/data", "--out", "~/runs", method="simplecil")[0] == 0
+    assert runs.summary("simplecil")["finished"] is True
+
+
+def test_a_run_being_read_or_run_is_told(runs, data):
+    assert runs(data, method="simplecil")[0] == 0
+    runs.reopen(method="simplecil")
+    with exclusive(runs.folder("simplecil")):
+        code, _, error = runs(data, method="simplecil")
+    assert code == 1 and "another process is running in or reading" in error
