@@ -4,6 +4,7 @@ A checkpoint is visible only when it is complete (orbax writes aside and renames
 not in it: it is frozen, and its hash is in the run's environment.json.
 """
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable
@@ -121,7 +122,14 @@ class Checkpoints:
             found = self._manager.restore(number, args=args)
             return (_with_arrays(state, found["arrays"]), found["meta"]), ""
         except Exception as error:  # orbax raises many kinds for damaged files
-            return None, _reason(error)
+            failure = _reason(error)
+        # The reads that were still to come when one failed complain, at length, when they are
+        # collected: here, where what they say is known.
+        narrator = logging.getLogger("asyncio")
+        narrator.disabled, before = True, narrator.disabled
+        gc.collect()
+        narrator.disabled = before
+        return None, failure
 
 
 def _arrays(state: LearnerState) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def not_finite(state: LearnerState) -> str | None:
     """The path of the first kept array with NaN or infinite numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(_arrays(state)):
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
-            return jax.tree_util.keystr(path)
+            return jax.tree_util.keystr(path, simple=True, separator=".")
     return None
 
 
