@@ -24,13 +24,13 @@ def renditions(path: pathlib.Path = RENDITIONS) -> Split:
       DataError: the packaged file is missing or not the one that was built.
     """
     if not path.is_file():
-        raise DataError(f"{path}: packaged file is missing; install the package again")
+        raise DataError(f"{path}: expected a file of the package, found none. Install it again")
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != RENDITIONS_SHA256:
         raise DataError(
-            f"{path}: damaged: expected sha256 {RENDITIONS_SHA256}, found {found}; "
-            "install the package again"
+            f"{path}: damaged: expected sha256 {RENDITIONS_SHA256}, found {found}. "
+            "Install the package again"
         )
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         fields = {name: file[name] for name in file.files}
@@ -65,28 +65,39 @@ def synthetic(
 ) -> Split:
     """Learnable patterns: each class is a plane wave of its own direction, pace and colour.
 
-    The phase is random and noise is added, so that images of a class differ. For tests and smoke
-    runs; a number measured on it says nothing about a method.
-    """
+    The phase is random and noise is added, so that images of a class differ. A class is the same
+    however many there are. For tests and smoke runs; a number measured on it says nothing about a
+    method.
 
-    def draw(part: int, per_class: int) -> ImageSet:
-        noise = np.random.default_rng([seed, 1, part])
-        looks = np.random.default_rng([seed, 0])
-        angle = looks.uniform(0.0, np.pi, num_classes)
-        waves = looks.uniform(1.0, 4.0, num_classes)
-        colour = looks.uniform(-1.0, 1.0, (num_classes, 3))
-        labels = np.repeat(np.arange(num_classes), per_class)
-        phase = noise.uniform(0.0, 2.0 * np.pi, len(labels))
-        y, x = np.meshgrid(np.arange(side) / side, np.arange(side) / side, indexing="ij")
-        along = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
-        wave = np.sin(
-            2.0 * np.pi * waves[labels, None, None] * along[labels] + phase[:, None, None]
-        )
-        pixels = 128.0 + 40.0 * wave[..., None] + 70.0 * colour[labels, None, None, :]
-        pixels = pixels + noise.normal(0.0, 12.0, pixels.shape)
+    Raises:
+      DataError: a number is below 1.
+    """
+    numbers = {
+        "num_classes": num_classes,
+        "train_per_class": train_per_class,
+        "test_per_class": test_per_class,
+        "side": side,
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            raise DataError(f"synthetic: {name}: expected at least 1, found {number}")
+    y, x = np.meshgrid(np.arange(side) / side, np.arange(side) / side, indexing="ij")
+
+    def draw_class(label: int, part: int, number: int) -> np.ndarray:
+        look = np.random.default_rng([seed, 0, label])
+        angle, pace = look.uniform(0.0, np.pi), look.uniform(1.0, 4.0)
+        colour = look.uniform(-1.0, 1.0, 3)
+        noise = np.random.default_rng([seed, 1, part, label])
+        phase = noise.uniform(0.0, 2.0 * np.pi, (number, 1, 1))
+        wave = np.sin(2.0 * np.pi * pace * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+        pixels = 128.0 + 40.0 * wave[..., None] + 70.0 * colour
+        pixels += noise.normal(0.0, 12.0, pixels.shape)
+        return np.clip(pixels, 0.0, 255.0).astype(np.uint8)
+
+    def draw(part: int, number: int) -> ImageSet:
         return from_arrays(
-            np.clip(pixels, 0.0, 255.0).astype(np.uint8),
-            labels,
+            np.concatenate([draw_class(label, part, number) for label in range(num_classes)]),
+            np.repeat(np.arange(num_classes), number),
             class_names=[f"wave {k}" for k in range(num_classes)],
             name=f"synthetic/{('train', 'test')[part]}",
         )

@@ -3,9 +3,13 @@
 TensorFlow is needed once, to download and convert (`prepare`); after that never again.
 """
 
+import http.client
 import os
 import pathlib
+import shlex
+import urllib.error
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +19,7 @@ from qkd_jax.data.splits import fifth_to_test, summarise
 from qkd_jax.errors import DataError
 
 RECORDS_AT_ONCE = 512
+DOWNLOAD_RETRIES = 2
 ID_FEATURES = ("file_name", "image/filename", "filename", "id")
 
 
@@ -23,9 +28,14 @@ def open_tfds(
 ) -> Split:
     """Opens a prepared data set that has an `image` and a class label.
 
-    Its own train and test (or validation) splits are used; a set that has only one split is divided
-    by `splitter`, by default `splits.fifth_to_test`. With a `splitter`, all images are put together
-    first. Labels are renumbered to the classes that occur (ImageNet-R declares 1000 and has 200).
+    Its own train and test splits are used, or its validation split where there is no test split or
+    one without labels. A set that has only one split is divided by `splitter`, by default
+    `splits.fifth_to_test`. With a `splitter`, all these images are put together first. Images
+    without a label (tensorflow-datasets gives them the label -1) are left out; the name of the set
+    tells how many. Labels are renumbered to the classes that occur (ImageNet-R declares 1000 and
+    has 200).
+
+    Ids are the names that the set gives its images; where these repeat, `<split>/<position>`.
 
     Args:
       name: as tensorflow-datasets calls it, `caltech_birds2011` or `domainnet/real`.
@@ -33,71 +43,125 @@ def open_tfds(
       splitter: (ids [N], labels [N]) -> bool [N], True for test.
 
     Raises:
-      DataError: not prepared, not array_record, or not images with class labels.
+      DataError: not prepared, not array_record, not images with class labels, or without a label
+        in a split.
     """
     builder = _builder(name, path)
-    splits = [split for split in ("train", "test", "validation") if split in builder.info.splits]
-    if not splits:
+    if not builder.info.splits:
         raise DataError(_how_to_prepare(name, path, "is not prepared"))
-    image_key, label_key = _keys(builder, name)
-    # A set with train and test leaves its validation split alone.
-    parts = [_read(builder, name, split, image_key, label_key) for split in splits[:2]]
+    features = _keys(builder, name)
+    declared = builder.info.features[features.label].names
+    parts = _labelled_parts(builder, name, features, splitter is not None)
     occurring = np.unique(np.concatenate([part.labels for part in parts]))
-    declared = builder.info.features[label_key].names
+    if occurring[-1] >= len(declared):
+        raise DataError(
+            f"tfds:{name}: expected labels below {len(declared)}, found {occurring[-1]}"
+        )
     class_names = tuple(declared[label] for label in occurring)
+
+    def as_set(*parts: _Part, name: str) -> ImageSet:
+        return _image_set(parts, features.image, name, occurring, class_names)
+
     if splitter is None and len(parts) == 2:
         problems = [
-            f"class {declared[label]!r} is not in {split}"
-            for split, part in zip(splits, parts, strict=False)
+            f"class {declared[label]!r} is not in {part.split}"
+            for part in parts
             for label in np.setdiff1d(occurring, part.labels)
         ]
         if problems:
             raise DataError(f"tfds:{name}: {len(problems)} problems:{summarise(problems)}")
-        train, test = (_renumber(part, occurring, class_names) for part in parts)
-        return Split(train=train, test=test)
-    everything = _renumber(_join(parts, f"tfds:{name}"), occurring, class_names)
+        return Split(*(as_set(part, name=f"tfds:{name}/{part.split}") for part in parts))
+    everything = as_set(*parts, name=f"tfds:{name}")
     is_test = (splitter or fifth_to_test)(everything.ids, everything.labels)
     return Split(
-        train=everything.take(np.flatnonzero(~is_test), f"tfds:{name}/train"),
-        test=everything.take(np.flatnonzero(is_test), f"tfds:{name}/test"),
+        train=everything.take(np.flatnonzero(~is_test), f"{everything.name}/train"),
+        test=everything.take(np.flatnonzero(is_test), f"{everything.name}/test"),
     )
 
 
 def prepare(name: str, path: str | os.PathLike | None = None) -> pathlib.Path:
     """Downloads a data set and writes it as array_record; returns its folder.
 
+    Archives that lie in `downloads/manual` of the data folder under their own names are taken
+    instead of a download.
+
     Raises:
-      DataError: TensorFlow, which the builders of tensorflow-datasets need for this, is missing.
+      DataError: TensorFlow, which the builders of tensorflow-datasets need for this, is missing; a
+        file cannot be downloaded (the message says which to put where) or is not the expected one.
+      OSError: the disk is full or cannot be written.
     """
+    import requests
+    from tensorflow_datasets.core.download import download_manager, downloader, util
+
     builder = _builder(name, path)
+    retries = downloader.MAX_RETRIES
+    # With the ten retries of tensorflow-datasets, a machine without network waits four minutes.
+    downloader.MAX_RETRIES = DOWNLOAD_RETRIES
     try:
         builder.download_and_prepare()
     except ImportError as error:
         raise DataError(
             f"tfds:{name}: preparing needs TensorFlow once ({error}): pip install 'qkd_jax[tfds]', "
-            f"then python -m qkd_jax data prepare {name}"
+            f"then {_command(name, path)}"
         ) from error
+    except (
+        requests.exceptions.RequestException,
+        urllib.error.URLError,
+        http.client.HTTPException,
+        ConnectionError,
+        TimeoutError,
+        util.DownloadError,
+        download_manager.NonMatchingChecksumError,
+    ) as error:
+        raise DataError(_how_to_download(builder, name, path, error)) from error
+    except AssertionError as error:
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is None:
+            raise
+        raise DataError(
+            f"tfds:{name}: expected files that only you can fetch. {error}\n"
+            f"Then {_command(name, path)}"
+        ) from error
+    finally:
+        downloader.MAX_RETRIES = retries
     return pathlib.Path(builder.data_dir)
 
 
+def _how_to_download(builder, name: str, path: str | os.PathLike | None, error: Exception) -> str:
+    files = {info.filename: url for url, info in (builder.url_infos or {}).items() if info.filename}
+    told = f"tfds:{name}: cannot download: {str(error) or type(error).__name__}. "
+    if not files:
+        return f"{told}Repeat with a network: {_command(name, path)}"
+    manual = pathlib.Path(builder.data_dir_root, "downloads", "manual")
+    listed = summarise([f"{file} from {url}" for file, url in sorted(files.items())])
+    return (
+        f"{told}Repeat with a network, or fetch elsewhere what is needed of{listed}\n"
+        f"put it into {manual} under that name, then {_command(name, path)}"
+    )
+
+
 def _how_to_prepare(name: str, path: str | os.PathLike | None, state: str) -> str:
-    where = f" --path {os.fspath(path)}" if path is not None else ""
     return (
         f"tfds:{name} {state}. Once, with internet: pip install 'qkd_jax[tfds]' and "
-        f"python -m qkd_jax data prepare {name}{where}"
+        f"{_command(name, path)}"
     )
+
+
+def _command(name: str, path: str | os.PathLike | None) -> str:
+    where = f" --path {shlex.quote(os.fspath(path))}" if path is not None else ""
+    return f"python -m qkd_jax data prepare {name}{where}"
 
 
 def _builder(name: str, path: str | os.PathLike | None):
     import tensorflow_datasets as tfds
 
-    folder = None if path is None else os.fspath(path)
+    folder = None if path is None else os.path.expanduser(path)
     try:
         return tfds.builder(name, data_dir=folder, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         raise DataError(
-            f"tfds:{name}: tensorflow-datasets has no set of this name"
-            + (f", nor has {folder}" if folder else "")
+            f"tfds:{name}: expected the name of a set of tensorflow-datasets"
+            + (f" or of one in {folder}" if folder else "")
+            + ", found another"
         ) from None
     except ValueError as error:
         if "file_format" not in str(error) and "file format" not in str(error):
@@ -107,7 +171,33 @@ def _builder(name: str, path: str | os.PathLike | None):
         ) from error
 
 
-def _keys(builder, name: str) -> tuple[str, str]:
+class _Features(NamedTuple):
+    image: str
+    label: str
+    name: str | None
+
+
+class _Part(NamedTuple):
+    """The labelled images of one split.
+
+    Attributes:
+      split: its name.
+      rows: int64 [n], their positions in the split.
+      labels: int64 [n], as the set declares them.
+      names: n names that the set gives them, which may repeat; None where it gives none.
+      left_out: number of images without a label.
+      source: gives the records.
+    """
+
+    split: str
+    rows: np.ndarray
+    labels: np.ndarray
+    names: list[str] | None
+    left_out: int
+    source: Any
+
+
+def _keys(builder, name: str) -> _Features:
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features.items())
@@ -118,9 +208,36 @@ def _keys(builder, name: str) -> tuple[str, str]:
     label_key = next((key for key in (*supervised, "label") if key in labels), None)
     if image_key is None or label_key is None:
         raise DataError(
-            f"tfds:{name}: needs an image and a class label, found the features {sorted(features)}"
+            f"tfds:{name}: expected an image and a class label, found the features "
+            f"{sorted(features)}"
         )
-    return image_key, label_key
+    return _Features(
+        image_key, label_key, next((key for key in ID_FEATURES if key in features), None)
+    )
+
+
+def _labelled_parts(builder, name: str, features: _Features, any_will_do: bool) -> list[_Part]:
+    """The split to train on and, if there is another one with labels, the split to test on."""
+    splits = [split for split in ("train", "test", "validation") if split in builder.info.splits]
+    if not splits:
+        raise DataError(
+            f"tfds:{name}: expected a split train, test or validation, found "
+            f"{sorted(builder.info.splits)}"
+        )
+    parts, bare = [], []
+    for split in splits:
+        part = _read(builder, split, features)
+        (parts if len(part.rows) else bare).append(part)
+        if len(parts) == 2:  # a set with train and test leaves its validation split alone
+            break
+    wrong = bare and not (parts and any_will_do)
+    if wrong and (len(parts) < 2 or bare[0].split == splits[0]):
+        raise DataError(
+            f"tfds:{name}/{bare[0].split}: expected images with a label, found none among "
+            f"{bare[0].left_out} (label -1: no label). Those of other splits can be divided by a "
+            "split file (data.split_file)"
+        )
+    return parts
 
 
 def _records(source, indices: range | list[int]) -> Iterator[dict]:
@@ -128,60 +245,60 @@ def _records(source, indices: range | list[int]) -> Iterator[dict]:
         yield from source.__getitems__(list(indices[start : start + RECORDS_AT_ONCE]))
 
 
-def _read(builder, name: str, split: str, image_key: str, label_key: str) -> ImageSet:
+def _read(builder, split: str, features: _Features) -> _Part:
     import tensorflow_datasets as tfds
 
-    source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-    features = builder.info.features
-    id_key = next((key for key in ID_FEATURES if key in features), None)
-    labels = np.zeros(len(source), np.int32)
-    ids = [f"{split}/{index:07d}" for index in range(len(source))]
+    decoders = {features.image: tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(split, decoders=decoders)
+    labels = np.zeros(len(source), np.int64)
+    names = []
     for index, record in enumerate(_records(source, range(len(source)))):
-        labels[index] = record[label_key]
-        if id_key is not None:
-            found = record[id_key]
-            ids[index] = found.decode() if isinstance(found, bytes) else str(found)
-    return ImageSet(
-        name=f"tfds:{name}/{split}",
-        labels=labels,
-        ids=np.array(ids, str),
-        class_names=tuple(features[label_key].names),
-        fetch=lambda indices: [record[image_key] for record in _records(source, indices)],
+        labels[index] = record[features.label]
+        if features.name is not None and labels[index] >= 0:
+            found = record[features.name]
+            text = found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else found
+            names.append(str(text))
+    rows = np.flatnonzero(labels >= 0)
+    return _Part(
+        split=split,
+        rows=rows,
+        labels=labels[rows],
+        names=None if features.name is None else names,
+        left_out=len(source) - len(rows),
+        source=source,
     )
 
 
-def _renumber(images: ImageSet, occurring: np.ndarray, class_names: tuple[str, ...]) -> ImageSet:
-    return ImageSet(
-        name=images.name,
-        labels=np.searchsorted(occurring, images.labels).astype(np.int32),
-        ids=images.ids,
-        class_names=class_names,
-        fetch=images.fetch,
-        margin=images.margin,
-    )
-
-
-def _join(parts: list[ImageSet], name: str) -> ImageSet:
-    starts = np.cumsum([0, *map(len, parts)])
-    ids = np.concatenate([part.ids for part in parts])
-    if len(np.unique(ids)) != len(ids):
-        raise DataError(f"{name}: image ids are not unique, so the set cannot be split by id")
+def _image_set(
+    parts: tuple[_Part, ...],
+    image_key: str,
+    name: str,
+    occurring: np.ndarray,
+    class_names: tuple[str, ...],
+) -> ImageSet:
+    """The images of all parts behind each other."""
+    ids = [text for part in parts for text in part.names or [""]]
+    if len(set(ids)) < len(ids) or "" in ids:
+        ids = [f"{part.split}/{row:07d}" for part in parts for row in part.rows.tolist()]
+    left_out = sum(part.left_out for part in parts)
+    rows = np.concatenate([part.rows for part in parts])
+    owners = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
 
     def fetch(indices):
         indices = np.asarray(indices, np.int64)
-        owner = np.searchsorted(starts, indices, side="right") - 1
         fetched = [None] * len(indices)
         for number, part in enumerate(parts):
-            places = np.flatnonzero(owner == number)
-            encoded = part.fetch((indices[places] - starts[number]).tolist())
-            for place, image in zip(places, encoded, strict=True):
-                fetched[place] = image
+            places = np.flatnonzero(owners[indices] == number)
+            records = _records(part.source, rows[indices[places]].tolist())
+            for place, record in zip(places, records, strict=True):
+                fetched[place] = record[image_key]
         return fetched
 
+    labels = np.concatenate([part.labels for part in parts])
     return ImageSet(
-        name=name,
-        labels=np.concatenate([part.labels for part in parts]),
-        ids=ids,
-        class_names=parts[0].class_names,
+        name=name + (f" ({left_out} without a label left out)" if left_out else ""),
+        labels=np.searchsorted(occurring, labels).astype(np.int32),
+        ids=np.array(ids, str),
+        class_names=class_names,
         fetch=fetch,
     )

@@ -102,7 +102,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
     damaged.write_bytes(content)
     with pytest.raises(DataError, match=r"renditions.npz: damaged: expected sha256"):
         packaged.renditions(damaged)
-    with pytest.raises(DataError, match="is missing"):
+    with pytest.raises(DataError, match="expected a file of the package, found none"):
         packaged.renditions(tmp_path / "gone.npz")
 
 
@@ -119,14 +119,29 @@ def test_synthetic_is_deterministic_and_keyed():
     assert not set(first.train.ids.tolist()) & set(first.test.ids.tolist())
 
 
-def test_synthetic_is_learnable():
-    train, test = packaged.synthetic(num_classes=6, train_per_class=30, test_per_class=20)
+@pytest.mark.parametrize("num_classes", [1, 6, 13])
+def test_a_synthetic_class_is_the_same_however_many_there_are(num_classes):
+    for some, ten in zip(packaged.synthetic(num_classes), packaged.synthetic(10), strict=True):
+        shared = np.flatnonzero(ten.labels < num_classes)
+        assert some.labels[: len(shared)].tolist() == ten.labels[shared].tolist()
+        np.testing.assert_array_equal(some.load(np.arange(len(shared)), 32), ten.load(shared, 32))
+
+
+@pytest.mark.parametrize("name", ["num_classes", "train_per_class", "test_per_class", "side"])
+def test_synthetic_of_nothing_is_refused(name):
+    with pytest.raises(DataError, match=f"{name}: expected at least 1, found 0"):
+        packaged.synthetic(**{name: 0})
+
+
+@pytest.mark.parametrize("num_classes", [6, 10])
+def test_synthetic_is_learnable(num_classes):
+    train, test = packaged.synthetic(num_classes, train_per_class=30, test_per_class=20)
 
     def features(images):
         pixels = images.load(range(len(images)), 32) / 255.0
         spectrum = np.abs(np.fft.fft2(pixels.mean(axis=3)))[:, :6, :6].reshape(len(pixels), -1)
         return np.concatenate([pixels.mean(axis=(1, 2)) * 20, spectrum / 30], axis=1)
 
-    means = np.stack([features(train)[train.labels == k].mean(axis=0) for k in range(6)])
+    means = np.stack([features(train)[train.labels == k].mean(axis=0) for k in range(num_classes)])
     distance = ((features(test)[:, None] - means) ** 2).sum(axis=2)
     assert (distance.argmin(axis=1) == test.labels).mean() > 0.9

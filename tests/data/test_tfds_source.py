@@ -1,9 +1,14 @@
 """tensorflow-datasets without TensorFlow, on tiny sets that the test builds as array_record."""
 
+import contextlib
+import errno
+import hashlib
 import importlib.util
 import io
 import shutil
 import sys
+import urllib.error
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from qkd_jax.data.splits import fifth_to_test
 from qkd_jax.data.tfds_source import open_tfds
 from qkd_jax.errors import DataError
 
+requests = pytest.importorskip("requests")
 tfds = pytest.importorskip("tensorflow_datasets")
 
 CLASSES = {3: 10, 500: 25, 999: 12}  # label: images, as ImageNet-R a few of 1000 declared classes
@@ -58,7 +64,8 @@ class Mini(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for label, number in counts.items():
             for index in range(number):
                 name = f"n{label:08d}/art_{index}.jpg"
-                example = {"image": jpeg(label, index), "label": f"n{label:08d}"}
+                shown = f"n{label:08d}" if label >= 0 else -1
+                example = {"image": jpeg(label, index), "label": shown}
                 yield name, example | ({"file_name": name} if self.with_names else {})
 
 
@@ -76,6 +83,38 @@ class MiniBoth(Mini, skip_registration=True):
 class MiniUneven(Mini, skip_registration=True):
     name = "mini_uneven"
     parts = {"train": {3: 4, 7: 5}, "test": {3: 2}}  # noqa: RUF012
+
+
+class MiniHiddenTest(Mini, skip_registration=True):
+    name = "mini_hidden_test"
+    parts = {"train": {3: 3, 7: 3}, "test": {-1: 4}, "validation": {3: 2, 7: 2}}  # noqa: RUF012
+
+
+class MiniHidden(Mini, skip_registration=True):
+    name = "mini_hidden"
+    parts = {"train": {3: 10, 7: 10}, "test": {-1: 4}}  # noqa: RUF012
+
+
+class MiniSome(Mini, skip_registration=True):
+    name = "mini_some"
+    parts = {"train": {-1: 3, 3: 10, 7: 10}}  # noqa: RUF012
+    with_names = False
+
+
+class MiniNone(Mini, skip_registration=True):
+    name = "mini_none"
+    parts = {"train": {-1: 3}, "test": {3: 2}}  # noqa: RUF012
+
+
+class MiniRepeated(Mini, skip_registration=True):
+    """Each class counts its files from 0, and so does each split."""
+
+    name = "mini_repeated"
+    parts = {"train": {3: 3, 7: 3}, "test": {3: 2, 7: 2}}  # noqa: RUF012
+
+    def _examples(self, counts):
+        for key, example in super()._examples(counts):
+            yield key, example | {"file_name": key.split("/")[1]}
 
 
 class MiniPrepared(Mini):
@@ -100,7 +139,9 @@ class MiniLabelless(Mini, skip_registration=True):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    for kind in (MiniTestOnly, MiniBoth, MiniUneven, MiniLabelless):
+    kinds = (MiniTestOnly, MiniBoth, MiniUneven, MiniLabelless)
+    kinds += (MiniHiddenTest, MiniHidden, MiniSome, MiniNone, MiniRepeated)
+    for kind in kinds:
         kind(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
@@ -180,7 +221,7 @@ def test_classes_must_agree(data):
 
 
 def test_a_set_without_images_is_refused(data):
-    with pytest.raises(DataError, match=r"needs an image and a class label, found .*text"):
+    with pytest.raises(DataError, match=r"expected an image and a class label, found .*text"):
         open_tfds("mini_labelless", data)
 
 
@@ -193,7 +234,7 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
 
 
 def test_an_unknown_set_is_refused(tmp_path):
-    with pytest.raises(DataError, match="tfds:nonesuch: tensorflow-datasets has no set"):
+    with pytest.raises(DataError, match="tfds:nonesuch: expected the name of a set"):
         load_split("tfds:nonesuch", path=tmp_path)
 
 
@@ -243,3 +284,134 @@ def test_another_file_format_is_named(data, tmp_path):
     info.write_text(text.replace("array_record", "tfrecord"))
     with pytest.raises(DataError, match="is prepared in another format"):
         load_split("tfds:mini_both", path=tmp_path)
+
+
+def colour_of(images, index):
+    return images.load([index], 8)[0, 0, 0].astype(int)
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(data):
+    train, test = load_split("tfds:mini_hidden_test", path=data)
+    assert train.class_names == test.class_names == ("n00000003", "n00000007")
+    assert (len(train), len(test)) == (6, 4) and test.name == "tfds:mini_hidden_test/validation"
+
+
+def test_a_split_without_labels_is_named(data, tmp_path):
+    for name, split, number in (("mini_hidden", "test", 4), ("mini_none", "train", 3)):
+        with pytest.raises(DataError) as caught:
+            load_split(f"tfds:{name}", path=data)
+        message = f"tfds:{name}/{split}: expected images with a label, found none among {number}"
+        assert message in str(caught.value) and "label -1: no label" in str(caught.value)
+    # What has labels can still be divided by hand.
+    ids = [f"n{k:08d}/art_{i}.jpg" for k in (3, 7) for i in range(10)]
+    file = tmp_path / "split.tsv"
+    file.write_text("".join(f"{name}\t{('train', 'test')[i % 2]}\n" for i, name in enumerate(ids)))
+    train, test = load_split("tfds:mini_hidden", path=data, split_file=file)
+    assert (len(train), len(test)) == (10, 10)
+
+
+def test_images_without_a_label_are_left_out_and_counted(data):
+    split = load_split("tfds:mini_some", path=data)
+    assert split.train.class_names == ("n00000003", "n00000007")
+    assert (len(split.train), len(split.test)) == (16, 4)
+    assert "(3 without a label left out)" in split.train.name
+    for images in split:
+        for index, label in enumerate(images.labels.tolist()):
+            # JPEG of one colour is exact to a few levels.
+            assert abs(colour_of(images, index)[0] - (3, 7)[label]) <= 2
+
+
+def test_names_that_repeat_are_replaced_by_positions(data, tmp_path):
+    train, test = load_split("tfds:mini_repeated", path=data)
+    assert sorted(train.ids.tolist()) == [f"train/{i:07d}" for i in range(6)]
+    assert sorted(test.ids.tolist()) == [f"test/{i:07d}" for i in range(4)]
+    file = tmp_path / "split.tsv"
+    ids = [*train.ids.tolist(), *test.ids.tolist()]
+    file.write_text("".join(f"{name}\t{('train', 'test')[i % 2]}\n" for i, name in enumerate(ids)))
+    joined = load_split("tfds:mini_repeated", path=data, split_file=file)
+    whole = np.concatenate([part.load(range(len(part)), 8) for part in (train, test)])
+    np.testing.assert_array_equal(joined.test.load(range(5), 8), whole[1::2])
+
+
+URL = "https://downloads.invalid/mini.zip"
+
+
+class MiniDownloaded(Mini):
+    name = "mini_downloaded"
+    fault = None
+
+    def _split_generators(self, download_manager):
+        if self.fault is not None:
+            raise self.fault
+        archive = download_manager.download(URL)
+        with zipfile.ZipFile(archive) as file:
+            counts = {3: int(file.read("number"))}
+        return {"train": self._examples(counts)}
+
+
+def url_infos(content=b""):
+    digest = hashlib.sha256(content).hexdigest()
+    return {
+        URL: tfds.core.download.checksums.UrlInfo(
+            size=len(content), checksum=digest, filename="mini.zip"
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        requests.exceptions.ConnectionError("no route"),
+        requests.exceptions.ReadTimeout("no answer"),
+        urllib.error.URLError("no route"),
+        tfds.core.download.util.DownloadError("Failed to get url: 404"),
+        ConnectionResetError("reset"),
+    ],
+)
+def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(MiniDownloaded, "fault", fault)
+    monkeypatch.setattr(MiniDownloaded, "url_infos", url_infos())
+    before = tfds.core.download.downloader.MAX_RETRIES
+    with pytest.raises(DataError) as caught:
+        prepare("mini_downloaded", tmp_path)
+    message = str(caught.value)
+    assert message.startswith("tfds:mini_downloaded: cannot download: ") and str(fault) in message
+    assert f"mini.zip from {URL}" in message
+    assert str(tmp_path / "downloads" / "manual") in message
+    assert f"python -m qkd_jax data prepare mini_downloaded --path {tmp_path}" in message
+    assert tfds.core.download.downloader.MAX_RETRIES == before
+
+
+def test_downloads_are_tried_few_times(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        MiniDownloaded,
+        "_split_generators",
+        lambda self, manager: seen.append(tfds.core.download.downloader.MAX_RETRIES) or {},
+    )
+    with contextlib.suppress(Exception):
+        prepare("mini_downloaded", tmp_path)
+    assert seen == [2]
+
+
+def test_a_full_disk_stays_an_error_of_the_disk(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(MiniDownloaded, "fault", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare("mini_downloaded", tmp_path)
+
+
+def test_an_archive_in_the_manual_folder_is_taken(tmp_path, monkeypatch):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    with zipfile.ZipFile(manual / "mini.zip", "w") as file:
+        file.writestr("number", "7")
+    monkeypatch.setattr(MiniDownloaded, "url_infos", url_infos((manual / "mini.zip").read_bytes()))
+    prepare("mini_downloaded", tmp_path)
+    assert sum(map(len, load_split("tfds:mini_downloaded", path=tmp_path))) == 7
+    # Another archive of that name is not believed.
+    again = tmp_path / "again"
+    shutil.copytree(manual, again / "downloads" / "manual")
+    monkeypatch.setattr(MiniDownloaded, "url_infos", url_infos(b"another"))
+    with pytest.raises(DataError, match=r"cannot download: .*wrong checksum"):
+        prepare("mini_downloaded", again)
