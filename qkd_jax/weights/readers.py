@@ -3,10 +3,13 @@
 The arrays keep their stored values; `load.assemble` checks names, shapes, dtypes and finiteness.
 """
 
+import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from qkd_jax.errors import WeightsError
@@ -14,23 +17,24 @@ from qkd_jax.errors import WeightsError
 Arrays = dict[str, np.ndarray]
 
 
+class DamagedFile(WeightsError):
+    """A weight file that can be opened, but holds something else than its name says."""
+
+
 def read_npz(path: Path) -> Arrays:
     """Read an uncompressed or compressed `.npz`; object arrays (pickles) are refused.
 
     The size that each array's header claims is compared with the stored bytes before memory is
-    taken for it.
+    taken for it. NumPy stores bfloat16 as two nameless bytes; they are read as bfloat16 again.
 
     Raises:
         WeightsError: not a zip, truncated, or a member that is no plain array.
     """
     arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                with archive.open(info) as member:
-                    arrays[info.filename.removesuffix(".npy")] = _read_npy(member, info)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise _damaged(path, "an .npz file", error) from error
+    with _reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                arrays[info.filename.removesuffix(".npy")] = _read_npy(member, info)
     return arrays
 
 
@@ -41,32 +45,78 @@ def _read_npy(member, info: zipfile.ZipInfo) -> np.ndarray:
     elif version == (2, 0):
         shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(member)
     else:
-        raise ValueError(f"{info.filename}: .npy version {version} is not supported")
+        raise ValueError(f"{info.filename}: expected .npy version 1.0 or 2.0, found {version}")
     if dtype.hasobject:
-        raise ValueError(f"{info.filename}: object arrays would need pickle and are refused")
+        raise ValueError(
+            f"{info.filename}: expected numbers, found objects, whose reading would run pickle"
+        )
     count = 1
     for size in shape:
         count *= int(size)
     claimed, stored = count * dtype.itemsize, info.file_size - member.tell()
     if claimed != stored:
-        raise ValueError(f"{info.filename}: header claims {claimed} bytes, {stored} are stored")
+        raise ValueError(
+            f"{info.filename}: expected the {claimed} bytes of its header, found {stored}"
+        )
+    if dtype == np.dtype("V2"):
+        dtype = np.dtype(ml_dtypes.bfloat16)
     data = np.frombuffer(member.read(stored), dtype=dtype, count=count)
     return data.reshape(shape, order="F" if fortran_order else "C")
 
 
 def read_safetensors(path: Path) -> Arrays:
-    """Read a `.safetensors` file.
+    """Read a `.safetensors` file, or all shards that a `.safetensors.index.json` names.
 
     Raises:
-        WeightsError: bad header, overlapping or missing bytes, unknown dtype.
+        WeightsError: bad header, overlapping or missing bytes, an unknown dtype or one of fewer
+            than 16 bits; for shards also one that is absent, or an index that does not fit them.
     """
-    from safetensors import SafetensorError
+    if path.suffix.lower() == ".json":
+        return _read_shards(path)
+    from safetensors import safe_open
     from safetensors.numpy import load_file
 
-    try:
+    with _reading(path, "a .safetensors file"):
+        with safe_open(path, framework="numpy") as file:
+            dtypes = [file.get_slice(name).get_dtype() for name in file.keys()]
+        small = sorted({dtype for dtype in dtypes if dtype.startswith(("F4", "F6_", "F8"))})
+        if small:
+            raise WeightsError(
+                f"{path}: expected tensors of at least 16 bits, found {', '.join(small)}, whose "
+                "values need scales that this library does not apply; save the tensors as "
+                "bfloat16, float16 or float32."
+            )
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, "a .safetensors file", error) from error
+
+
+def _read_shards(index: Path) -> Arrays:
+    with _reading(index, "the index of a sharded .safetensors file"):
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+        if not shards or any(not name or Path(name).name != name for name in shards):
+            raise ValueError("weight_map names no files of its own folder")
+    absent = [name for name in shards if not (index.parent / name).is_file()]
+    if absent:
+        raise WeightsError(
+            f"{index}: expected {len(shards)} shards beside it, found no "
+            f"{_some(absent)}; download what is absent."
+        )
+    arrays: Arrays = {}
+    for name in shards:
+        shard = read_safetensors(index.parent / name)
+        wrong = sorted({t for t, home in weight_map.items() if home == name} ^ set(shard))
+        if wrong:
+            raise WeightsError(
+                f"{index.parent / name}: expected the tensors that {index.name} lists for it, "
+                f"found a difference in {_some(wrong)}; download the folder again."
+            )
+        arrays |= shard
+    return arrays
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def read_onnx(path: Path) -> Arrays:
@@ -80,28 +130,34 @@ def read_onnx(path: Path) -> Arrays:
         WeightsError: not an ONNX file, or an int8 kernel without its scale.
     """
     import onnx
-    from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
-    try:
+    with _reading(path, "an .onnx file"):
         graph = onnx.load(str(path), load_external_data=False).graph
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    except (DecodeError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise _damaged(path, "an .onnx file", error) from error
-    if not stored:
-        raise _damaged(path, "an .onnx file", ValueError("it holds no tensors"))
+        if not stored:
+            raise ValueError("it holds no tensors")
+        return _named_by_module(graph, stored, path)
+
+
+def _named_by_module(graph, stored: Arrays, path: Path) -> Arrays:
     consumed, kernels = set(), {}
     for node in graph.node:
-        if node.op_type not in ("MatMul", "MatMulInteger") or node.input[1] not in stored:
+        if node.op_type not in ("MatMul", "MatMulInteger") or len(node.input) < 2:
             continue
         source = node.input[1]
+        if source not in stored:
+            continue
         consumed.add(source)
         kernel = stored[source]
         if node.op_type == "MatMulInteger":
             base = source.removesuffix("_quantized")
             scale, zero = stored.get(f"{base}_scale"), stored.get(f"{base}_zero_point")
             if scale is None or zero is None or scale.shape != zero.shape:
-                raise WeightsError(f"{path}: the int8 kernel {source} has no scale or zero point.")
+                raise WeightsError(
+                    f"{path}: expected a scale and a zero point of the int8 kernel {source}, "
+                    "found none that fit."
+                )
             consumed |= {f"{base}_scale", f"{base}_zero_point"}
             # int8 differences are exact in float32, so this rounds once, as float kernels would.
             kernel = (kernel.astype(np.float32) - zero.astype(np.float32)) * scale
@@ -119,8 +175,41 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 }
 
 
-def _damaged(path: Path, kind: str, error: Exception) -> WeightsError:
-    return WeightsError(
-        f"{path} cannot be read as {kind}: {error}. It may be truncated or of another format; "
-        "delete it and fetch it again."
-    )
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn what a library raises on a file into one WeightsError."""
+    try:
+        # Libraries do not all tell a forbidden file from a damaged one.
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: expected a file that you may read, found: {error.strerror or error}."
+        ) from error
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:  # parsers raise all kinds on damaged bytes
+        found = _recognised(start, path.suffix.lower())
+        found = found or f"one that cannot be read ({error}), truncated or of another format"
+        raise DamagedFile(f"{path}: expected {expected}, found {found}.") from error
+
+
+def _recognised(start: bytes, suffix: str) -> str | None:
+    """What often lies under the name of a weight file, from its first bytes."""
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer; fetch the file it stands for (git lfs pull)"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page; download the file itself"
+    if start.startswith(b"\x89HDF"):
+        return "an HDF5 file"
+    if start.startswith(b"\x93NUMPY"):
+        return "a single .npy array"
+    if start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5":
+        return "a Python pickle, whose reading would run code"
+    if start.startswith(b"PK\3\4") and suffix != ".npz":
+        return "a zip archive, as .npz and PyTorch files are"
+    if start[8:9] == b"{" and suffix != ".safetensors":
+        return "a .safetensors file"
+    return None

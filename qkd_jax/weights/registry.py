@@ -192,4 +192,4 @@ def lookup(name: str) -> Entry:
             return entry
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise WeightsError(f"unknown backbone {name!r}.{hint} Known: {', '.join(names())}.")
+    raise WeightsError(f"backbone: expected one of {', '.join(names())}, found {name!r}.{hint}")

