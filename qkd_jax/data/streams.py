@@ -63,7 +63,7 @@ def _batches(
     order: np.ndarray, batch_size: int, start_step: int, padded_to: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if batch_size < 1:
-        raise DataError(f"batch_size must be at least 1, found {batch_size}")
+        raise DataError(f"batch_size: expected at least 1, found {batch_size}")
     for start in range(start_step * batch_size, len(order), batch_size):
         indices = order[start : start + batch_size]
         mask = np.arange(max(batch_size, padded_to)) < len(indices)

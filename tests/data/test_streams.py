@@ -61,7 +61,7 @@ def test_eval_batches_keep_the_order():
 
 
 def test_batch_size_zero_is_refused():
-    with pytest.raises(DataError, match="batch_size must be at least 1, found 0"):
+    with pytest.raises(DataError, match="batch_size: expected at least 1, found 0"):
         list(streams.eval_batches(5, 0))
 
 
