@@ -135,10 +135,12 @@ def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
     ]
     count = sum(map(len, problems.values()))
     if count:
+        told = hint(arrays, kind, spec, label, prefix, needed)
+        if count == len(problems["dtype"]):
+            told = f"Save the tensors as {FLOATS[0]}."
         raise WeightsError(
             f"{label}: expected the {len(needed)} tensors of this architecture, found {count} "
-            f"problem{'s' * (count > 1)}:{_first(problems.values(), count)}\n"
-            + hint(arrays, kind, spec, label, prefix, needed)
+            f"problem{'s' * (count > 1)}:{_first(problems.values(), count)}\n{told}"
         )
     filled = {rule.target: rule.transform(*(values[n] for n, _ in rule.sources)) for rule in rules}
     return treedef.unflatten([np.ascontiguousarray(filled[target]) for target in targets])
@@ -209,11 +211,13 @@ def _first(kinds: Iterable[list[str]], count: int) -> str:
 
 
 def _locate(entry: Entry, path: str | Path | None, cache_dir: str | Path | None) -> Path:
-    if path:
-        return find_file(expanded(path), entry, "weights")
-    if given := os.environ.get("QKD_JAX_WEIGHTS"):
-        return find_file(expanded(given), entry, "QKD_JAX_WEIGHTS")
-    return fetch(entry.name, cache_dir)
+    variable = os.environ.get("QKD_JAX_WEIGHTS")
+    given = path or variable
+    if not given:
+        return fetch(entry.name, cache_dir)
+    # The command line hands the variable over as a path.
+    setting = "QKD_JAX_WEIGHTS" if str(given) == variable else "weights"
+    return find_file(expanded(given), entry, setting)
 
 
 def _read(file: Path, kind: str, cache_dir: str | Path | None) -> Arrays:

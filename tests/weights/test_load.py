@@ -151,6 +151,7 @@ def test_other_dtypes_are_refused_in_one_line(dtype):
         assemble(stored, "timm_safetensors", SPEC, "x")
     assert f"found {np.dtype(dtype).name}\n" in str(caught.value)
     assert "cls_token, pos_embed, patch_embed.proj.weight and 39 more: " in str(caught.value)
+    assert str(caught.value).endswith("\nSave the tensors as float32.")
     assert len(str(caught.value).splitlines()) == 3
 
 
