@@ -2,6 +2,7 @@
 # make run EXP=imagenet_r METHOD=ease SEED="1993 1994 1995" ARGS="--set train.epochs=5"
 # make compare METHODS="qkd ease" SEEDS="1993 1994 1995" JOBS=2   one table; METHODS empty = all
 # make test                     the default suite
+# make test-floor               a short suite with the oldest supported versions, in .venv-floor
 # make bench                    side by side with PyTorch, PennyLane and others; prints ratios
 #                               SUBJECTS="gate inference" runs only those
 # make lint
@@ -17,13 +18,17 @@ ARGS ?=
 VENV ?= .venv
 PYTHON ?= python3
 TESTS ?= tests
+# Colab's Python, where it is there.
+FLOOR_PYTHON ?= $(shell python3.13 -c "import ensurepip" 2>/dev/null && echo python3.13 || echo $(PYTHON))
+# A file of versions that nothing may differ from; empty = the newest.
+CONSTRAINT ?=
 
 # Experiments whose data is built once by tensorflow-datasets, which needs TensorFlow for that.
 TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare test bench lint format clean
+.PHONY: run compare test test-floor bench lint format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -34,6 +39,11 @@ compare: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TESTS)
+
+test-floor:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-floor PYTHON=$(FLOOR_PYTHON) CONSTRAINT=requirements-floor.txt \
+	  $(VENV)-floor/.installed-test
+	$(VENV)-floor/bin/python -m pytest -n 2 -m "floor and not slow" $(TESTS)
 
 bench:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
@@ -51,7 +61,7 @@ format: $(VENV)/.installed-lint
 prepare-%: $(VENV)/.installed-tfds
 	$(BIN)/python -m qkd_jax data prepare $*
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: requirements.txt pyproject.toml $(CONSTRAINT)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "qkd_jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Use make PYTHON=python3.12"; exit 1; }
 	@echo "installing into $(VENV) (about a minute, once)"
@@ -64,4 +74,4 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-floor

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
     backbone = load_backbone(
         configs[0].backbone.name,
         image_size=configs[0].backbone.image_size,
-        path=configs[0].backbone.weights or os.environ.get("QKD_JAX_WEIGHTS") or None,
+        path=configs[0].backbone.weights or None,
         preprocessing=configs[0].backbone.preprocess or None,
     )
     import jax
@@ -385,11 +384,12 @@ def _data(options: argparse.Namespace) -> None:
     from qkd_jax.progress import counting
 
     folder = _path(options.name)
+    is_folder = folder.is_dir() or len(folder.parts) > 1
     split = load_split(
-        "folder" if folder.is_dir() else options.name,
-        path=folder if folder.is_dir() else options.path or None,
+        "folder" if is_folder else options.name,
+        path=folder if is_folder else options.path or None,
         split_file=options.split_file or None,
-        **({'follow_links': True} if options.follow_links else {}),
+        follow_links=options.follow_links,
     )
     print(describe(split))
     with counting("checking", len(split.train) + len(split.test)) as advance:

@@ -33,7 +33,7 @@ def plan(config: Config) -> Plan:
         config.data.source,
         path=config.data.path or None,
         split_file=config.data.split_file or None,
-        **({'follow_links': True} if config.data.follow_links else {}),
+        follow_links=config.data.follow_links,
     )
     if config.data.num_classes:
         available = len(data.train.class_names)

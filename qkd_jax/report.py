@@ -136,11 +136,7 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
     )
     if "seed" in summary:
         title += f" · seed {summary['seed']}"
-    state = (
-        ""
-        if summary.get("finished")
-        else f"<p class=warning>This run is not finished: {run.stages} tasks were evaluated.</p>"
-    )
+    state = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in _warnings(run))
     numbers = [
         (key, format_number(key, summary[key]), meaning)
         for key, meaning in NUMBERS.items()
@@ -165,6 +161,25 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{CSS}</style></head>'
         f"<body><h1>{heading}</h1>{state}{body}</body></html>\n"
     )
+
+
+def _warnings(run: RunFiles) -> list[str]:
+    """What a reader must know before the numbers."""
+    warnings = []
+    if not run.summary.get("finished"):
+        warnings.append(f"This run is not finished: {run.stages} tasks were evaluated.")
+    if leaked := run.environment.get("leaked_test_images"):
+        first = " = ".join(leaked[0])
+        warnings.append(
+            f"{len(leaked)} images are both trained and tested on (the same pixels), the first of "
+            f"them: {first}. Accuracies are too high by up to as much."
+        )
+    if removed := run.environment.get("removed_images"):
+        warnings.append(
+            f"{len(removed)} images were removed while the run went on, so that it cannot be "
+            f"repeated exactly; the first of them: {removed[0]}."
+        )
+    return warnings
 
 
 def _task_table(run: RunFiles) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkd_jax import config as configuration
 from qkd_jax import metrics
 from qkd_jax.errors import DataError
 from qkd_jax.run_files import read_json, write_atomically
@@ -182,19 +181,21 @@ def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings that can change a result, each with its whole path."""
-    flat, changeable = {}, configuration.changeable_settings()
+    """Each setting with its whole path."""
+    flat = {}
     for key, value in settings.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
-        elif key not in OWN_SETTINGS and prefix + key not in changeable:
+        elif key not in OWN_SETTINGS:
             flat[prefix + key] = value
     return flat
 
 
 def _differing(configs: list[dict[str, Any]]) -> list[str]:
     """Settings that are not the same in all seeds of one row: their mean would mix two things."""
-    keys = sorted({key for config in configs for key in config})
+    from qkd_jax.config import changeable_settings  # tables are read without jax
+
+    keys = sorted({key for config in configs for key in config} - changeable_settings())
     return [
         key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)
     ]

@@ -3,7 +3,9 @@
 import json
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from qkd_jax import cli
 from qkd_jax.learners.learner import learner_names
@@ -101,7 +103,10 @@ def test_report_of_a_run_and_of_an_experiment(finished, capsys):
         (["smoke", "--set", "train.epochs"], ["expected key=value"]),
         (["smoke", "--set", "train.epochs=many"], ["train.epochs", "whole number", "many"]),
         (["smoke", "--set", "backbone.name=tiny_randm"], ["tiny_randm", "clip_vit_b16"]),
-        (["smoke", "--set", "data.source=sythetic"], ["sythetic", "synthetic", "known:"]),
+        (
+            ["smoke", "--set", "data.source=sythetic"],
+            ["synthetic", "found 'sythetic'"],
+        ),
         (["smoke", "--seed", "one"], ["--seed 'one'", "whole numbers"]),
         (["smoke", "--seed", " "], ["--seed is empty"]),
         (["smoke", "--seed", "-1"], ["seed", "0 or more"]),
@@ -161,7 +166,41 @@ def test_weights_of_an_unknown_backbone(capsys):
 
 
 def test_data_check_of_no_folder(capsys, tmp_path):
-    assert "no such folder" in refused(capsys, "data", "check", tmp_path / "none")
+    assert "found nothing of this name" in refused(capsys, "data", "check", tmp_path / "none")
+    assert "found 'cifar10'" in refused(capsys, "data", "check", "cifar10")
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng([seed, *path.as_posix().encode()]).integers(0, 256, (9, 9, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def test_data_check_tells_what_it_found_in_words(capsys, tmp_path):
+    """Every layout that a run takes, and what a reader of its numbers should know."""
+    whole = tmp_path / "whole"
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        picture(whole / name)
+    split = tmp_path / "split.tsv"
+    split.write_text("a/0.png\ttrain\na/1.png\ttest\nb/0.png\ttest\nb/1.png\ttrain\n")
+    code, out, _ = call(capsys, "data", "check", whole, "--split-file", split)
+    assert code == 0 and "2 train and 2 test images of 2 classes" in out
+    assert "every image can be read" in out and "[]" not in out and "warning" not in out
+    parts = tmp_path / "parts"
+    for part in ("Train", "val"):
+        for name in ("a/0.png", "b/0.png"):
+            picture(parts / part / name)
+    outside = tmp_path / "outside"
+    picture(outside / "c.png")
+    (parts / "Train/c").symlink_to(outside)
+    (parts / "val/c").symlink_to(outside)
+    assert "follow_links=true" in refused(capsys, "data", "check", parts)
+    code, out, _ = call(capsys, "data", "check", parts, "--follow-links")
+    assert code == 0 and "3 train and 3 test images of 3 classes" in out
+    assert "warning: 1 image is both trained and tested on" in out
+    assert out.count("train/c/c.png = ") == 1 and "test/c/c.png" in out
+    code, out, _ = call(capsys, "data", "check", "renditions")
+    assert code == 0 and "600 train and 300 test images of 100 classes" in out
 
 
 def test_interrupt_exits_130(capsys, monkeypatch):

@@ -111,6 +111,21 @@ def test_report_has_every_figure_and_the_page_holds_them(tmp_path):
     assert not list(folder.rglob("*.part"))
 
 
+def test_report_warns_of_leaked_and_removed_images(tmp_path):
+    """The names are a user's own, so they are escaped."""
+    folder = tmp_path / "seed1"
+    write_run(folder)
+    leaked = [["train/a/<1>.png", "test/a/2.png"], ["train/b/1.png", "test/b/1.png"]]
+    told = {"leaked_test_images": leaked, "removed_images": ["train/c/9.png"]}
+    (folder / "environment.json").write_text(json.dumps(told))
+    text = report.write_report(folder).read_text()
+    assert "2 images are both trained and tested on" in text
+    assert "train/a/&lt;1&gt;.png = test/a/2.png" in text
+    assert "1 images were removed" in text and "train/c/9.png" in text
+    (folder / "environment.json").write_text(json.dumps({"leaked_test_images": []}))
+    assert "class=warning" not in report.write_report(folder).read_text()
+
+
 def test_report_of_an_interrupted_run_shows_what_there_is(tmp_path):
     folder = tmp_path / "seed1"
     correct, total = write_run(folder)

@@ -1,20 +1,16 @@
 """Every image set behind one call: packaged ones, folders, arrays, tensorflow-datasets."""
 
-import concurrent.futures
 import functools
-import hashlib
 import inspect
 import os
 import pathlib
 import shlex
-from collections import defaultdict
 
 import numpy as np
 
 from qkd_jax.data import packaged, splits
 from qkd_jax.data.folder import Splitter, find_parts, open_folder
 from qkd_jax.data.image_set import ImageSet, Split, from_arrays
-from qkd_jax.data.images import decode
 from qkd_jax.data.tfds_source import open_tfds, prepare
 from qkd_jax.errors import DataError
 
@@ -26,7 +22,6 @@ __all__ = [
     "from_arrays",
     "load_split",
     "prepare",
-    "verify",
 ]
 
 # Benchmarks of the field and their name in tensorflow-datasets; None: only as an image folder
@@ -145,39 +140,6 @@ def describe(split: Split) -> str:
         f"{len(split.train.class_names)} classes, split sha256 {found}"
         + (f" ({name})" if name else "")
     )
-
-
-def verify(split: Split) -> list[str]:
-    """Decodes every image.
-
-    Returns:
-      Remarks: groups of files with the same content, which matter if they are on both sides.
-
-    Raises:
-      DataError: with the first ten images that cannot be read, and how many there are.
-    """
-    problems: list[str] = []
-    same: dict[str, list[str]] = defaultdict(list)
-    for images in split:
-
-        def check(index: int, images: ImageSet = images) -> tuple[str, str | None]:
-            name = f"{images.name}: {images.ids[index]}"
-            (encoded,) = images.fetch([index])
-            try:
-                image = decode(encoded, name)
-            except DataError as error:
-                return "", str(error)
-            return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(), None
-
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index, (digest, problem) in enumerate(pool.map(check, range(len(images)))):
-                if problem is None:
-                    same[digest].append(f"{images.name}: {images.ids[index]}")
-                else:
-                    problems.append(problem)
-    if problems:
-        raise DataError(f"{len(problems)} images cannot be read:{splits.summarise(problems)}")
-    return [f"same pixels: {', '.join(names)}" for names in same.values() if len(names) > 1]
 
 
 def _by_file(path: str | os.PathLike, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -211,13 +211,10 @@ def _first(kinds: Iterable[list[str]], count: int) -> str:
 
 
 def _locate(entry: Entry, path: str | Path | None, cache_dir: str | Path | None) -> Path:
-    variable = os.environ.get("QKD_JAX_WEIGHTS")
-    given = path or variable
+    given = path or os.environ.get("QKD_JAX_WEIGHTS")
     if not given:
         return fetch(entry.name, cache_dir)
-    # The command line hands the variable over as a path.
-    setting = "QKD_JAX_WEIGHTS" if str(given) == variable else "weights"
-    return find_file(expanded(given), entry, setting)
+    return find_file(expanded(given), entry, "weights" if path else "QKD_JAX_WEIGHTS")
 
 
 def _read(file: Path, kind: str, cache_dir: str | Path | None) -> Arrays:

@@ -13,7 +13,6 @@ from qkd_jax.data.sources import (
     fingerprint,
     from_arrays,
     load_split,
-    verify,
 )
 from qkd_jax.data.splits import split_sha256
 from qkd_jax.errors import DataError
@@ -107,26 +106,6 @@ def test_a_folder_with_a_split_file(tmp_path):
     load_split("folder", path=tmp_path, split_file=file, split_sha256=expected)
     with pytest.raises(DataError, match="expected split sha256 1234, found"):
         load_split("folder", path=tmp_path, split_file=file, split_sha256="1234")
-
-
-def test_verify_passes_good_images_and_remarks_on_twins(tmp_path):
-    folder(tmp_path)
-    assert verify(load_split("folder", path=tmp_path)) == []
-    twin = (tmp_path / "train" / "a" / "3.png").read_bytes()
-    (tmp_path / "test" / "a" / "5.png").write_bytes(twin)
-    (remark,) = verify(load_split("folder", path=tmp_path))
-    assert "train/a/3.png" in remark and "test/a/5.png" in remark
-
-
-def test_verify_counts_all_broken_images_and_shows_ten(tmp_path):
-    folder(tmp_path)
-    for index in range(12):
-        file = tmp_path / "train" / "b" / f"{index}.png"
-        file.write_bytes(file.read_bytes()[:40])
-    (tmp_path / "test" / "a" / "0.png").write_text("no image")
-    with pytest.raises(DataError, match="13 images cannot be read") as caught:
-        verify(load_split("folder", path=tmp_path))
-    assert str(caught.value).count("train/b/") == 10 and "and 3 more" in str(caught.value)
 
 
 def test_reading_data_imports_nothing_heavy():
