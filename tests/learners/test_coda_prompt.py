@@ -202,7 +202,7 @@ def test_settings_that_do_not_fit_are_refused(tiny):
     with pytest.raises(ConfigError, match="first 5 blocks, but the backbone has 2"):
         begin("coda_prompt.blocks=5")
     for change, message in {
-        "coda_prompt.length=5": "even and at least 2",
+        "coda_prompt.length=5": "an even number",
         "coda_prompt.pool=0": "at least 1",
         "coda_prompt.penalty=-1": "0 or more",
     }.items():

@@ -182,5 +182,5 @@ def test_settings_that_do_not_fit_are_named(tiny):
         start("dualprompt.form=gtripl")
     bad = ("general_blocks=-1", "expert_blocks=0", "general_length=0", "pool=-1", "key_weight=-1")
     for setting in bad:
-        with pytest.raises(ConfigError, match=f"dualprompt.{setting.split('=')[0]} is"):
+        with pytest.raises(ConfigError, match=f"dualprompt.{setting.split('=')[0]}: expected"):
             start(f"dualprompt.{setting}")

@@ -187,6 +187,6 @@ def test_settings_that_do_not_fit_are_named(tiny):
     with pytest.raises(ConfigError, match=r"l2p.length is 3; .* half for keys"):
         start("l2p.form=gtripl", "l2p.length=3")
     for setting in ("pool=0", "length=0", "blocks=0", "key_weight=-1"):
-        with pytest.raises(ConfigError, match=f"l2p.{setting.split('=')[0]} is"):
+        with pytest.raises(ConfigError, match=f"l2p.{setting.split('=')[0]}: expected"):
             start(f"l2p.{setting}", "l2p.top_k=1")
     assert jnp.isfinite(start().trainable["keys"]).all()
