@@ -15,15 +15,11 @@ from qkd_jax.weights.load import load_backbone
 
 
 class LoadedRun(NamedTuple):
-    """`state` for `predict` or for the next task, `class_names[label]`, and the run's settings.
-
-    `skipped` names newer checkpoints that could not be read (only with `allow_older`).
-    """
+    """`state` for `predict` or for the next task, `class_names[label]`, and the run's settings."""
 
     state: LearnerState
     class_names: tuple[str, ...]
     config: Config
-    skipped: tuple[str, ...] = ()
 
 
 def load_run(
@@ -96,7 +92,7 @@ def load_run(
             f"{int(state.step)}); "
             "continue the run with the command that began it, at least to the end of this task"
         )
-    return LoadedRun(state, tuple(order["class_names"]), config, skipped)
+    return LoadedRun(state, tuple(order["class_names"]), config)
 
 
 def _read(path: Path) -> dict:

@@ -20,6 +20,8 @@ import nbformat
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.floor
+
 notebook = nbformat.read(sys.argv[1], as_version=4)
 kernel = AsyncKernelManager(kernel_name="python3")
 kernel.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]

@@ -16,6 +16,8 @@ import qkd_jax
 from qkd_jax import cli
 from qkd_jax.errors import ConfigError, check_system
 
+pytestmark = pytest.mark.floor
+
 ROOT = Path(__file__).parent.parent
 
 

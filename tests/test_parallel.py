@@ -23,7 +23,7 @@ from qkd_jax.parallel import Runner, keep_compiled_programs
 from qkd_jax.protocol import Task
 from qkd_jax.state import Moving, join, split
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 
 CLASSES, BATCH = 2, 16
 # Real rows of a padded batch, unevenly over 8 devices of 2 rows: 2, 2, 1, 0, 0, 0, 2, 1.

@@ -15,7 +15,7 @@ from qkd_jax.run import run, run_folder
 from qkd_jax.run_files import read_run
 from qkd_jax.weights.load import load_backbone
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 
 # Prompts, a survey of the images, sums of a fixed size, nothing trained; the others take minutes.
 DEFAULT = ("coda_prompt", "inflora", "ranpac", "simplecil")

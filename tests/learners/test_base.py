@@ -11,6 +11,8 @@ from qkd_jax.learners import base
 from qkd_jax.learners.step import learning_rate, optimiser
 from qkd_jax.protocol import Task
 
+pytestmark = pytest.mark.floor
+
 
 @pytest.fixture(scope="module")
 def fresh(tiny):

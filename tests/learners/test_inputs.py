@@ -11,6 +11,8 @@ import qkd_jax
 from qkd_jax.errors import DataError, ProtocolError
 from qkd_jax.learners.inputs import check_batch
 
+pytestmark = pytest.mark.floor
+
 
 @pytest.fixture(scope="module")
 def fresh(tiny):
