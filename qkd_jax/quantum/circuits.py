@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.quantum.checks import MAX_SIMULATED_QUBITS, as_integer, as_real, check_shape
 from qkd_jax.quantum.layers import (
     HIGHEST,
     layered_state,
@@ -30,15 +31,15 @@ from qkd_jax.quantum.layers import (
     rz_matrix,
     two_layer_halves,
 )
-from qkd_jax.quantum.statevector import MAX_SIMULATED_QUBITS, Circuit, Gate
+from qkd_jax.quantum.statevector import Circuit, Gate
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """The shape of the circuit; static.
+    """The shape of the circuit; static. Integers of any kind (NumPy's too) are kept as `int`.
 
     Attributes:
-      num_qubits: Q.
+      num_qubits: Q, from 1 to 30.
       num_layers: L.
       reupload: whether every layer encodes the data, or only the first. Without re-uploading a
         shared theta cannot change any fidelity, at any depth.
@@ -48,6 +49,9 @@ class FeatureMap:
         for "z" with one layer, where it is a global phase), and amplitudes become complex.
       cut_tail: whether `fidelity_matrix` leaves out what cancels. The result is the same;
         switching it off runs the literal circuit.
+
+    Raises:
+      ConfigError: on a value of the wrong type or out of range.
     """
 
     num_qubits: int = 9
@@ -57,30 +61,30 @@ class FeatureMap:
     cut_tail: bool = True
 
     def __post_init__(self):
-        if not _is_integer_in(self.num_qubits, 1, MAX_SIMULATED_QUBITS):
+        for name, high in (("num_qubits", MAX_SIMULATED_QUBITS), ("num_layers", None)):
+            value = as_integer(f"FeatureMap.{name}", getattr(self, name), 1, high)
+            object.__setattr__(self, name, value)
+        if not isinstance(self.last_axis, str) or self.last_axis not in ("x", "y", "z"):
             raise ConfigError(
-                f"FeatureMap.num_qubits is an integer from 1 to {MAX_SIMULATED_QUBITS}, found "
-                f"{self.num_qubits!r}"
+                f"FeatureMap.last_axis: expected 'x', 'y' or 'z', found {self.last_axis!r}"
             )
-        if not _is_integer_in(self.num_layers, 1, None):
-            raise ConfigError(
-                f"FeatureMap.num_layers is an integer >= 1, found {self.num_layers!r}"
-            )
-        if self.last_axis not in ("x", "y", "z"):
-            raise ConfigError(f"FeatureMap.last_axis is 'x', 'y' or 'z', found {self.last_axis!r}")
+        object.__setattr__(self, "last_axis", str(self.last_axis))  # also of NumPy's text
         for name in ("reupload", "cut_tail"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(
-                    f"FeatureMap.{name} is True or False, found {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise ConfigError(f"FeatureMap.{name}: expected True or False, found {value!r}")
+            object.__setattr__(self, name, bool(value))
 
     def encodes_data(self, layer: int) -> bool:
         """Whether this layer (from 0) rotates by the sample's angles."""
-        return layer == 0 or self.reupload
+        return self._check_layer(layer) == 0 or self.reupload
 
     def axis(self, layer: int) -> str:
-        """The axis of this layer's theta rotation."""
-        return self.last_axis if layer == self.num_layers - 1 else "y"
+        """The axis of this layer's (from 0) theta rotation."""
+        return self.last_axis if self._check_layer(layer) == self.num_layers - 1 else "y"
+
+    def _check_layer(self, layer: int) -> int:
+        return as_integer("layer", layer, 0, self.num_layers - 1)
 
 
 def init_theta(key: Array, feature_map: FeatureMap, scale: float = 0.1, dtype=jnp.float32) -> Array:
@@ -126,12 +130,7 @@ def feature_state(feature_map: FeatureMap, angles: Array, theta: Array) -> Array
       ConfigError: on a wrong shape or type.
     """
     angles, theta = _common_float(angles=angles, theta=theta)
-    if angles.ndim > 1:
-        raise ConfigError(
-            f"feature_state takes the angles [Q] of one sample, found {list(angles.shape)}; batch "
-            "with jax.vmap"
-        )
-    _check_shape("angles", angles, (feature_map.num_qubits,))
+    check_shape("angles", angles.shape, (feature_map.num_qubits,))
     _check_theta("theta", theta, feature_map)
     return layered_state(_rotations(feature_map, angles, theta), last_chain=True)
 
@@ -163,8 +162,8 @@ def fidelity_matrix(
     angles_a, angles_b, theta, theta_b = _common_float(
         angles_a=angles_a, angles_b=angles_b, theta=theta, theta_b=theta if shared else theta_b
     )
-    _check_shape("angles_a", angles_a, (None, feature_map.num_qubits))
-    _check_shape("angles_b", angles_b, (None, feature_map.num_qubits))
+    check_shape("angles_a", angles_a.shape, (None, feature_map.num_qubits))
+    check_shape("angles_b", angles_b.shape, (None, feature_map.num_qubits))
     _check_theta("theta", theta, feature_map)
     _check_theta("theta_b", theta_b, feature_map)
     prepare = jax.vmap(
@@ -230,28 +229,10 @@ def _rotations(feature_map: FeatureMap, angles: Array, theta: Array) -> list[Arr
 
 def _common_float(**arrays: Array) -> list[Array]:
     """The arrays in the widest of their precisions, float32 at least."""
-    arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
-    for name, array in arrays.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ConfigError(f"{name} are real angles in radians, found {array.dtype}")
-    dtype = np.result_type(np.float32, *(array.dtype for array in arrays.values()))
-    return [array.astype(dtype) for array in arrays.values()]
+    angles = [as_real(name, array) for name, array in arrays.items()]
+    dtype = np.result_type(*(array.dtype for array in angles))
+    return [array.astype(dtype) for array in angles]
 
 
 def _check_theta(name: str, theta: Array, feature_map: FeatureMap) -> None:
-    _check_shape(name, theta, (feature_map.num_layers, feature_map.num_qubits))
-
-
-def _check_shape(name: str, array: Array, expected: tuple[int | None, ...]) -> None:
-    """None stands for any batch size."""
-    fits = len(array.shape) == len(expected) and all(
-        size in (None, found) for size, found in zip(expected, array.shape, strict=True)
-    )
-    if not fits:
-        sizes = ", ".join("batch" if size is None else str(size) for size in expected)
-        raise ConfigError(f"{name} must have shape [{sizes}], found {list(array.shape)}")
-
-
-def _is_integer_in(value, low: int, high: int | None) -> bool:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    return is_integer and low <= value and (high is None or value <= high)
+    check_shape(name, theta.shape, (feature_map.num_layers, feature_map.num_qubits))

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.quantum.checks import check_shape, real_number
 from qkd_jax.quantum.statevector import Circuit, Gate
 
 
@@ -37,9 +39,16 @@ def resources(circuit: Circuit) -> Resources:
 
 
 def draw(circuit: Circuit, parameters: Sequence[float] | None = None) -> str:
-    """The circuit as text, one line a wire; angles are numbers if given, else p0, p1, ..."""
-    if parameters is not None:
-        parameters = _parameter_values(circuit, parameters)
+    """The circuit as text, one line for each wire; angles are p0, p1, ... unless they are given.
+
+    Args:
+      circuit: the gates.
+      parameters: [P] finite real angles in radians.
+
+    Raises:
+      ConfigError: on a wrong number of parameters, or on one that is no finite real number.
+    """
+    angles = None if parameters is None else _angles(circuit, parameters)
     columns: list[dict[int, str]] = []
     ready = [0] * circuit.num_qubits  # the first column in which each wire is free
     for gate in circuit.gates:
@@ -47,7 +56,7 @@ def draw(circuit: Circuit, parameters: Sequence[float] | None = None) -> str:
         column = max(ready[top : bottom + 1])
         if column == len(columns):
             columns.append({})
-        columns[column] |= _cells(gate, parameters)
+        columns[column] |= _cells(gate, angles)
         ready[top : bottom + 1] = [column + 1] * (bottom + 1 - top)
     label_width = len(str(circuit.num_qubits - 1))
     lines = [f"{wire:>{label_width}}: " for wire in range(circuit.num_qubits)]
@@ -58,12 +67,11 @@ def draw(circuit: Circuit, parameters: Sequence[float] | None = None) -> str:
     return "\n".join(line + "─" for line in lines)
 
 
-def _cells(gate: Gate, parameters: np.ndarray | None) -> dict[int, str]:
+def _cells(gate: Gate, angles: list[float] | None) -> dict[int, str]:
     """What a gate puts on each wire it touches or crosses."""
     angle = ""
     if gate.parameter is not None:
-        value = parameters is not None and f"{parameters[gate.parameter]:.2f}"
-        angle = f"({value or f'p{gate.parameter}'})"
+        angle = f"(p{gate.parameter})" if angles is None else f"({angles[gate.parameter]:.2f})"
     if len(gate.wires) == 1:
         return {gate.wires[0]: gate.name + angle}
     symbols = {"CNOT": ("●", "X"), "CZ": ("●", "Z"), "RZZ": ("RZZ", "RZZ" + angle)}[gate.name]
@@ -82,14 +90,22 @@ _QASM_RZZ = "gate rzz(theta) a, b { cx a, b; rz(theta) b; cx a, b; }"
 
 
 def to_openqasm(circuit: Circuit, parameters: Sequence[float]) -> str:
-    """The circuit with these angles [P] as an OpenQASM 3 program; numbers keep every digit."""
-    parameters = _parameter_values(circuit, parameters)
+    """The circuit with these angles as an OpenQASM 3 program; numbers keep every digit.
+
+    Args:
+      circuit: the gates.
+      parameters: [P] finite real angles in radians.
+
+    Raises:
+      ConfigError: on a wrong number of parameters, or on one that is no finite real number.
+    """
+    angles = _angles(circuit, parameters)
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";']
     if any(gate.name == "RZZ" for gate in circuit.gates):
         lines.append(_QASM_RZZ)
     lines.append(f"qubit[{circuit.num_qubits}] q;")
     for gate in circuit.gates:
-        angle = "" if gate.parameter is None else f"({float(parameters[gate.parameter])!r})"
+        angle = "" if gate.parameter is None else f"({angles[gate.parameter]!r})"
         wires = ", ".join(f"q[{wire}]" for wire in gate.wires)
         lines.append(f"{_QASM_NAMES[gate.name]}{angle} {wires};")
     return "\n".join(lines) + "\n"
@@ -111,7 +127,9 @@ def to_pennylane(
       **qnode_options: passed on to `qml.QNode`, such as `diff_method`.
 
     Returns:
-      A QNode of the numpy/autograd interface, which works beside every version of JAX.
+      A QNode of the numpy/autograd interface, which works beside every version of JAX. It raises
+      ConfigError on parameters that `to_openqasm` would refuse, as far as their values are known:
+      not while JAX or TensorFlow traces it.
     """
     import pennylane as qml
 
@@ -121,7 +139,16 @@ def to_pennylane(
         "RZZ": qml.IsingZZ,
     }
 
+    def is_known(value):
+        return not (isinstance(value, jax.core.Tracer) or qml.math.is_abstract(value))
+
     def run(parameters):
+        is_list = isinstance(parameters, list | tuple)  # perhaps ragged
+        shape = (len(parameters),) if is_list else qml.math.shape(parameters)
+        check_shape("parameters", shape, (circuit.num_parameters,), _ONE_PER_PARAMETER)
+        for index, value in enumerate(parameters):
+            if is_known(value):
+                _angle(index, qml.math.unwrap([value])[0])
         for gate in circuit.gates:
             arguments = [] if gate.parameter is None else [parameters[gate.parameter]]
             gates[gate.name](*arguments, wires=gate.wires)
@@ -131,11 +158,25 @@ def to_pennylane(
     return qml.QNode(run, qml.device(device, wires=circuit.num_qubits), **options)
 
 
-def _parameter_values(circuit: Circuit, parameters: Sequence[float]) -> np.ndarray:
-    values = np.asarray(parameters)
-    if values.shape != (circuit.num_parameters,):
+_ONE_PER_PARAMETER = "give one angle for each parameter of the circuit"
+
+
+def _angles(circuit: Circuit, parameters: Sequence[float]) -> list[float]:
+    try:
+        values = np.asarray(parameters, dtype=object)  # each as it is, not all made alike
+    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"the circuit has parameters of shape [{circuit.num_parameters}], found "
-            f"{list(values.shape)}"
+            f"parameters: expected numbers whose values are known, found {parameters!r}"
+        ) from error
+    check_shape("parameters", values.shape, (circuit.num_parameters,), _ONE_PER_PARAMETER)
+    return [_angle(index, value) for index, value in enumerate(values)]
+
+
+def _angle(index: int, value) -> float:
+    """The value of one parameter; raises ConfigError unless it is a finite real number."""
+    angle = real_number(value)
+    if not np.isfinite(angle):
+        raise ConfigError(
+            f"parameters[{index}]: expected a finite real angle in radians, found {value!r}"
         )
-    return values
+    return angle

@@ -7,7 +7,10 @@ full precision, since accelerators round the inputs of a default product to bflo
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+from qkd_jax.quantum.checks import as_state
 
 HIGHEST = lax.Precision.HIGHEST
 GROUP_SIZE = 4  # qubits rotated by one 16 x 16 Kronecker product; larger groups cost more flops
@@ -87,7 +90,9 @@ def two_layer_halves(vectors: Array, rotations: Array, chain: bool) -> tuple[Arr
 
 def apply_layer(state: Array, rotations: Array, chain: bool) -> Array:
     """One-qubit rotations [Q, 2, 2], then the chain, on a state [2**Q], by Kronecker groups."""
-    state = state.astype(rotations.dtype)
+    state = as_state(state, rotations.shape[0])
+    dtype = np.result_type(state.dtype, rotations.dtype)
+    state, rotations = state.astype(dtype), rotations.astype(dtype)
     for first in range(0, rotations.shape[0], GROUP_SIZE):
         matrix = _kronecker(rotations[first : first + GROUP_SIZE], chain)
         size = matrix.shape[0]

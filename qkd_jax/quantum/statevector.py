@@ -14,8 +14,13 @@ import numpy as np
 from jax import Array, lax
 
 from qkd_jax.errors import ConfigError
-
-MAX_SIMULATED_QUBITS = 30  # 2**31 amplitudes no longer have a 32-bit index
+from qkd_jax.quantum.checks import (
+    MAX_SIMULATED_QUBITS,
+    as_integer,
+    as_real,
+    as_state,
+    check_shape,
+)
 
 
 class GateKind(NamedTuple):
@@ -43,6 +48,10 @@ class Gate:
     """One gate: its name, its wires (CNOT: control, target) and the index of its parameter.
 
     Several gates may name the same parameter; that is how data are uploaded more than once.
+    Integers of any kind (NumPy's too) are taken and kept as `int`.
+
+    Raises:
+      ConfigError: on an unknown name, wires that do not fit it, or a wrong parameter.
     """
 
     name: str
@@ -50,45 +59,49 @@ class Gate:
     parameter: int | None = None
 
     def __post_init__(self):
-        kind = GATE_KINDS.get(self.name)
+        kind = GATE_KINDS.get(self.name) if isinstance(self.name, str) else None
         if kind is None:
-            raise ConfigError(f"gate {self.name!r} is unknown; use one of {', '.join(GATE_KINDS)}")
-        object.__setattr__(self, "wires", tuple(self.wires))
-        if len(self.wires) != kind.num_wires:
             raise ConfigError(
-                f"gate {self.name} acts on {kind.num_wires} wire(s), found wires {self.wires}"
+                f"gate name: expected one of {', '.join(GATE_KINDS)}, found {self.name!r}"
             )
-        if not all(_is_index(wire) for wire in self.wires):
-            raise ConfigError(f"gate {self.name}: wires are integers >= 0, found {self.wires}")
-        if len(set(self.wires)) != len(self.wires):
-            raise ConfigError(f"gate {self.name} needs distinct wires, found {self.wires}")
-        if kind.has_parameter and not _is_index(self.parameter):
-            raise ConfigError(
-                f"gate {self.name} needs the index of its angle among the circuit's parameters "
-                f"(an integer >= 0), found {self.parameter!r}"
-            )
-        if not kind.has_parameter and self.parameter is not None:
-            raise ConfigError(f"gate {self.name} has no parameter, found {self.parameter!r}")
+        name = str(self.name)  # also of NumPy's text
+        wires = _as_tuple(f"gate {name}: wires", self.wires)
+        if len(wires) != kind.num_wires:
+            raise ConfigError(f"gate {name}: expected {kind.num_wires} wire(s), found {wires!r}")
+        wires = tuple(as_integer(f"gate {name}: wires[{i}]", w, 0) for i, w in enumerate(wires))
+        if len(set(wires)) != len(wires):
+            raise ConfigError(f"gate {name}: expected distinct wires, found {wires}")
+        parameter = self.parameter
+        if kind.has_parameter:
+            parameter = as_integer(f"gate {name}: index of its angle (parameter)", parameter, 0)
+        elif parameter is not None:
+            raise ConfigError(f"gate {name}: expected no parameter, found {parameter!r}")
+        for field, value in (("name", name), ("wires", wires), ("parameter", parameter)):
+            object.__setattr__(self, field, value)
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """Gates in the order in which they act on |0...0>."""
+    """Gates in the order in which they act on |0...0>.
+
+    Raises:
+      ConfigError: unless num_qubits >= 1 and all are gates on wires 0..num_qubits-1.
+    """
 
     num_qubits: int
     gates: tuple[Gate, ...]
 
     def __post_init__(self):
-        if not _is_index(self.num_qubits) or self.num_qubits < 1:
-            raise ConfigError(f"a circuit needs num_qubits >= 1, found {self.num_qubits!r}")
-        object.__setattr__(self, "gates", tuple(self.gates))
+        num_qubits = as_integer("Circuit.num_qubits", self.num_qubits, 1)
+        object.__setattr__(self, "num_qubits", num_qubits)
+        object.__setattr__(self, "gates", _as_tuple("Circuit.gates", self.gates))
         for position, gate in enumerate(self.gates):
             if not isinstance(gate, Gate):
-                raise ConfigError(f"gates[{position}] must be a Gate, found {gate!r}")
+                raise ConfigError(f"gates[{position}]: expected a Gate, found {gate!r}")
             if max(gate.wires) >= self.num_qubits:
                 raise ConfigError(
-                    f"gates[{position}] is {gate.name} on wires {gate.wires}, but the circuit has "
-                    f"{self.num_qubits} qubit(s): wires run from 0 to {self.num_qubits - 1}"
+                    f"gates[{position}]: expected wires from 0 to {num_qubits - 1}, as the circuit "
+                    f"has {num_qubits} qubit(s), found {gate.name} on wires {gate.wires}"
                 )
 
     @property
@@ -103,11 +116,14 @@ class Circuit:
 
 
 def zero_state(num_qubits: int, dtype=jnp.float32) -> Array:
-    """|0...0> as a vector [2**Q]. Raises ConfigError above 30 qubits."""
-    if not 1 <= num_qubits <= MAX_SIMULATED_QUBITS:
-        raise ConfigError(
-            f"a statevector needs 1 to {MAX_SIMULATED_QUBITS} qubits, found {num_qubits}"
-        )
+    """|0...0> as a vector [2**Q].
+
+    Raises:
+      ConfigError: unless 1 <= Q <= 30 and `dtype` is floating or complex.
+    """
+    num_qubits = as_integer("num_qubits", num_qubits, 1, MAX_SIMULATED_QUBITS)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ConfigError(f"a state is floating or complex, found {jnp.dtype(dtype)}")
     return jnp.zeros(2**num_qubits, dtype).at[0].set(1)
 
 
@@ -126,25 +142,12 @@ def apply(circuit: Circuit, parameters: Array, state: Array | None = None) -> Ar
     Raises:
       ConfigError: on a wrong shape or type of `parameters` or `state`.
     """
-    parameters = jnp.asarray(parameters)
-    if not jnp.issubdtype(parameters.dtype, jnp.floating):
-        raise ConfigError(f"parameters are real angles in radians, found {parameters.dtype}")
-    if parameters.shape != (circuit.num_parameters,):
-        raise ConfigError(
-            f"the circuit has parameters of shape [{circuit.num_parameters}], found "
-            f"{list(parameters.shape)}; batch with jax.vmap"
-        )
+    parameters = as_real("parameters", parameters)
+    check_shape("parameters", parameters.shape, (circuit.num_parameters,))
     if state is None:
         state = zero_state(circuit.num_qubits, parameters.dtype)
-    state = jnp.asarray(state)
-    if not jnp.issubdtype(state.dtype, jnp.inexact):
-        raise ConfigError(f"a state is floating or complex, found {state.dtype}")
-    if state.shape != (2**circuit.num_qubits,):
-        raise ConfigError(
-            f"a state of {circuit.num_qubits} qubit(s) has shape [{2**circuit.num_qubits}], found "
-            f"{list(state.shape)}; batch with jax.vmap"
-        )
-    dtype = np.result_type(np.float32, parameters.dtype, state.dtype)
+    state = as_state(state, circuit.num_qubits)
+    dtype = np.result_type(parameters.dtype, state.dtype)
     if not circuit.is_real:
         dtype = np.promote_types(dtype, np.complex64)
     state = state.astype(dtype)
@@ -175,48 +178,49 @@ def separate_parameters(circuit: Circuit) -> tuple[Circuit, tuple[int, ...]]:
     return Circuit(circuit.num_qubits, tuple(gates)), tuple(index)
 
 
-# The gates: [2**Q], wire(s), angle -> [2**Q]. RX, RZ and RZZ need a complex state.
+# The gates: [2**Q], wire(s), angle -> [2**Q]. RX, RZ and RZZ need a complex state. Private, because
+# they trust `apply` and `Gate` to have checked the state and the wires.
 
 
-def rx(state: Array, wire: int, angle: Array) -> Array:
+def _rx(state: Array, wire: int, angle: Array) -> Array:
     """exp(-i angle X / 2) on a complex state [2**Q]."""
     low, high = _split(state, wire)
     cosine, sine = _half_angle(angle, state.dtype)
     return _join(cosine * low - 1j * sine * high, cosine * high - 1j * sine * low)
 
 
-def ry(state: Array, wire: int, angle: Array) -> Array:
+def _ry(state: Array, wire: int, angle: Array) -> Array:
     """exp(-i angle Y / 2) on a state [2**Q]: [[cos, -sin], [sin, cos]](angle / 2)."""
     low, high = _split(state, wire)
     cosine, sine = _half_angle(angle, state.dtype)
     return _join(cosine * low - sine * high, sine * low + cosine * high)
 
 
-def rz(state: Array, wire: int, angle: Array) -> Array:
+def _rz(state: Array, wire: int, angle: Array) -> Array:
     """exp(-i angle Z / 2) on a complex state [2**Q]."""
     low, high = _split(state, wire)
     cosine, sine = _half_angle(angle, state.dtype)
     return _join((cosine - 1j * sine) * low, (cosine + 1j * sine) * high)
 
 
-def hadamard(state: Array, wire: int) -> Array:
+def _hadamard(state: Array, wire: int) -> Array:
     """(X + Z) / sqrt(2) on a state [2**Q]."""
     low, high = _split(state, wire)
     return _join((low + high) * 0.5**0.5, (low - high) * 0.5**0.5)
 
 
-def pauli_x(state: Array, wire: int) -> Array:
+def _pauli_x(state: Array, wire: int) -> Array:
     """A bit flip on a state [2**Q]."""
     low, high = _split(state, wire)
     return _join(high, low)
 
 
-def cnot(state: Array, control: int, target: int) -> Array:
+def _cnot(state: Array, control: int, target: int) -> Array:
     """Flips `target` where `control` is 1, on a state [2**Q]."""
-    return _where_control(lambda part, wire: pauli_x(part, wire), state, control, target)
+    return _where_control(lambda part, wire: _pauli_x(part, wire), state, control, target)
 
 
-def cz(state: Array, first: int, second: int) -> Array:
+def _cz(state: Array, first: int, second: int) -> Array:
     """Negates the amplitudes where both wires are 1, on a state [2**Q]."""
 
     def pauli_z(part, wire):
@@ -226,25 +230,25 @@ def cz(state: Array, first: int, second: int) -> Array:
     return _where_control(pauli_z, state, first, second)
 
 
-def rzz(state: Array, first: int, second: int, angle: Array) -> Array:
+def _rzz(state: Array, first: int, second: int, angle: Array) -> Array:
     """exp(-i angle Z Z / 2) on a complex state [2**Q]."""
     low, high = _split(state, first)
     second -= second > first  # the wire's number once `first` is split off
     return _join(
-        rz(low.reshape(-1), second, angle).reshape(low.shape),
-        rz(high.reshape(-1), second, -angle).reshape(high.shape),
+        _rz(low.reshape(-1), second, angle).reshape(low.shape),
+        _rz(high.reshape(-1), second, -angle).reshape(high.shape),
     )
 
 
 _GATES: dict[str, Callable[..., Array]] = {
-    "RX": rx,
-    "RY": ry,
-    "RZ": rz,
-    "H": hadamard,
-    "X": pauli_x,
-    "CNOT": cnot,
-    "CZ": cz,
-    "RZZ": rzz,
+    "RX": _rx,
+    "RY": _ry,
+    "RZ": _rz,
+    "H": _hadamard,
+    "X": _pauli_x,
+    "CNOT": _cnot,
+    "CZ": _cz,
+    "RZZ": _rzz,
 }
 
 
@@ -268,5 +272,8 @@ def _where_control(gate: Callable, state: Array, control: int, target: int) -> A
     return _join(low, gate(high.reshape(-1), target).reshape(high.shape))
 
 
-def _is_index(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _as_tuple(name: str, values) -> tuple:
+    try:
+        return tuple(values)
+    except TypeError as error:
+        raise ConfigError(f"{name}: expected a sequence, found {values!r}") from error
