@@ -330,6 +330,19 @@ def test_jit_and_vmap_equal_the_plain_call():
     np.testing.assert_allclose(one_by_one, plain, rtol=0, atol=tolerance)
 
 
+def test_a_feature_map_of_numpy_values_equals_its_plain_twin():
+    plain = FeatureMap(3, 2, False, "z", True)
+    found = FeatureMap(np.uint8(3), np.array(2), np.False_, np.str_("z"), np.True_)
+    assert found == plain and hash(found) == hash(plain) and repr(found) == repr(plain)
+    assert found.axis(np.int64(1)) == "z" and not found.encodes_data(np.int64(1))
+    assert feature_circuit(found) == feature_circuit(plain)
+
+
+def test_angles_of_unlike_low_precision_meet_in_single_precision():
+    angles, theta = jnp.ones((1, 2), jnp.bfloat16), jnp.ones((2, 2), jnp.float16)
+    assert fidelity_matrix(FeatureMap(2), angles, angles, theta).dtype == jnp.float32
+
+
 def test_init_theta(key):
     theta = init_theta(key, FeatureMap(9, 50), scale=0.2)
     assert theta.shape == (50, 9) and theta.dtype == jnp.float32
@@ -340,30 +353,37 @@ def test_init_theta(key):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FeatureMap(num_qubits=0), "num_qubits is an integer from 1 to 30, found 0"),
+        (
+            lambda: FeatureMap(num_qubits=0),
+            "FeatureMap.num_qubits: expected an integer from 1 to 30, found 0",
+        ),
         (lambda: FeatureMap(num_qubits=True), "found True"),
-        (lambda: FeatureMap(num_layers=1.5), "num_layers is an integer >= 1, found 1.5"),
-        (lambda: FeatureMap(last_axis="Y"), "last_axis is 'x', 'y' or 'z', found 'Y'"),
-        (lambda: FeatureMap(reupload=1), "reupload is True or False, found 1"),
+        (lambda: FeatureMap(num_layers=1.5), "num_layers: expected an integer >= 1, found 1.5"),
+        (lambda: FeatureMap(num_layers=np.float64(2)), "found np.float64(2.0)"),
+        (lambda: FeatureMap(last_axis="Y"), "last_axis: expected 'x', 'y' or 'z', found 'Y'"),
+        (lambda: FeatureMap(last_axis=np.zeros(2)), "last_axis: expected 'x', 'y' or 'z', found"),
+        (lambda: FeatureMap(reupload=1), "reupload: expected True or False, found 1"),
+        (lambda: FeatureMap().axis(2), "layer: expected an integer from 0 to 1, found 2"),
+        (lambda: FeatureMap().encodes_data(-1), "layer: expected an integer from 0 to 1, found -1"),
         (
             lambda: feature_state(FeatureMap(3), jnp.zeros((2, 3)), jnp.zeros((2, 3))),
-            "angles [Q] of one sample, found [2, 3]; batch with jax.vmap",
+            "angles: expected shape [3], found [2, 3]; batch with jax.vmap",
         ),
         (
             lambda: feature_state(FeatureMap(3), jnp.zeros(3), jnp.zeros((1, 3))),
-            "theta must have shape [2, 3], found [1, 3]",
+            "theta: expected shape [2, 3], found [1, 3]",
         ),
         (
             lambda: fidelity_matrix(
                 FeatureMap(3), jnp.zeros((4, 3)), jnp.zeros((5, 2)), jnp.zeros((2, 3))
             ),
-            "angles_b must have shape [batch, 3], found [5, 2]",
+            "angles_b: expected shape [batch, 3], found [5, 2]",
         ),
         (
             lambda: fidelity_matrix(
                 FeatureMap(3), jnp.zeros((4, 3), int), jnp.zeros((5, 3)), jnp.zeros((2, 3))
             ),
-            "angles_a are real angles in radians, found int32",
+            "angles_a: expected real angles in radians, found int32",
         ),
     ],
 )

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -162,5 +163,76 @@ def test_importing_the_simulator_does_not_import_pennylane():
 
 @pytest.mark.parametrize("export", [draw, to_openqasm])
 def test_a_wrong_number_of_angles_is_named(export):
-    with pytest.raises(ConfigError, match=re.escape("parameters of shape [3], found [2]")):
+    with pytest.raises(ConfigError, match=re.escape("parameters: expected shape [3], found [2]")):
         export(ALL_GATES, [0.1, 0.2])
+
+
+def pennylane_state(circuit, parameters):
+    return to_pennylane(circuit)(parameters)
+
+
+BAD_ANGLES = [
+    (np.array([0.1, np.nan, np.inf]), 1, "nan"),
+    (jnp.array([0.1, 0.2, jnp.inf]), 2, "inf"),
+    ([-np.inf, 0.2, 0.3], 0, "-inf"),
+    (np.array([1j, 0, 0]), 0, "1j"),
+    ([0.1, 0j, 0.3], 1, "0j"),
+    (np.array([True, False, True]), 0, "True"),
+    ([0.1, 0.2, True], 2, "True"),  # one boolean, which an array of them all would hide
+    ([0.1, np.True_, 0.3], 1, ""),
+    ([0.1, "0.2", 0.3], 1, "'0.2'"),
+    ([0.1, 0.2, None], 2, "None"),
+    ([0.1, [0.2], 0.3], 1, "[0.2]"),
+    ([10**400, 0.2, 0.3], 0, "1000"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # PennyLane's own deprecations
+@pytest.mark.parametrize("export", [draw, to_openqasm, pennylane_state])
+@pytest.mark.parametrize(("parameters", "index", "found"), BAD_ANGLES)
+def test_the_first_bad_angle_is_named(export, parameters, index, found):
+    message = f"parameters[{index}]: expected a finite real angle in radians, found {found}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        export(ALL_GATES, parameters)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("export", [draw, to_openqasm, pennylane_state])
+@pytest.mark.parametrize("parameters", [np.ones((3, 2)), np.ones(4), 0.1, "abc"])
+def test_what_is_no_list_of_angles_is_refused(export, parameters):
+    with pytest.raises(ConfigError, match=re.escape("parameters: expected shape [3], found [")):
+        export(ALL_GATES, parameters)
+
+
+@pytest.mark.parametrize("export", [draw, to_openqasm])
+def test_traced_angles_cannot_be_written(export):
+    with pytest.raises(ConfigError, match="expected numbers whose values are known"):
+        jax.jit(lambda parameters: export(ALL_GATES, parameters) and 0)(jnp.ones(3))
+
+
+def test_angles_of_every_real_type_are_written_with_every_digit():
+    tenth = np.float32(0.1)
+    expected = to_openqasm(ALL_GATES, [float(tenth), 2.0, -1.0])
+    assert f"rx({float(tenth)!r})" in expected and "rzz(2.0)" in expected and "ry(-1.0)" in expected
+    for parameters in (
+        [tenth, 2, np.int8(-1)],
+        [jnp.float32(0.1), jnp.array(2), np.array(-1.0)],
+        np.array([tenth, 2, -1]),
+        jnp.array([0.1, 2, -1], jnp.float32),
+    ):
+        assert to_openqasm(ALL_GATES, parameters) == expected
+    whole = to_openqasm(ALL_GATES, range(3))
+    assert whole == to_openqasm(ALL_GATES, jnp.arange(3))
+    assert whole == to_openqasm(ALL_GATES, jnp.arange(3, dtype=jnp.bfloat16))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pennylane_still_differentiates_checked_angles():
+    import pennylane as qml
+
+    circuit = Circuit(1, (Gate("RY", (0,), 0), Gate("RY", (0,), 1)))
+    node = to_pennylane(circuit, measure=lambda: qml.expval(qml.Z(0)))
+    angles = qml.numpy.array([0.1, 0.2], requires_grad=True)
+    # <Z> = cos(a + b): both derivatives are -sin(0.3), each rounded a few times in float64.
+    np.testing.assert_allclose(qml.grad(node)(angles), [-np.sin(0.3)] * 2, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(qml.grad(lambda a: node([a, 0.2]))(angles[0]), -np.sin(0.3))

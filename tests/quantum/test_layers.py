@@ -1,12 +1,14 @@
 """The reversals that stand for a CNOT chain, against the chain as a dense permutation matrix."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qkd_jax.errors import ConfigError
 from qkd_jax.quantum.layers import apply_layer, product_state, ry_matrix, two_layer_halves
 
 
@@ -41,3 +43,12 @@ def test_layers_equal_dense_matrices(num_qubits, chain):
     if chain:
         rows[1::2] = rows[1::2, ::-1]
     close(rows.reshape(-1), after @ kron_second @ dense_chain(num_qubits) @ kron_first[:, 0])
+
+
+def test_a_layer_acts_on_states_only_and_keeps_imaginary_parts():
+    turned = ry_matrix(jnp.zeros(2))
+    state = jnp.array([0.6, 0.8j, 0, 0])
+    np.testing.assert_array_equal(apply_layer(state, turned, False), state)
+    for size, message in ((3, "a state has shape [2**Q], found [3]"), (8, "shape [4], found [8]")):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            apply_layer(jnp.ones(size), turned, False)

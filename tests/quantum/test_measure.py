@@ -9,7 +9,9 @@ import pytest
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.quantum import (
+    Circuit,
     amplitude_state,
+    apply,
     bloch_vectors,
     expectation_z,
     fidelity,
@@ -19,6 +21,8 @@ from qkd_jax.quantum import (
     sample_expectation_z,
     sample_fidelity,
 )
+
+pytestmark = pytest.mark.floor
 
 PAULI = np.array([[[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]])
 
@@ -98,6 +102,81 @@ def test_amplitude_state_of_extreme_vectors(scale):
     np.testing.assert_allclose(found, [0.6, 0.8], rtol=0, atol=1e-6)
 
 
+# Of small vectors: 4 squares and 3 sums, each off by eps / 2 and all halved by the root, then the
+# root, its reciprocal and the product: (4 / 2 + 3) eps / 2. Powers of two add nothing.
+ULPS = 2.5
+
+
+@pytest.mark.parametrize("program", ["eager", "argument", "constant", "vmap"])
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, jnp.bfloat16])
+def test_amplitude_state_is_right_for_every_finite_vector(dtype, is_complex, program):
+    """From near the largest number down to vectors whose smaller entries are just normal."""
+    if is_complex and dtype not in (np.float32, np.float64):
+        return
+    info = jnp.finfo(dtype)
+    top, one, bottom = float(info.max), 1.0, float(info.tiny) * 8
+    with jax.enable_x64(dtype == np.float64):
+        for scale in (top, top / 2, top**0.6, one, bottom**0.6, bottom):
+            vectors = (np.array([1, 0.3, -0.75, 1]) * scale).astype(dtype)
+            if is_complex:  # |v| overflows although neither component does
+                vectors = vectors + 1j * vectors[::-1]
+            wide = vectors.astype(np.clongdouble if is_complex else np.longdouble)
+            wide = wide / np.abs(wide).max()
+            expected = wide / np.sqrt(np.sum(np.abs(wide) ** 2))
+            found = {
+                "eager": lambda v: amplitude_state(v, 2),
+                "argument": jax.jit(lambda v: amplitude_state(v, 2)),
+                "constant": lambda v: jax.jit(lambda: amplitude_state(v, 2))(),
+                "vmap": lambda v: jax.vmap(lambda row: amplitude_state(row, 2))(v[None])[0],
+            }[program](jnp.asarray(vectors))
+            assert found.dtype == vectors.dtype
+            # A complex vector has twice as many squares: (8 / 2 + 3) eps / 2. Low precision is
+            # computed in float32 and rounds once, eps / 2.
+            ulps = (3.5 if is_complex else ULPS) if info.bits >= 32 else 1
+            error = np.abs(np.asarray(found).astype(wide.dtype) - expected)
+            assert np.all(error <= ulps * float(info.eps) * np.abs(expected)), (scale, found)
+
+
+def test_amplitude_state_of_numbers_below_the_smallest_normal():
+    """The CPU flushes them: alone they are the zero state, beside normal ones they are zeros."""
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    for value in (1e-45, 1e-40, tiny / 2):
+        denormal = jnp.full(4, np.float32(value))
+        np.testing.assert_array_equal(amplitude_state(denormal, 2), 0)
+        np.testing.assert_array_equal(jax.jit(amplitude_state, static_argnums=1)(denormal, 2), 0)
+    found = amplitude_state(jnp.array([2 * tiny, tiny / 2], jnp.float32), 1)
+    np.testing.assert_allclose(found, [1, 0], rtol=0, atol=1e-7)
+    # float16 is widened first, so its own smallest number is normal by then.
+    smallest = jnp.full(4, jnp.finfo(jnp.float16).smallest_subnormal, jnp.float16)
+    np.testing.assert_array_equal(amplitude_state(smallest, 2), 0.5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, complex(0, np.inf), complex(1, np.nan)])
+def test_amplitude_state_of_what_is_not_finite_is_nan(bad):
+    assert np.isnan(amplitude_state(jnp.array([1.0, bad]), 2)).all()
+    np.testing.assert_array_equal(amplitude_state(jnp.array([3.0, 0.0, bad]), 1), [1, 0])  # is cut
+
+
+# At 1e37 and beyond the gradient itself, of size 1 / |v|, is below the smallest normal number.
+@pytest.mark.parametrize("scale", [1e-37, 1e-20, 1.0, 1e20, 1e36])
+def test_amplitude_state_gradient_at_every_scale(scale):
+    vector = (np.array([3, -1, 2, 0.5]) * scale).astype(np.float32)
+    weights = np.array([0.3, -1, 0.5, 2], np.float32)
+    wide = vector.astype(np.float64)
+    norm = np.linalg.norm(wide)
+    expected = (weights - wide * (wide @ weights) / norm**2) / norm
+    for batch in (vector, np.stack([vector, vector])):
+        found = jax.jit(jax.grad(lambda v: jnp.sum(amplitude_state(v, 2) @ weights)))(batch)
+        # About 12 rounded steps of terms as large as |weights| / |v|.
+        np.testing.assert_allclose(
+            np.asarray(found, np.float64).reshape(-1, 4)[0] * norm,
+            expected * norm,
+            rtol=0,
+            atol=12 * 1.2e-7 * np.linalg.norm(weights),
+        )
+
+
 def test_amplitude_state_gradients():
     def entry(v):
         return amplitude_state(v, 2)[0]
@@ -126,6 +205,108 @@ def test_samples_follow_the_probabilities(key):
     np.testing.assert_array_equal(outcomes, sample(key, jnp.asarray(state), shots))
 
 
+STATE_READERS = {
+    "expectation_z": expectation_z,
+    "bloch_vectors": bloch_vectors,
+    "fidelity, left": lambda state: fidelity(state, jnp.ones(2)),
+    "fidelity, right": lambda state: fidelity(jnp.ones(2), state),
+    "fidelity, both": lambda state: fidelity(state, state),
+    "sample": lambda state: sample(jax.random.key(0), state, 2),
+    "sample_expectation_z": lambda state: sample_expectation_z(jax.random.key(0), state, 2),
+    "apply": lambda state: apply(Circuit(1, ()), jnp.zeros(0), state),
+}
+SHAPE = "a state has shape [2**Q], found {}; batch with jax.vmap"
+
+
+@pytest.mark.parametrize("read", STATE_READERS.values(), ids=STATE_READERS)
+def test_what_is_no_state_is_refused_in_the_same_words(read):
+    shapes = [(), (0,), (1,), (3,), (6,), (3, 4), (1, 2), (4, 1), (0, 4)]
+    for state, message in [
+        *((jnp.ones(shape), SHAPE.format(list(shape))) for shape in shapes),
+        (np.ones((3, 4)), SHAPE.format([3, 4])),
+        ([[1.0, 0.0]], SHAPE.format([1, 2])),
+        ([1, 0], "a state is floating or complex, found int32"),
+        (np.array([True, False]), "a state is floating or complex, found bool"),
+        ([[1.0], [1.0, 0.0]], "a state: expected an array of numbers, found [[1.0], [1.0, 0.0]]"),
+        ("ab", "a state: expected an array of numbers, found 'ab'"),
+        (np.array([1.0, None]), "a state: expected an array of numbers, found array("),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            read(state)
+    with pytest.raises(ConfigError, match=re.escape(SHAPE.format([3, 4]))):
+        jax.jit(lambda state: read(state))(jnp.ones((3, 4)))
+    with pytest.raises(ConfigError, match=re.escape(SHAPE.format([4, 2]))):
+        jax.vmap(read)(jnp.ones((3, 4, 2)))
+
+
+@pytest.mark.parametrize("read", STATE_READERS.values(), ids=STATE_READERS)
+def test_states_may_be_lists_batched_and_of_any_precision(read):
+    expected = read(jnp.array([0.6, 0.8]))
+    np.testing.assert_array_equal(read([0.6, 0.8]), expected)
+    batched = jax.jit(jax.vmap(lambda state: read(state)))(jnp.array([[0.6, 0.8]] * 3))
+    np.testing.assert_allclose(batched, jnp.stack([expected] * 3), rtol=0, atol=TOLERANCE)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        assert read(jnp.array([0.6, 0.8], dtype)).dtype == expected.dtype
+
+
+def test_fidelity_of_unlike_precisions():
+    psi, phi = jnp.array([0.6, 0.8], jnp.bfloat16), jnp.array([0.6, 0.8], jnp.float16)
+    exact = np.dot(np.float64(psi), np.float64(phi)) ** 2
+    np.testing.assert_allclose(fidelity(psi, phi), exact, rtol=0, atol=TOLERANCE)
+
+
+NO_PROBABILITIES = [
+    [0.0] * 4,
+    [np.nan] * 4,
+    [1.0, np.nan, 0, 0],
+    [1e30] * 4,
+    [1e-30] * 4,
+    [np.inf, 0],
+]
+
+
+@pytest.mark.parametrize("state", NO_PROBABILITIES)
+def test_a_state_without_probabilities_is_refused_where_its_values_are_known(key, state):
+    """Inside `jit` they are not: indices stay in range, and estimates become NaN."""
+    state = jnp.array(state)
+    for read in (sample, sample_expectation_z):
+        with pytest.raises(ConfigError, match="state: expected norm 1, found a squared norm of"):
+            read(key, state, 3)
+    outcomes = jax.jit(sample, static_argnums=2)(key, state, 100)
+    assert outcomes.min() >= 0 and outcomes.max() < state.size
+    assert np.isnan(jax.jit(sample_expectation_z, static_argnums=2)(key, state, 5)).all()
+
+
+def test_an_index_is_in_range_even_if_the_random_number_rounds_to_one(key, monkeypatch):
+    """Then it lies beyond every boundary of the search."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.ones(shape, dtype))
+    np.testing.assert_array_equal(sample(key, jnp.array([0.5, 0.5, 0.5, 0.5]), 3), 3)
+
+
+def test_low_precision_states_are_sampled_in_single_precision(key):
+    """256 equal outcomes: sums in bfloat16 stop at 1 - 2**-8 and miss some of them for good."""
+    outcomes = sample(key, jnp.full(256, 1 / 16, jnp.bfloat16), 20_000)
+    assert len(np.unique(outcomes)) == 256  # each is missed with probability exp(-78)
+
+
+@pytest.mark.parametrize("shots", [0, -1, True, np.True_, 2.0, np.float64(2), "2", None, 2**31])
+def test_shots_are_an_integer_in_range(key, shots):
+    message = f"shots: expected an integer from 1 to 2147483647, found {shots!r}"
+    for draw in (sample, sample_expectation_z):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            draw(key, jnp.array([0.6, 0.8]), shots)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        sample_fidelity(key, jnp.array(0.5), shots)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, np.array, jnp.array])
+def test_shots_of_any_integer_type(key, integer):
+    state, p = jnp.array([0.6, 0.8]), jnp.array([0.2, 0.7])
+    for draw, subject in ((sample, state), (sample_expectation_z, state), (sample_fidelity, p)):
+        found = draw(key, subject, integer(7))
+        np.testing.assert_array_equal(found, draw(key, subject, 7))
+
+
 def test_sampled_expectation_is_unbiased(key):
     shots, repeats = 50, 400
     state = jnp.asarray(random_state(3, False))
@@ -152,6 +333,40 @@ def test_sampled_fidelity_is_unbiased(key):
     assert np.all(estimates[:, 0, 0] == 0) and np.all(estimates[:, 1, 1:] == 1)
 
 
+def test_sampled_fidelity_outside_of_its_range(key):
+    p = jnp.array([-1e-6, 1 + 1e-6, 1 + 0.009, np.nan, 1.5, -0.5, np.inf, -np.inf])
+    for draw in (sample_fidelity, jax.jit(sample_fidelity, static_argnums=2)):
+        np.testing.assert_array_equal(draw(key, p, 9), [0, 1, 1] + [np.nan] * 5)
+    low = sample_fidelity(key, jnp.array([0.5, 1.0], jnp.bfloat16), 1001)
+    # In bfloat16 1001 shots would be 1000, and the fraction one of 256.
+    assert float(low[0]) * 1001 == pytest.approx(round(float(low[0]) * 1001), abs=1e-3)
+    assert low.dtype == jnp.float32 and float(low[1]) == 1
+    for bad, found in (([0, 1], "int32"), ([True], "bool"), ([0.5j], "complex64")):
+        with pytest.raises(ConfigError, match=f"fidelities: expected real .*, found {found}"):
+            sample_fidelity(key, bad, 9)
+    assert sample_fidelity(key, [0.5], 2**31 - 1).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "gamma", [-1.0, 0, 0.0, np.nan, np.inf, 1e300, True, 1j, [1.0], jnp.float32(-1), np.float64(-1)]
+)
+def test_a_gamma_that_is_no_width_is_refused(gamma):
+    bloch = jnp.ones((2, 1, 3))
+    message = f"gamma: expected one finite number above 0, found {gamma!r}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        projected_kernel(bloch, bloch, gamma)
+    with pytest.raises(ConfigError, match=re.escape(message)):  # known inside `jit` too
+        jax.jit(lambda b: projected_kernel(b, b, gamma))(bloch)
+
+
+def test_gamma_may_be_any_real_scalar_and_traced():
+    a, b = jnp.zeros((1, 1, 3)), jnp.ones((1, 1, 3))
+    for gamma in (2, np.int64(2), np.float64(2), jnp.array(2.0), jnp.array(2, jnp.bfloat16)):
+        np.testing.assert_allclose(projected_kernel(a, b, gamma), np.exp(-3), rtol=1e-6)
+    slope = jax.grad(lambda gamma: projected_kernel(a, b, gamma).sum())(2.0)
+    np.testing.assert_allclose(slope, -1.5 * np.exp(-3), rtol=1e-6)
+
+
 def test_parameter_shift_of_a_product_of_cosines():
     p = jnp.array([0.3, -1.2, 2.0])
     found = parameter_shift(lambda x: jnp.stack([jnp.prod(jnp.cos(x)), jnp.sin(x[0])]), p)
@@ -162,14 +377,34 @@ def test_parameter_shift_of_a_product_of_cosines():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: fidelity(jnp.ones(2), jnp.ones(4)), "states of one size, found (2,), (4,)"),
-        (lambda: expectation_z(jnp.ones(3)), "a state has shape [2**Q], found [3]"),
-        (lambda: bloch_vectors(jnp.ones((2, 4))), "found [2, 4]; batch with jax.vmap"),
-        (lambda: sample(jax.random.key(0), jnp.ones(2), 0), "shots must be >= 1, found 0"),
-        (lambda: amplitude_state(jnp.ones(2), 0), "num_qubits >= 1, found 0"),
+        (
+            lambda: fidelity(jnp.ones(2), jnp.ones(4)),
+            "fidelity: expected two states of one size, found [2] and [4]",
+        ),
+        (
+            lambda: amplitude_state(jnp.ones(2), 0),
+            "num_qubits: expected an integer from 1 to 30, found 0",
+        ),
+        (lambda: amplitude_state(jnp.ones(2), True), "found True"),
+        (lambda: amplitude_state(jnp.ones(2), 2.0), "found 2.0"),
+        (lambda: amplitude_state(jnp.array([3, 4]), 1), "vectors: expected floating or complex"),
+        (lambda: amplitude_state([True, False], 1), "found bool of shape [2]"),
+        (lambda: amplitude_state(1.0, 1), "found float32 of shape []"),
+        (lambda: amplitude_state(jnp.ones((2, 0)), 1), "found float32 of shape [2, 0]"),
+        (lambda: amplitude_state(None, 1), "vectors: expected an array of numbers, found None"),
+        (lambda: parameter_shift(jnp.sum, [1, 2]), "real angles in radians, found int32"),
+        (lambda: parameter_shift(jnp.sum, 1.0), "parameters: expected shape [P], found []"),
         (
             lambda: projected_kernel(jnp.ones((2, 3)), jnp.ones((2, 3)), 1.0),
             "Bloch vectors [B, Q, 3] and [T, Q, 3], found [2, 3] and [2, 3]",
+        ),
+        (
+            lambda: projected_kernel(jnp.ones((1, 2, 4)), jnp.ones((1, 2, 4)), 1.0),
+            "found [1, 2, 4] and [1, 2, 4]",
+        ),
+        (
+            lambda: projected_kernel(jnp.ones((1, 1, 3), int), jnp.ones((1, 1, 3)), 1.0),
+            "bloch_a: expected real Bloch vectors, found int32",
         ),
     ],
 )

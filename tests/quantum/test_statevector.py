@@ -21,6 +21,8 @@ from qkd_jax.quantum import (
 )
 from qkd_jax.quantum.statevector import GATE_KINDS
 
+pytestmark = pytest.mark.floor
+
 # A gate rounds each amplitude a few times, and states have norm 1: the error of a circuit of up to
 # 12 gates stays below 12 * 4 * eps, eps = 2.2e-16 or 1.2e-7. Angles below 7 add 7 eps / 2 a gate.
 TOLERANCE_64 = 12 * 8 * 2.2e-16
@@ -195,22 +197,65 @@ def test_low_precision_angles_are_simulated_in_single_precision():
     assert state.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, np.array, jnp.array])
+def test_a_circuit_of_other_integers_equals_its_plain_twin(integer):
+    plain = Circuit(2, (Gate("RZZ", (1, 0), 1), Gate("H", (0,))))
+    gates = (Gate("RZZ", (integer(1), integer(0)), integer(1)), Gate("H", (integer(0),)))
+    found = Circuit(integer(2), gates)
+    assert found == plain and hash(found) == hash(plain) and repr(found) == repr(plain)
+    assert Gate(np.str_("CNOT"), np.arange(2)) == Gate("CNOT", (0, 1))
+    assert repr(Gate(np.str_("H"), [0])) == repr(Gate("H", (0,)))
+    np.testing.assert_array_equal(zero_state(integer(2)), [1, 0, 0, 0])
+
+
+def test_a_traced_wire_is_refused():
+    with pytest.raises(ConfigError, match=re.escape("wires[0]: expected an integer >= 0")):
+        jax.jit(lambda wire: apply(Circuit(1, (Gate("H", (wire,)),)), jnp.zeros(0)))(0)
+
+
+def test_unlike_low_precisions_meet_in_single_precision():
+    circuit = Circuit(1, (Gate("RY", (0,), 0),))
+    state = apply(circuit, jnp.ones(1, jnp.bfloat16), jnp.array([1, 0], jnp.float16))
+    assert state.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Gate("RYY", (0, 1), 0), "gate 'RYY' is unknown; use one of RX, RY"),
-        (lambda: Gate("CNOT", (0,)), "CNOT acts on 2 wire(s), found wires (0,)"),
-        (lambda: Gate("CNOT", (1, 1)), "CNOT needs distinct wires, found (1, 1)"),
-        (lambda: Gate("H", (-1,)), "wires are integers >= 0, found (-1,)"),
-        (lambda: Gate("RY", (0,)), "RY needs the index of its angle"),
+        (lambda: Gate("RYY", (0, 1), 0), "gate name: expected one of RX, RY"),
+        (lambda: Gate(["H"], (0,)), "RZZ, found ['H']"),
+        (lambda: Gate("CNOT", (0,)), "gate CNOT: expected 2 wire(s), found (0,)"),
+        (lambda: Gate("CNOT", (1, 1)), "gate CNOT: expected distinct wires, found (1, 1)"),
+        (lambda: Gate("H", 0), "gate H: wires: expected a sequence, found 0"),
+        (lambda: Gate("H", (-1,)), "gate H: wires[0]: expected an integer >= 0, found -1"),
+        (lambda: Gate("CNOT", (0, True)), "wires[1]: expected an integer >= 0, found True"),
+        (lambda: Gate("H", (np.True_,)), "found np.True_"),
+        (lambda: Gate("H", (np.float64(2),)), "found np.float64(2.0)"),
+        (lambda: Gate("H", (jnp.array(True),)), "found Array(True"),
+        (lambda: Gate("RY", (0,), np.array(True)), "found array(True)"),
+        (
+            lambda: Gate("RY", (0,)),
+            "gate RY: index of its angle (parameter): expected an integer >= 0, found None",
+        ),
         (lambda: Gate("RY", (0,), 0.5), "found 0.5"),
-        (lambda: Gate("H", (0,), 1), "H has no parameter, found 1"),
-        (lambda: Circuit(0, ()), "num_qubits >= 1, found 0"),
-        (lambda: Circuit(2, ("H",)), "gates[0] must be a Gate, found 'H'"),
-        (lambda: Circuit(2, (Gate("H", (2,)),)), "H on wires (2,), but the circuit has 2 qubit(s)"),
-        (lambda: zero_state(31), "1 to 30 qubits, found 31"),
-        (lambda: apply(Circuit(1, ()), jnp.zeros(1)), "parameters of shape [0], found [1]"),
+        (lambda: Gate("H", (0,), 1), "gate H: expected no parameter, found 1"),
+        (lambda: Circuit(0, ()), "Circuit.num_qubits: expected an integer >= 1, found 0"),
+        (lambda: Circuit(2.0, ()), "found 2.0"),
+        (lambda: Circuit(2, None), "Circuit.gates: expected a sequence, found None"),
+        (lambda: Circuit(2, ("H",)), "gates[0]: expected a Gate, found 'H'"),
+        (
+            lambda: Circuit(2, (Gate("H", (2,)),)),
+            "wires from 0 to 1, as the circuit has 2 qubit(s)",
+        ),
+        (lambda: zero_state(31), "num_qubits: expected an integer from 1 to 30, found 31"),
+        (lambda: zero_state(True), "num_qubits: expected an integer from 1 to 30, found True"),
+        (lambda: zero_state(1, int), "a state is floating or complex, found int"),
+        (lambda: apply(Circuit(1, ()), jnp.zeros(1)), "parameters: expected shape [0], found [1]"),
         (lambda: apply(Circuit(1, ()), jnp.zeros(0, int)), "real angles in radians, found int32"),
+        (
+            lambda: apply(Circuit(1, ()), ["a"]),
+            "parameters: expected an array of numbers, found ['a'",
+        ),
         (lambda: apply(Circuit(1, ()), jnp.zeros(0), jnp.ones(4)), "has shape [2], found [4]"),
         (lambda: apply(Circuit(1, ()), jnp.zeros(0), jnp.ones(2, int)), "floating or complex"),
     ],
