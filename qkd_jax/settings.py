@@ -86,7 +86,7 @@ class GateConfig:
     rank: int = setting(12, low=1)
     score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
     temperature: float = setting(0.3, above=0)
-    kernel_width: float = 1.0  # gamma of the projected quantum kernel
+    kernel_width: float = setting(1.0, above=0)  # gamma of the projected quantum kernel
     # Routing steps on pseudo-features when a task ends; 0 = never taught.
     calibration_steps: int = setting(200, low=0, zero="never taught")
     calibration_batch: int = setting(128, low=1)

@@ -15,12 +15,7 @@ from qkd_jax.learners import base
 from qkd_jax.protocol import Task
 from qkd_jax.weights.load import load_backbone
 
-# After a failed read orbax leaves coroutines behind that nobody awaits.
-pytestmark = [
-    pytest.mark.floor,
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.floor
 
 
 @pytest.fixture(scope="module")

@@ -119,9 +119,6 @@ def everything_in(folder):
             for path in folder.rglob("*")}  # fmt: skip
 
 
-# After a failed read orbax leaves coroutines behind that nobody awaits.
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_told_and_nothing_is_changed(copy):
     """The newest is cut: an error, or on demand the one before it; the folder stays as it was."""
     newest = max((copy / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))

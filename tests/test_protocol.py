@@ -114,8 +114,8 @@ def test_known_splits(num_classes, base, increment, sizes):
         (11, 1, "base is 11 but there are only 10 classes"),
         (0, 11, "increment is 11 but there are only 10 classes"),
         (0, 0, "increment: expected a whole number of at least 1, found 0"),
-        (-1, 1, "base is -1"),
-        (0, 2.5, "increment is 2.5"),
+        (-1, 1, "base: .* found -1"),
+        (0, 2.5, "increment: .* found 2.5"),
     ],
 )
 def test_impossible_splits_are_refused(base, increment, words):
@@ -128,7 +128,7 @@ def test_orders_that_are_no_permutation_or_empty_are_refused():
         split_tasks([0, 0, 1], 0, 1)
     with pytest.raises(ProtocolError, match="expected a whole number of at least 1"):
         split_tasks([], 0, 1)
-    with pytest.raises(ProtocolError, match="num_classes is 0"):
+    with pytest.raises(ProtocolError, match="num_classes: .* found 0"):
         class_order(0)
     with pytest.raises(ProtocolError, match="at least one"):
         max_classes_per_task(())

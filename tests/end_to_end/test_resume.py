@@ -28,12 +28,7 @@ from qkd_jax.learners import base
 from qkd_jax.run import plan, run, run_folder
 from qkd_jax.weights.load import load_backbone
 
-# After a failed read orbax leaves coroutines behind that nobody awaits.
-pytestmark = [
-    pytest.mark.floor,
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.floor
 
 SETTINGS = ("train.devices=1", "gate.encoding=angle", "train.checkpoint_every=3")
 # Of a summary: what may differ between two runs that did the same.

@@ -39,7 +39,7 @@ def test_routed_to_all_is_the_full_fusion(ended, images):
         routed = with_fusion(ended, "fusion.kind=routed", f"fusion.top_k={count}")
         found, weights = base.predict_with_relevance(routed, images)
         np.testing.assert_allclose(found, expected, atol=BUDGET)
-        np.testing.assert_allclose(weights, alpha, atol=1e-6)
+        np.testing.assert_allclose(weights, alpha, atol=BUDGET)
 
 
 @pytest.mark.parametrize("count", [1, 2])

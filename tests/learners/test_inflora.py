@@ -271,7 +271,7 @@ def test_errors(tiny, config, history):
         qkd_jax.begin_task(state, tiny.tasks[0])
     with pytest.raises(DataError, match="none was given"):
         qkd_jax.begin_task(state, tiny.tasks[0], batches=[])
-    with pytest.raises(DataError, match="not classes of task 0"):
+    with pytest.raises(DataError, match="expected classes of task 0"):
         qkd_jax.begin_task(state, tiny.tasks[0], batches=[tiny.batch(tiny.tasks[1])])
     with pytest.raises(ConfigError, match=r"inflora.rank: 13 is wider than the backbone \(12\)"):
         wide = tiny.config("method=inflora", "inflora.rank=13")

@@ -184,7 +184,7 @@ def test_settings_that_do_not_fit_are_named(tiny):
         start("l2p.diversify=task")
     with pytest.raises(ConfigError, match="first 3 blocks, but the backbone has 2"):
         start("l2p.form=gtripl", "l2p.blocks=3")
-    with pytest.raises(ConfigError, match=r"l2p.length is 3; .* half for keys"):
+    with pytest.raises(ConfigError, match=r"l2p.length: .* half for keys.* found 3"):
         start("l2p.form=gtripl", "l2p.length=3")
     for setting in ("pool=0", "length=0", "blocks=0", "key_weight=-1"):
         with pytest.raises(ConfigError, match=f"l2p.{setting.split('=')[0]}: expected"):
