@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -10,14 +9,18 @@ from pathlib import Path
 # Most of the suite's time is compilation, and tests look at numbers, not at speed. Subprocesses
 # inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs the suite as users compile.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Must stand before jax is imported: XLA reads it once.
-flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-# The older code generator compiles in two thirds of the time; later versions have it no more, and
-# XLA ends a process that names a flag it does not know.
-has_older_generator = (0, 7) <= tuple(map(int, re.findall(r"\d+", version("jaxlib"))[:2])) < (0, 11)
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and has_older_generator:
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(flags)
+# Must stand before jax is imported: XLA reads it once. The older code generator compiles in two
+# thirds of the time; newer versions have it no more, and end a process that asks for it.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_use_fusion_emitters=false"
+        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+        and tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
+        else "",
+    ]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs that a test's command line keeps, out of the user's own.
 os.environ.setdefault(

@@ -15,7 +15,11 @@ from qkd_jax.learners import base
 from qkd_jax.protocol import Task
 from qkd_jax.weights.load import load_backbone
 
-pytestmark = pytest.mark.floor
+# When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
+pytestmark = [
+    pytest.mark.floor,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.floor
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = ("accuracy_curve", "accuracy_matrix", "relevance", "routing", "loss")
@@ -19,8 +21,6 @@ import sys
 import nbformat
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
-
-pytestmark = pytest.mark.floor
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
 kernel = AsyncKernelManager(kernel_name="python3")

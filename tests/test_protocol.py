@@ -128,7 +128,7 @@ def test_orders_that_are_no_permutation_or_empty_are_refused():
         split_tasks([0, 0, 1], 0, 1)
     with pytest.raises(ProtocolError, match="expected a whole number of at least 1"):
         split_tasks([], 0, 1)
-    with pytest.raises(ProtocolError, match="num_classes: .* found 0"):
+    with pytest.raises(ProtocolError, match=r"num_classes: .* found 0"):
         class_order(0)
     with pytest.raises(ProtocolError, match="at least one"):
         max_classes_per_task(())

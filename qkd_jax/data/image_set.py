@@ -171,6 +171,7 @@ def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
 
 def _is_utf8(text: str) -> bool:
     try:
-        return bool(text.encode()) or not text
+        text.encode()
     except UnicodeEncodeError:
         return False
+    return True

@@ -28,7 +28,11 @@ from qkd_jax.learners import base
 from qkd_jax.run import plan, run, run_folder
 from qkd_jax.weights.load import load_backbone
 
-pytestmark = pytest.mark.floor
+# When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
+pytestmark = [
+    pytest.mark.floor,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 SETTINGS = ("train.devices=1", "gate.encoding=angle", "train.checkpoint_every=3")
 # Of a summary: what may differ between two runs that did the same.

@@ -278,9 +278,9 @@ def test_errors(tiny, config, history):
         qkd_jax.init_state(jax.random.key(1), tiny.backbone, wide)
     for setting, expected in (
         ("rank=0", "at least 1"),
-        ("lamb=-0.1", "lamb not above lame"),
-        ("lame=0.5", "lamb not above lame"),
-        ("lame=1.5", "lamb not above lame"),
+        ("lamb=-0.1", "inflora.lamb: expected 0 to 1, found -0.1"),
+        ("lame=0.5", r"inflora.lamb: expected at most inflora.lame \(0.5\), found 0.95"),
+        ("lame=1.5", "inflora.lame: expected 0 to 1, found 1.5"),
         ("first_basis=all", "reach, below"),
     ):
         with pytest.raises(ConfigError, match=expected):
