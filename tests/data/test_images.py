@@ -18,6 +18,14 @@ from qkd_jax.data.images import MAX_ASPECT, centre_view, decode
 from qkd_jax.errors import DataError
 
 
+pytestmark = pytest.mark.floor
+
+
+def of_mode(mode, array):
+    """A Pillow image; `Image.fromarray` with a mode is deprecated in some versions of Pillow."""
+    return Image.frombytes(mode, array.shape[1::-1], array.tobytes())
+
+
 def encoded(image, kind="PNG", **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -70,13 +78,13 @@ def test_transparency_is_laid_on_white():
     weight = alpha / 255.0
     expected = COLOUR * weight + 255.0 * (1.0 - weight)
     assert np.abs(pixels(encoded(image)) - expected).max() <= 1.0  # one rounding to a level
-    grey_alpha = Image.fromarray(np.stack([GREY, np.zeros_like(GREY)], axis=2), "LA")
+    grey_alpha = of_mode("LA", np.stack([GREY, np.zeros_like(GREY)], axis=2))
     assert (pixels(encoded(grey_alpha)) == 255).all()
 
 
 def test_palette_with_and_without_transparency():
     indices = np.array([[0, 1], [2, 1]], np.uint8)
-    image = Image.fromarray(indices, "P")
+    image = of_mode("P", indices)
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
     np.testing.assert_array_equal(pixels(encoded(image)), colours[indices])
@@ -86,7 +94,7 @@ def test_palette_with_and_without_transparency():
 
 def test_cmyk_by_its_formula():
     inks = np.random.default_rng(1).integers(0, 256, (6, 6, 4), dtype=np.uint8)
-    found = pixels(encoded(Image.fromarray(inks, "CMYK"), "TIFF"))
+    found = pixels(encoded(of_mode("CMYK", inks), "TIFF"))
     white = (255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255.0
     assert np.abs(found - white).max() <= 1.0  # one rounding to a level
     jpeg = pixels(encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))
@@ -341,7 +349,7 @@ def forms():
     yield "pgm 8 of 100", b"P5 2 1 100\n\0\x64", grey3([[0, 255]])
     yield "pbm", b"P1 3 1\n1 0 1\n", grey3([[0, 255, 0]])
 
-    frame = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    frame = of_mode("P", np.array([[0, 1]], np.uint8))
     frame.putpalette([200, 0, 0, 0, 90, 0])
     small = bytearray(encoded(frame, "GIF"))
     small[6:10] = struct.pack("<HH", 3, 2)  # a canvas larger than its only frame
