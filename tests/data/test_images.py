@@ -17,7 +17,6 @@ from qkd_jax.data.crops import crop_draws, random_view
 from qkd_jax.data.images import MAX_ASPECT, centre_view, decode
 from qkd_jax.errors import DataError
 
-
 pytestmark = pytest.mark.floor
 
 
