@@ -102,6 +102,7 @@ def _read(path: Path) -> dict:
         raise CheckpointError(str(error)) from None
     if not content:
         raise CheckpointError(
-            f"{path} is missing or empty; expected a run folder, runs/<experiment>/<method>/seed<k>"
+            f"{path.parent}: expected a run folder, runs/<experiment>/<method>/seed<k>, found "
+            f"{path.name} missing or empty"
         )
     return content

@@ -181,7 +181,8 @@ def routing_confusion(tasks: np.ndarray, routed: np.ndarray, num_tasks: int) -> 
     for name, values in (("true", tasks), ("routed", routed)):
         if values.size and not 0 <= values.min() <= values.max() < num_tasks:
             raise DataError(
-                f"{name} tasks span {values.min()}..{values.max()}; expected 0..{num_tasks - 1}"
+                f"{name} tasks: expected 0 to {num_tasks - 1}, found {values.min()} to "
+                f"{values.max()}"
             )
     flat = tasks.astype(np.int64) * num_tasks + routed.astype(np.int64)
     return np.bincount(flat, minlength=num_tasks**2).reshape(num_tasks, num_tasks)
@@ -197,7 +198,7 @@ def routing_summary(confusion: np.ndarray) -> dict[str, Any]:
     confusion = np.asarray(confusion)
     images, hits = confusion.sum(axis=1), np.diagonal(confusion)
     if not images.sum():
-        raise DataError("the routing confusion matrix is empty; expected at least one image")
+        raise DataError("routing confusion matrix: expected at least one image, found none")
     per_task = [100.0 * int(h) / int(n) if n else None for h, n in zip(hits, images, strict=True)]
     return {
         "routing_accuracy": float(100.0 * hits.sum() / images.sum()),
@@ -293,19 +294,19 @@ def _measured(correct: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.nd
     correct, total = np.asarray(correct), np.asarray(total)
     if total.ndim != 2 or total.shape[0] != total.shape[1] or correct.shape != total.shape:
         raise DataError(
-            f"correct has shape {correct.shape} and total {total.shape}; expected both [T, T]"
+            f"correct and total: expected both [T, T], found {correct.shape} and {total.shape}"
         )
     filled = total.sum(axis=1) > 0
     stages = int(filled.sum())
     if not stages:
-        raise DataError("the accuracy matrix is empty; expected at least one evaluated stage")
+        raise DataError("accuracy matrix: expected at least one evaluated stage, found none")
     if not filled[:stages].all():
         raise DataError(
             f"stage {int(np.argmin(filled))} was not evaluated but a later one was; "
             "expected every stage up to the last one"
         )
     if np.any(correct < 0) or np.any(correct > total):
-        raise DataError("correct counts must lie between 0 and the total counts")
+        raise DataError("correct: expected counts from 0 to the total counts, found others")
     for row in range(stages):
         _check_row(total, row)
     return np.tril(correct[:stages, :stages]), np.tril(total[:stages, :stages])

@@ -94,7 +94,7 @@ class Progress(NullProgress):
             ("images", done_images, total_images),
         ):
             if not 0 <= done <= total:
-                raise ConfigError(f"progress: {done} of {total} {name} done; expected 0..{total}")
+                raise ConfigError(f"progress: expected 0 to {total} {name} done, found {done}")
         self._total_steps, self._done_steps = total_steps, done_steps
         self._total_images, self._done_images = total_images, done_images
         self._first_image = done_images

@@ -92,7 +92,7 @@ def task_of_class(tasks: Sequence[Task], num_classes: int) -> np.ndarray:
         for label in task.classes:
             if not 0 <= label < num_classes:
                 raise ProtocolError(
-                    f"task {task.index} holds class {label}; expected 0..{num_classes - 1}"
+                    f"task {task.index}: expected classes 0 to {num_classes - 1}, found {label}"
                 )
             if table[label] >= 0:
                 raise ProtocolError(
@@ -106,7 +106,7 @@ def task_of_class(tasks: Sequence[Task], num_classes: int) -> np.ndarray:
 def max_classes_per_task(tasks: Sequence[Task]) -> int:
     """Size of the largest task: what per-task arrays are padded to."""
     if not tasks:
-        raise ProtocolError("no tasks given; expected at least one")
+        raise ProtocolError("tasks: expected at least one, found none")
     return max(len(task.classes) for task in tasks)
 
 
@@ -121,11 +121,11 @@ def _permutation(order: Sequence[int] | np.ndarray, num_classes: int) -> np.ndar
     array = np.asarray(order)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise ProtocolError(
-            f"the class order has shape {array.shape} and type {array.dtype}; "
-            "expected a flat list of whole label ids"
+            "the class order: expected a flat list of whole label ids, found shape "
+            f"{list(array.shape)} of {array.dtype}"
         )
     if len(array) != num_classes:
-        raise ProtocolError(f"the class order names {len(array)} classes; expected {num_classes}")
+        raise ProtocolError(f"the class order: expected {num_classes} classes, found {len(array)}")
     if not np.array_equal(np.sort(array), np.arange(num_classes)):
         labels, counts = np.unique(array, return_counts=True)
         twice = labels[counts > 1][:5].tolist()

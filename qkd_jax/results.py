@@ -51,7 +51,7 @@ def write_results(experiment_folder: str | Path) -> Path:
     """
     folder = Path(experiment_folder)
     if not folder.is_dir():
-        raise DataError(f"experiment folder {folder} does not exist; expected runs/<experiment>")
+        raise DataError(f"{folder}: expected an experiment's folder, runs/<experiment>, found none")
     methods: dict[str, dict[str, Any]] = {}
     shared: dict[str, dict[str, list[str]]] = {name: {} for name in SHARED}
     unfinished: list[str] = []
@@ -101,7 +101,7 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
     """
     folder, copies = Path(experiment_folder), []
     if not folder.is_dir():
-        raise DataError(f"experiment folder {folder} does not exist; expected runs/<experiment>")
+        raise DataError(f"{folder}: expected an experiment's folder, runs/<experiment>, found none")
     for method in sorted(path for path in folder.iterdir() if path.is_dir()):
         for run, _ in _seed_folders(method):
             if not (run / "summary.json").is_file():

@@ -43,7 +43,7 @@ def read_run(folder: str | Path) -> RunFiles:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(
-            f"run folder {folder} does not exist; expected runs/<name>/<method>/seed<k>"
+            f"{folder}: expected a run folder, runs/<name>/<method>/seed<k>, found none"
         )
     matrix = read_json(folder / "matrix.json")
     correct, total = (
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); delete it or run again") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+        raise DataError(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value
 
 

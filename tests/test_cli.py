@@ -90,7 +90,7 @@ def test_report_of_a_run_and_of_an_experiment(finished, capsys):
     assert code == 0 and "report.html" in out and (folder / "report.html").exists()
     code, out, _ = call(capsys, "report", finished / "smoke")
     assert code == 0 and "results.md" in out
-    assert "does not exist" in refused(capsys, "report", finished / "nowhere")
+    assert "expected an experiment's folder" in refused(capsys, "report", finished / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -173,9 +173,9 @@ def test_nothing_is_written_after_the_end(capsys):
 
 
 def test_impossible_counts_are_named():
-    with pytest.raises(ConfigError, match="11 of 10 steps done"):
+    with pytest.raises(ConfigError, match="expected 0 to 10 steps done, found 11"):
         Progress(10, 320, done_steps=11)
-    with pytest.raises(ConfigError, match="-1 of 320 images"):
+    with pytest.raises(ConfigError, match="expected 0 to 320 images done, found -1"):
         Progress(10, 320, done_images=-1)
 
 

@@ -51,7 +51,7 @@ def test_no_seed_keeps_the_labels_in_order_and_an_explicit_order_wins():
     [
         ([0, 1, 1], "twice \\[1\\], missing \\[2\\]"),
         ([0, 1, 3], "outside \\[3\\]"),
-        ([0, 1], "names 2 classes; expected 3"),
+        ([0, 1], "expected 3 classes, found 2"),
         ([[0, 1, 2]], "flat list"),
         ([0.0, 1.0, 2.0], "whole label ids"),
     ],
@@ -140,7 +140,7 @@ def test_task_of_class_marks_unlearned_classes_and_refuses_overlap():
     assert task_of_class(tasks[:1], 4).tolist() == [-1, 0, -1, 0]
     with pytest.raises(ProtocolError, match="class 1 stands in task 0 and in task 1"):
         task_of_class((Task(0, (1,)), Task(1, (1,))), 2)
-    with pytest.raises(ProtocolError, match="holds class 2"):
+    with pytest.raises(ProtocolError, match="expected classes 0 to 1, found 2"):
         task_of_class((Task(0, (2,)),), 2)
 
 

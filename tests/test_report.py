@@ -144,7 +144,7 @@ def test_report_of_an_interrupted_run_shows_what_there_is(tmp_path):
 def test_report_of_an_empty_folder_and_of_none(tmp_path):
     text = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "0 tasks were evaluated" in text and "<img" not in text
-    with pytest.raises(DataError, match=r"run folder .*nowhere does not exist"):
+    with pytest.raises(DataError, match=r"nowhere: expected a run folder"):
         report.write_report(tmp_path / "nowhere")
 
 
@@ -193,7 +193,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"summary.json is not valid JSON"):
         read_run(tmp_path)
     (tmp_path / "summary.json").write_text("[]")
-    with pytest.raises(DataError, match="holds a list; expected a JSON object"):
+    with pytest.raises(DataError, match="expected a JSON object, found a list"):
         read_run(tmp_path)
     (tmp_path / "summary.json").unlink()
     (tmp_path / "matrix.json").write_text('{"correct": [[1]], "total": [[1, 0], [1, 1]]}')
@@ -398,7 +398,7 @@ def test_the_comparison_fits_the_console(tmp_path, width):
 def test_results_without_runs(tmp_path):
     table = report.write_results(tmp_path).read_text(encoding="utf-8")
     assert len([line for line in table.splitlines() if line.startswith("|")]) == 2
-    with pytest.raises(DataError, match="experiment folder"):
+    with pytest.raises(DataError, match="expected an experiment's folder"):
         report.write_results(tmp_path / "nowhere")
 
 

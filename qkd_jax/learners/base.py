@@ -109,8 +109,8 @@ def open_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerSta
         raise ProtocolError(f"task {task.index} repeats classes: {classes.tolist()}")
     if classes.min() < 0 or classes.max() >= config.num_classes:
         raise ProtocolError(
-            f"task {task.index}: classes must lie in 0..{config.num_classes - 1}, "
-            f"found {classes.tolist()}"
+            f"task {task.index}: expected classes 0 to {config.num_classes - 1}, found "
+            f"{classes.tolist()}"
         )
     padded = np.full(config.max_task_classes, -1, np.int32)
     padded[: len(classes)] = classes

@@ -84,12 +84,12 @@ def embed(
     side, patch, width = spec.image_size, spec.patch_size, spec.width
     if images.ndim != 4 or images.shape[1:] != (side, side, 3):
         raise ConfigError(
-            f"images have shape {images.shape}; expected [B, {side}, {side}, 3]. "
+            f"images: expected [B, {side}, {side}, 3], found {list(images.shape)}. "
             "Resize the images, or load the backbone with another image_size."
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ConfigError(
-            f"images are {images.dtype}; expected floating point. Use `normalize` first."
+            f"images: expected floating point, found {images.dtype}. Use `normalize` first."
         )
     if params["position"].shape[0] != spec.num_tokens:
         raise ConfigError(

@@ -34,8 +34,8 @@ def begun(fresh, tiny):
         (Task(1, (0, 2, 3)), "max_task_classes=2"),
         (Task(1, (2, 2)), "repeats classes"),
         (Task(1, (4, 2)), "repeats classes"),
-        (Task(1, (2, 7)), "classes must lie in 0..6"),
-        (Task(1, (-1, 2)), "classes must lie in 0..6"),
+        (Task(1, (2, 7)), "expected classes 0 to 6"),
+        (Task(1, (-1, 2)), "expected classes 0 to 6"),
     ],
 )
 def test_begin_task_refuses(begun, task, words):
