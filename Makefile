@@ -38,12 +38,12 @@ compare: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(
 	$(BIN)/python -m qkd_jax compare $(EXP) --methods "$(METHODS)" --seeds "$(SEEDS)" --jobs $(JOBS) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 test-floor:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-floor PYTHON=$(FLOOR_PYTHON) CONSTRAINT=requirements-floor.txt \
 	  $(VENV)-floor/.installed-test
-	$(VENV)-floor/bin/python -m pytest -n 2 -m "floor and not slow" $(TESTS)
+	$(VENV)-floor/bin/python -m pytest -n 2 --dist worksteal -m "floor and not slow" $(TESTS)
 
 bench:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
