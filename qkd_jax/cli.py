@@ -371,7 +371,7 @@ def _data(options: argparse.Namespace) -> None:
     if options.action == "prepare":
         from qkd_jax.data.sources import BENCHMARKS, prepare
 
-        name = BENCHMARKS.get(options.name, options.name)
+        name = BENCHMARKS.get(options.name, options.name.removeprefix("tfds:"))
         if name is None:
             raise ConfigError(
                 f"{options.name} is not in tensorflow-datasets; give its image folder to the run: "
@@ -381,10 +381,12 @@ def _data(options: argparse.Namespace) -> None:
         return
     from qkd_jax.data.contents import told_leaks, verify
     from qkd_jax.data.sources import describe, load_split
+    from qkd_jax.plan import need_every_class
     from qkd_jax.progress import counting
 
     folder = _path(options.name)
-    is_folder = folder.is_dir() or len(folder.parts) > 1
+    is_set = options.name.startswith("tfds:")
+    is_folder = not is_set and (folder.is_dir() or len(folder.parts) > 1)
     split = load_split(
         "folder" if is_folder else options.name,
         path=folder if is_folder else options.path or None,
@@ -394,7 +396,8 @@ def _data(options: argparse.Namespace) -> None:
     print(describe(split))
     with counting("checking", len(split.train) + len(split.test)) as advance:
         found = verify(split, advance)
-    print("every image can be read")
+    need_every_class(split)
+    print("every image can be read, and every class has images to train and to test on")
     for copies in found.copies:
         print(f"the same pixels: {' = '.join(copies)}")
     if found.leaked:

@@ -25,10 +25,11 @@ from qkd_jax.config import Config
 from qkd_jax.data.contents import SplitContents, read_contents
 from qkd_jax.errors import ConfigError, QkdError
 from qkd_jax.plan import Plan, plan
-from qkd_jax.progress import duration
+from qkd_jax.progress import counting, duration
 from qkd_jax.results import format_number
 from qkd_jax.run_files import read_json
 from qkd_jax.run_folder import begun_run, run_folder
+from qkd_jax.settings import DataConfig
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -70,7 +71,8 @@ def without_finished(
     runs: Sequence[PlannedRun], show: Callable[[str], None], *, allow_removed: bool = False
 ) -> tuple[list[PlannedRun], list[tuple[str, str]]]:
     """(runs with work to do, failures of folders that hold something else)."""
-    plans: dict[Config, tuple[Plan, SplitContents]] = {}
+    plans: dict[Config, Plan] = {}
+    contents: dict[DataConfig, SplitContents] = {}
     left, failures = [], []
     for number, run in enumerate(runs, 1):
         if not (run.folder / "summary.json").exists():
@@ -79,12 +81,15 @@ def without_finished(
         of_any_seed = dataclasses.replace(run.config, seed=0)
         try:
             if of_any_seed not in plans:
-                planned = plan(of_any_seed)
-                plans[of_any_seed] = planned, read_contents(planned.data)
-            planned, contents = plans[of_any_seed]
+                plans[of_any_seed] = plan(of_any_seed)
+            planned, data = plans[of_any_seed], run.config.data
+            if data not in contents:
+                num_images = len(planned.data.train) + len(planned.data.test)
+                with counting("reading", num_images) as advance:
+                    contents[data] = read_contents(planned.data, advance)
             config = dataclasses.replace(planned.config, seed=run.config.seed)
             planned = planned._replace(config=config)
-            begun = begun_run(run.folder, planned, contents, allow_removed=allow_removed)
+            begun = begun_run(run.folder, planned, contents[data], allow_removed=allow_removed)
         except QkdError as error:
             failures.append((run.name, str(error)))
             show(f"{_place(number, runs)}{run.name}: failed")

@@ -51,7 +51,7 @@ class Config:
 
     experiment: str = "custom"
     method: str = "qkd"
-    seed: int = setting(1993, low=0)
+    seed: int = setting(1993, low=0, high=2**32 - 1)
     num_classes: int = setting(100, low=1)
     max_tasks: int = setting(10, low=1)
     max_task_classes: int = setting(10, low=1)

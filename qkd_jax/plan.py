@@ -54,8 +54,7 @@ def plan(config: Config) -> Plan:
     if learner_of(config).all_at_once:
         tasks = (protocol.Task(0, tuple(int(c) for c in order)),)
     counts = np.bincount(data.train.labels, minlength=num_classes)
-    _need_every_class(data.train, "training")
-    _need_every_class(data.test, "test")
+    need_every_class(data)
     config = dataclasses.replace(
         config,
         num_classes=num_classes,
@@ -66,7 +65,13 @@ def plan(config: Config) -> Plan:
     return Plan(config, data, tasks, order)
 
 
-def _need_every_class(images: ImageSet, role: str) -> None:
+def need_every_class(split: Split) -> None:
+    """Raises DataError unless every class has an image to train and one to test on."""
+    _need_images(split.train, "training")
+    _need_images(split.test, "test")
+
+
+def _need_images(images: ImageSet, role: str) -> None:
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     empty = [f"{images.class_names[label]!r}" for label in np.flatnonzero(counts == 0)]
     if empty:

@@ -44,10 +44,11 @@ class Rule:
         """The range in words, such as "0 (all) or more"."""
         zero = f"0 ({self.zero})" if self.zero else "0"
         low = zero if self.low == 0 else str(self.low)
-        if self.low > -math.inf and self.high < math.inf:
-            return f"{low} to {self.high}"
-        if self.low > -math.inf and self.below < math.inf:
-            return f"{low} to below {self.below}"
+        if self.high < math.inf or self.below < math.inf:
+            to = f"{self.high}" if self.high < math.inf else f"below {self.below}"
+            if self.low > -math.inf:
+                return f"{low} to {to}"
+            return f"above {self.above} to {to}" if self.above > -math.inf else f"at most {to}"
         if self.low > -math.inf:
             return f"{low} or more" if self.low == 0 else f"at least {low}"
         return f"above {self.above}"

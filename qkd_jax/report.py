@@ -169,15 +169,15 @@ def _warnings(run: RunFiles) -> list[str]:
     if not run.summary.get("finished"):
         warnings.append(f"This run is not finished: {run.stages} tasks were evaluated.")
     if leaked := run.environment.get("leaked_test_images"):
-        first = " = ".join(leaked[0])
         warnings.append(
-            f"{len(leaked)} images are both trained and tested on (the same pixels), the first of "
-            f"them: {first}. Accuracies are too high by up to as much."
+            f"Images that are both trained and tested on (the same pixels): {len(leaked)}, the "
+            f"first of them {' = '.join(leaked[0])}. The accuracies count them as right answers "
+            "although they were learned by heart."
         )
     if removed := run.environment.get("removed_images"):
         warnings.append(
-            f"{len(removed)} images were removed while the run went on, so that it cannot be "
-            f"repeated exactly; the first of them: {removed[0]}."
+            f"Images that were removed while the run stood: {len(removed)}, the first of them "
+            f"{removed[0]}. The run cannot be repeated exactly."
         )
     return warnings
 

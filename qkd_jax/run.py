@@ -5,6 +5,7 @@ same command continues it and ends with the same numbers as a run that was never
 """
 
 import json
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ from qkd_jax.run_folder import (
 from qkd_jax.sharding import runner_of
 from qkd_jax.slot_features import SlotFeatures
 from qkd_jax.state import LearnerState, join, split
+
+logger = logging.getLogger("qkd_jax")
 
 # Checkpoint numbers: task * this + step, so that they rise over the whole run.
 STEPS_PER_TASK = 10_000_000
@@ -89,11 +92,13 @@ def run(
     # Before the folder is made: settings and images that do not fit leave nothing behind.
     loop = _Loop(begun.planned if begun else planned, backbone, folder, variant, show_progress)
     leaked: list[list[str]] = []
-    if begun is None:  # what a run began with was checked then
+    if begun is None or not begun.is_checked:
         with counting("checking", num_images, shows) as advance:
             leaked = verify(planned.data, advance).leaked
         if leaked and shows:
             print(f"warning: {told_leaks(leaked)}", flush=True)
+        elif leaked and hosts.is_first():
+            logger.warning(told_leaks(leaked))
     first = hosts.is_first()
     with exclusive(folder, locks=first):
         # Again under the lock: another process may have worked here in between.

@@ -8,6 +8,7 @@ import platform
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -20,8 +21,8 @@ import numpy as np
 from qkd_jax import config as configuration
 from qkd_jax import protocol
 from qkd_jax.config import Config
-from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, order_of
-from qkd_jax.data.image_set import Split
+from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, joined, rows_of
+from qkd_jax.data.image_set import Split, concatenate
 from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import CheckpointError, ConfigError
@@ -34,7 +35,7 @@ logger = logging.getLogger("qkd_jax")
 
 # The images that a run began with, by content.
 IMAGES = "images.npz"
-FOLDER_NAME = re.compile(r"[\w,=+-][\w.,=+-]{0,99}")
+FOLDER_NAME = re.compile(r"[\w,=+-]([\w.,=+ -]*[\w.,=+-])?")
 
 
 def run_folder(out: Path, config: Config, variant: str = "") -> Path:
@@ -44,19 +45,30 @@ def run_folder(out: Path, config: Config, variant: str = "") -> Path:
       ConfigError: the experiment's or the variant's name cannot be a folder's.
     """
     for kind, name in (("experiment", config.experiment), ("--variant", variant)):
-        if name and not FOLDER_NAME.fullmatch(name):
+        if not name and kind == "--variant":
+            continue
+        if not FOLDER_NAME.fullmatch(name) or len(name.encode()) > 100:
             raise ConfigError(
-                f"{kind}: expected a plain folder name (letters, digits and . , = + _ -, not "
-                f"starting with a dot, at most 100), found {name!r}"
+                f"{kind}: expected a plain folder name (letters, digits, spaces inside and . , = + "
+                f"_ -, not starting with a dot, at most 100 bytes), found {name!r}"
             )
     name = f"{config.method}-{variant}" if variant else config.method
     return Path(out) / config.experiment / name / f"seed{config.seed}"
 
 
 def is_begun(folder: Path) -> bool:
-    """True where there is something to continue; before the first checkpoint nothing is lost."""
-    kept = (folder / "checkpoints").glob("[0-9]*")
-    return (folder / "config.json").exists() and ((folder / "summary.json").exists() or any(kept))
+    """True where there is something to continue; before the first checkpoint nothing is lost.
+
+    Raises:
+      CheckpointError: checkpoints without the settings they were made with.
+    """
+    kept = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    if kept and not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{folder / 'config.json'} is missing beside checkpoints; restore it from a copy, or "
+            "use another --out or --variant for a new run"
+        )
+    return kept or ((folder / "config.json").exists() and (folder / "summary.json").exists())
 
 
 class Begun(NamedTuple):
@@ -65,15 +77,17 @@ class Begun(NamedTuple):
     Attributes:
       planned: the run as it goes on: its images in the order that it began with.
       summary: of a finished run; None while there is work to do.
-      changed: whether settings that cannot change a result differ from the stored ones, or images
-        are gone, so that the folder's records are to be written anew.
+      changed: whether settings that cannot change a result, or which images are there, differ from
+        what the folder says, so that its records are to be written anew.
       removed: ids of images that the run began with and that are gone.
+      is_checked: whether every image was read and decoded when the run began.
     """
 
     planned: Plan
     summary: dict | None
     changed: bool = False
     removed: tuple[str, ...] = ()
+    is_checked: bool = True
 
 
 def begun_run(
@@ -118,13 +132,18 @@ def begun_run(
                 f"{folder} was begun with another backbone (backbone_fingerprint: {then} -> "
                 f"{now}); use the weights it began with, or another --out or --variant"
             )
-    planned, removed = _same_images(folder, planned, contents, environment_then, allow_removed)
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    finished = bool(summary.get("finished"))
+    data, removed = _same_images(
+        folder, planned, contents, environment_then, finished=finished, allow_removed=allow_removed
+    )
+    known = environment_then.get("data_content")
     return Begun(
-        planned._replace(config=config),
-        summary if summary.get("finished") else None,
-        bool(changed or removed),
-        removed,
+        planned._replace(config=config, data=data),
+        summary if finished else None,
+        changed=bool(changed) or known not in (None, contents.sha256()),
+        removed=removed,
+        is_checked=known is not None,
     )
 
 
@@ -133,57 +152,70 @@ def _same_images(
     planned: Plan,
     contents: SplitContents,
     environment_then: dict,
+    *,
+    finished: bool,
     allow_removed: bool,
-) -> tuple[Plan, tuple[str, ...]]:
-    """The plan with its images in the order that the run began with, and the ids that are gone.
+) -> tuple[Split, tuple[str, ...]]:
+    """The images as the run began with them, in that order, and the ids of those that are gone.
+
+    They are looked for on both sides: a split that is computed from the ids (`data.validation`, a
+    set that comes in one piece) is another one as soon as a file has another name.
 
     Raises:
       CheckpointError: the images are others; tells which.
     """
-    if "data_content" not in environment_then:  # a record from before contents were compared
+    known = environment_then.get("data_content")
+    if known is None:  # a run from before contents were compared
         then, now = environment_then.get("data_fingerprint"), data_fingerprint(planned.data)
         if then not in (None, now):
             raise _other_data(folder, [f"data_fingerprint: {then} -> {now}"])
-        return planned, ()
-    same = environment_then["data_content"] == contents.sha256()
+        return planned.data, ()
+    same = known == contents.sha256()
     path = folder / IMAGES
-    if not path.exists():  # a copy that is kept for its tables alone
+    if finished and not path.exists():  # a copy that is kept for its tables
         if not same:
             raise _other_data(folder, ["the images are others (data_content)"])
-        return planned, ()
+        return planned.data, ()
     began = _read_images(path)
     if began.class_names != contents.class_names:
         changed = sorted(set(began.class_names) ^ set(contents.class_names))[:5]
         raise _other_data(folder, [f"the names of the classes differ: {', '.join(changed)}"])
-    sides, removed, problems = [], [], []
-    for side in ("train", "test"):
-        then, now = getattr(began, side), getattr(contents, side)
-        rows, gone, new = order_of(then, now)
-        sides.append(getattr(planned.data, side).take(rows))
-        replaced = sorted(set(gone) & set(new))
-        problems += [f"{name}: other content" for name in replaced]
-        problems += [f"{name}: new" for name in new if name not in set(replaced)]
-        removed += [name for name in gone if name not in set(replaced)]
+    then = joined(began)
+    rows, new = rows_of(then, joined(contents))
+    gone = then.ids[rows < 0].tolist()
+    replaced = sorted(set(gone) & set(new))
+    removed = [name for name in gone if name not in replaced]
+    problems = [f"{name}: other content" for name in replaced]
+    problems += [f"{name}: new" for name in new if name not in replaced]
     if problems or (removed and not (allow_removed or same)):
-        raise _other_data(folder, problems + [f"{name}: gone" for name in removed], bool(problems))
-    return planned._replace(data=Split(*sides)), () if same else tuple(removed)
+        changes = problems + [f"{name}: gone" for name in removed]
+        raise _other_data(folder, changes, bool(problems))
+    everything = concatenate(planned.data, planned.data.train.name)
+    sides = np.split(rows, [len(began.train.ids)])
+    names = (planned.data.train.name, planned.data.test.name)
+    return Split(
+        *(everything.take(r[r >= 0], n) for r, n in zip(sides, names, strict=True))
+    ), tuple(removed)
 
 
 def _other_data(folder: Path, changes: list[str], hopeless: bool = True) -> CheckpointError:
     advice = "use the data it began with, or another --out or --variant for a new run"
     if not hopeless:
         advice = f"put them back, continue without them by --allow-removed, or {advice}"
+    count = "1 difference" if len(changes) == 1 else f"{len(changes)} differences"
     return CheckpointError(
-        f"{folder} was begun with other data; {len(changes)} differences:{summarise(changes)}\n"
-        + advice
+        f"{folder} was begun with other data; {count}:{summarise(changes)}\n{advice}"
     )
 
 
 def _read_images(path: Path) -> SplitContents:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy leaves a path open where the file is no zip.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return contents_of(arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; restore it from a copy") from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 
@@ -225,10 +257,9 @@ def begin_folder(
 
 def continue_folder(folder: Path, begun: Begun, contents: SplitContents) -> None:
     """Writes how the run goes on: settings that may change, and the images that are left."""
-    if begun.removed:
-        then = read_json(folder / "environment.json")
-        removed = [*then.get("removed_images", []), *begun.removed]
-        # First: from here on the images that are left are those of the run.
+    then = read_json(folder / "environment.json")
+    if then.get("data_content") not in (None, contents.sha256()):
+        removed = sorted({*then.get("removed_images", []), *begun.removed})
         write_json(
             folder / "environment.json",
             then | {"data_content": contents.sha256(), "removed_images": removed},

@@ -61,7 +61,7 @@ class HeadConfig:
     """
 
     kind: Literal["cosine", "linear"] = "cosine"
-    scale: float = 20.0  # start of the learnable scale of the cosine head
+    scale: float = setting(20.0, above=0)  # start of the learnable scale of the cosine head
     prototypes: Literal["none", "own", "all", "drift"] = "drift"
     whiten: bool = True  # at test, compare in the metric of the stored within-class covariance
 
@@ -74,12 +74,12 @@ class GateConfig:
     num_qubits: int = setting(10, low=1, high=20)
     num_layers: int = setting(2, low=1)
     reupload: bool = True
-    theta_scale: float = 0.1  # theta ~ U[0, scale); the paper's start is U[0, 2 pi)
+    theta_scale: float = setting(0.1, low=0)  # theta ~ U[0, scale); the paper's start is U[0, 2 pi)
     theta_side: Literal["both", "query"] = "both"
     last_axis: Literal["y", "x", "z"] = "y"
     encoding: Literal["angle", "amplitude"] = "amplitude"
     angle_map: Literal["linear", "separate", "first_q", "pool"] = "linear"
-    angle_range: float = 3.141592653589793  # angles lie in (-range, range)
+    angle_range: float = setting(3.141592653589793, above=0)  # angles lie in (-range, range)
     # What stands for a task: its adapter's SVD, its class means, or a vector that the gate learns.
     states: Literal["weights", "class", "learned"] = "class"
     stack: Literal["weights", "delta", "product"] = "weights"
@@ -94,7 +94,8 @@ class GateConfig:
     # Unseen images lie further out than the stored covariance says.
     calibration_noise: float = setting(2.0, low=0)
     whiten: bool = True  # compare in the metric of the stored within-class covariance
-    freeze_after: int = -1  # task index after which training no longer moves the gate; -1 = never
+    # Task index after which training no longer moves the gate; -1 = never.
+    freeze_after: int = setting(-1, low=-1)
     # Share of the isotropic part in the stored covariance.
     shrinkage: float = setting(0.6, low=0, high=1)
 
@@ -345,8 +346,8 @@ class TrainConfig:
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = setting(0.05, low=0)
     head_rate: float = setting(1.0, low=0)  # factor on the rate of the head
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: float = setting(0.9, low=0, below=1)
+    weight_decay: float = setting(5e-4, low=0)
     decay_leaves: tuple[str, ...] = ("kernel", "rows")
     # Clip the gradient's global norm to this; 0 = never.
     clip_norm: float = setting(0.0, low=0, zero="never")

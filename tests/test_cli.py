@@ -109,7 +109,7 @@ def test_report_of_a_run_and_of_an_experiment(finished, capsys):
         ),
         (["smoke", "--seed", "one"], ["--seed 'one'", "whole numbers"]),
         (["smoke", "--seed", " "], ["--seed is empty"]),
-        (["smoke", "--seed", "-1"], ["seed", "0 or more"]),
+        (["smoke", "--seed", "-1"], ["seed", "0 to 4294967295"]),
         (["smoke", "--data", "/tmp"], ["synthetic", "no path"]),
         (["smoke", "--set", "train.devices=99"], ["train.devices=99", "this process has 8"]),
         (["none.py"], ["unknown experiment 'none.py'"]),

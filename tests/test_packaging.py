@@ -34,13 +34,9 @@ def lower_bound(requirement):
 def test_the_tested_floor_is_the_promised_one():
     """Lower bounds and tested oldest versions are one; a floor above the bound tests too little."""
     needed, floor = requirements_of("requirements.txt"), requirements_of("requirements-floor.txt")
-    core = {"jax", "flax", "optax", "orbax-checkpoint", "chex"}
-    assert core <= floor.keys() & needed.keys()
-    for name in core:
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy"} <= floor.keys()
+    for name in floor.keys() - {"jaxlib"}:
         assert lower_bound(needed[name]) == lower_bound(floor[name]), name
-    for name, requirement in floor.items():
-        if name in needed:
-            assert needed[name].specifier.contains(lower_bound(requirement)), name
     assert lower_bound(floor["jax"]) == lower_bound(floor["jaxlib"])
 
 

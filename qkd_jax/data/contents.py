@@ -128,24 +128,34 @@ def told_leaks(leaked: list[list[str]]) -> str:
     return f"{what} both trained and tested on (the same pixels):{summarise(groups)}"
 
 
-def order_of(then: Contents, now: Contents) -> tuple[np.ndarray, list[str], list[str]]:
-    """Finds the images of an earlier reading in a newer one.
+def joined(split: SplitContents) -> Contents:
+    """The contents of both sides, those of the training side first."""
+    pairs = zip(split.train, split.test, strict=True)
+    return Contents(*(np.concatenate(pair) for pair in pairs))
+
+
+def rows_of(then: Contents, now: Contents) -> tuple[np.ndarray, list[str]]:
+    """Finds the images of an earlier reading in a newer one, by label and content.
 
     Returns:
-      (rows int64 [n] of `now` in the order of `then`, the ids of `then` that are gone, the ids of
-      `now` that are new). Copies of one image are taken in their own order.
+      (rows int64 [N] of `now` for each image of `then`, -1 where it is gone; the ids of `now` that
+      are new). Of several copies of one image the one of the same id is taken, then the others in
+      their order.
     """
     places: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for row, key in enumerate(now.keys()):
         places[key].append(row)
-    rows, gone = [], []
-    for name, key in zip(then.ids.tolist(), then.keys(), strict=True):
-        if places[key]:
-            rows.append(places[key].pop(0))
-        else:
-            gone.append(name)
-    new = sorted(row for left in places.values() for row in left)
-    return np.array(rows, np.int64), gone, now.ids[new].tolist()
+    keys, here = then.keys(), now.ids.tolist()
+    rows = np.full(len(keys), -1, np.int64)
+    for index, (key, name) in enumerate(zip(keys, then.ids.tolist(), strict=True)):
+        same = [row for row in places[key] if here[row] == name]
+        if same:
+            rows[index] = same[0]
+            places[key].remove(same[0])
+    for index in np.flatnonzero(rows < 0):
+        if places[keys[index]]:
+            rows[index] = places[keys[index]].pop(0)
+    return rows, [here[row] for row in sorted(row for left in places.values() for row in left)]
 
 
 def arrays_of(contents: SplitContents) -> dict[str, np.ndarray]:

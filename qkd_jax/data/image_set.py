@@ -108,6 +108,29 @@ class ImageSet:
         )
 
 
+def concatenate(parts: Sequence[ImageSet], name: str) -> ImageSet:
+    """The images of all parts, one behind the other; ids that repeat get their part's name."""
+    ids = [part.ids.tolist() for part in parts]
+    if len({text for part in ids for text in part}) < sum(map(len, ids)):
+        pairs = zip(parts, ids, strict=True)
+        ids = [[f"{part.name}: {text}" for text in own] for part, own in pairs]
+    starts = np.cumsum([0, *map(len, parts)])
+
+    def fetch(indices: Sequence[int]) -> list[Encoded]:
+        owners = np.searchsorted(starts, indices, side="right") - 1
+        pairs = zip(indices, owners.tolist(), strict=True)
+        return [parts[owner].fetch([int(index - starts[owner])])[0] for index, owner in pairs]
+
+    return ImageSet(
+        name=name,
+        labels=np.concatenate([part.labels for part in parts]),
+        ids=np.array([text for part in ids for text in part], str),
+        class_names=parts[0].class_names,
+        fetch=fetch,
+        margin=parts[0].margin,
+    )
+
+
 class Split(NamedTuple):
     """What is trained on and what is tested on; both have the same `class_names`."""
 

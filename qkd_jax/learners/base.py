@@ -17,7 +17,7 @@ from jax import lax
 
 from qkd_jax.config import Config, TrainConfig
 from qkd_jax.errors import ConfigError, DataError, ProtocolError
-from qkd_jax.learners.inputs import Batch, check_batch, check_images
+from qkd_jax.learners.inputs import Batch, check_batch, check_batches, check_images
 from qkd_jax.learners.learner import columns_of, learner_of
 from qkd_jax.learners.step import (
     device_step,
@@ -91,6 +91,11 @@ def begin_task(
 def open_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerState:
     """`begin_task` without the look at the images."""
     config = state.config
+    for name, value in (("num_steps", num_steps), *(("a task's class", c) for c in task.classes)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ProtocolError(f"{name}: expected a whole number, found {value!r}")
+    if num_steps < 0:
+        raise ProtocolError(f"num_steps: expected 0 (constant rate) or more, found {num_steps}")
     classes = np.asarray(task.classes, np.int32)
     seen = np.flatnonzero(np.asarray(state.task_of_class) >= 0)
     expected = int(state.task) + 1
@@ -136,11 +141,9 @@ def _absorb(state, sums):
 def sum_survey(state: LearnerState, batches: Iterable[Batch]) -> Any:
     """The learner's survey of a task's images, summed over batches."""
     total = None
-    for batch in batches:
-        check_batch(state, batch)
-        images = jnp.asarray(batch["image"])
-        mask = jnp.asarray(batch.get("mask", np.ones(images.shape[0], bool)))
-        sums = _survey(state, images, mask)
+    for batch in check_batches(batches):
+        batch = check_batch(state, batch)
+        sums = _survey(state, jnp.asarray(batch["image"]), jnp.asarray(batch["mask"]))
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     if total is None:
         raise DataError(f"{state.config.method} looks at a task's images, but none was given")
@@ -210,7 +213,7 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
         raise ConfigError(
             f"{state.config.method} trains nothing{when}: call end_task right after begin_task"
         )
-    check_batch(state, batch, of_steps=True)
+    batch = check_batch(state, batch, of_steps=True)
     held, moving = split(state)
     batch = {name: jnp.asarray(value) for name, value in batch.items()}
     train = _train_many if batch["image"].ndim == 5 else _train
@@ -311,6 +314,7 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
       ProtocolError: no task has begun.
     """
     learner = learner_of(state.config)
+    check_batches(batches)
     state = freeze(state)
     if learner.survey is not None:
         batches = list(batches)  # read twice
@@ -319,7 +323,7 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
 
     def with_features():
         for batch in batches:
-            check_batch(state, batch)
+            batch = check_batch(state, batch)
             yield {**batch, "features": slot_features(state, batch["image"], slots)}
 
     return finish(state, with_features())
@@ -360,8 +364,7 @@ def predict_with_relevance(
     state: LearnerState, images: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """`predict` and, for methods that route, the relevance [B, T] of each learned task."""
-    check_images(state.config, images)
-    images = jnp.asarray(images)
+    images = jnp.asarray(check_images(state.config, images))
     if learner_of(state.config).reads_images(state.config):
         return _predict(state, images)
     return score(state, slot_features(state, images))

@@ -4,7 +4,7 @@ Shapes and types are read off; the range of floating pixels is computed where th
 that images on a device stay there. Padded rows may hold anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,8 +20,8 @@ Batch = Mapping[str, Any]
 ROUNDING = 1e-3
 
 
-def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) -> None:
-    """Checks a batch of the current task.
+def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) -> dict[str, Any]:
+    """Checks a batch of the current task; returns the fields that a step reads, as it takes them.
 
     Args:
       batch: {"image": [B, H, W, 3], "label": [B]}, optionally "mask" [B].
@@ -39,22 +39,26 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
         )
     for name in ("image", "label"):
         if name not in batch:
-            raise DataError(f"batch: expected 'image' and 'label', found {sorted(batch)}")
-    image = batch["image"]
-    check_shape(state.config, image, "image", of_steps=of_steps)
+            found = sorted(map(str, batch))
+            raise DataError(f"batch: expected 'image' and 'label', found {found}")
+    check_shape(state.config, batch["image"], "image", of_steps=of_steps)
+    image = _native(batch["image"])
     rows = image.shape[:-3]
-    label = np.asarray(batch["label"])
+    label = _on_host("label", batch["label"])
     if label.shape != rows:
         raise DataError(f"label: expected shape {list(rows)}, found {list(label.shape)}")
     if not np.issubdtype(label.dtype, np.integer):
         raise DataError(f"label: expected whole numbers, found {label.dtype}")
-    mask = np.asarray(batch.get("mask", np.ones(rows, bool)))
+    mask = _on_host("mask", batch.get("mask", np.ones(rows, bool)))
     if mask.shape != rows or mask.dtype != bool:
         raise DataError(f"mask: expected bool {list(rows)}, found {mask.dtype} {list(mask.shape)}")
     features = batch.get("features")
-    if features is not None and (features.ndim != len(rows) + 2 or features.shape[:-2] != rows):
+    if features is not None and (
+        np.ndim(features) != len(rows) + 2 or np.shape(features)[:-2] != rows
+    ):
         raise DataError(
-            f"features: expected [{', '.join(map(str, rows))}, S, D], found {list(features.shape)}"
+            f"features: expected [{', '.join(map(str, rows))}, S, D], found "
+            f"{list(np.shape(features))}"
         )
     if not mask.any(axis=-1).all():
         raise DataError("mask: expected at least one image in each batch, found only padding")
@@ -68,17 +72,32 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
             f"found {found}"
         )
     check_pixels(image, "image", mask)
+    checked = {"image": image, "label": label.astype(np.int32), "mask": mask}
+    return checked if features is None else checked | {"features": features}
 
 
-def check_images(config: Config, images: Any) -> None:
+def check_batches(batches: Any) -> Iterable[Batch]:
+    """Raises DataError where one batch, or nothing, is given in place of several."""
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches: expected a list or iterator of batches, found {type(batches).__name__}"
+        )
+    return batches
+
+
+def check_images(config: Config, images: Any) -> Any:
     """Checks images [B, H, W, 3] to predict; what is being traced is checked by shape alone.
+    Returns them as a compiled program takes them.
 
     Raises:
       DataError: as `check_batch`.
     """
     check_shape(config, images, "images")
-    if not isinstance(images, jax.core.Tracer):
-        check_pixels(images, "images", np.ones(images.shape[:1], bool))
+    if isinstance(images, jax.core.Tracer):
+        return images
+    images = _native(images)
+    check_pixels(images, "images", np.ones(images.shape[:1], bool))
+    return images
 
 
 def check_shape(config: Config, images: Any, name: str, *, of_steps: bool = False) -> None:
@@ -116,6 +135,21 @@ def check_pixels(images: Any, name: str, mask: np.ndarray) -> None:
         "Divide pixels of 0 to 255 by 255 or pass them as uint8, clip what resizing left outside, "
         "and do not normalise: the backbone's own mean and standard deviation are applied inside"
     )
+
+
+def _native(images: Any) -> Any:
+    """Floats of another byte order or wider than 64 bits, which jax does not take, as float32."""
+    strange = isinstance(images, np.ndarray) and (
+        not images.dtype.isnative or images.dtype.itemsize > 8
+    )
+    return images.astype(np.float32) if strange else images
+
+
+def _on_host(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{name}: expected an array, found what is none ({error})") from None
 
 
 def _bounds(images: Any) -> tuple[Any, Any]:

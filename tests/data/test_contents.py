@@ -11,8 +11,8 @@ from qkd_jax.data.contents import (
     Contents,
     arrays_of,
     contents_of,
-    order_of,
     read_contents,
+    rows_of,
     told_leaks,
     verify,
 )
@@ -107,14 +107,18 @@ def made_up(labels, digests, prefix="x"):
 def test_images_are_found_again_by_label_and_content():
     then = made_up([0, 0, 1, 1], [7, 8, 7, 9])
     now = made_up([1, 1, 0, 0], [9, 7, 8, 7], "y")
-    rows, gone, new = order_of(then, now)
-    assert rows.tolist() == [3, 2, 1, 0] and gone == [] and new == []
+    rows, new = rows_of(then, now)
+    assert rows.tolist() == [3, 2, 1, 0] and new == []
     # Copies keep their number; one of them may go, and the others stay.
     copies, fewer = made_up([0, 0, 0], [5, 5, 5]), made_up([0, 0], [5, 5], "y")
-    rows, gone, new = order_of(copies, fewer)
-    assert rows.tolist() == [0, 1] and gone == ["x2"] and new == []
-    rows, gone, new = order_of(fewer, copies)
-    assert rows.tolist() == [0, 1] and gone == [] and new == ["x2"]
+    rows, new = rows_of(copies, fewer)
+    assert rows.tolist() == [0, 1, -1] and new == []
+    rows, new = rows_of(fewer, copies)
+    assert rows.tolist() == [0, 1] and new == ["x2"]
+    # Of copies the one of the same name is the same.
+    left = Contents(*(field[1:] for field in copies))
+    rows, new = rows_of(copies, left)
+    assert rows.tolist() == [-1, 0, 1] and new == []
 
 
 def test_good_images_pass_and_repeated_ones_are_named(data):

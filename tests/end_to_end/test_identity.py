@@ -174,6 +174,86 @@ def test_images_may_be_removed_if_the_user_says_so(runs, data, monkeypatch):
     assert runs(data)[0] == 1
 
 
+def test_removed_images_are_counted_once_and_may_come_back(runs, data, tmp_path):
+    def told():
+        return json.loads((runs.folder() / "environment.json").read_text())["removed_images"]
+
+    assert runs(data)[0] == 0
+    kept = tmp_path / "kept.png"
+    shutil.copy(data / "train/c0/0.png", kept)
+    for name in ("0.png", "1.png"):
+        runs.reopen()
+        (data / f"train/c0/{name}").unlink()
+        assert runs(data)[0] == 1
+        assert runs(data, "--allow-removed")[0] == 0
+    assert told() == ["train/c0/0.png", "train/c0/1.png"]
+    runs.reopen()
+    shutil.copy(kept, data / "train/c0/0.png")
+    assert runs(data)[0] == 1  # one of them is still gone
+    assert runs(data, "--allow-removed")[0] == 0
+    assert told() == ["train/c0/0.png", "train/c0/1.png"]  # the run once went on without both
+
+
+@pytest.mark.parametrize("change", ["gone", "renamed"])
+def test_images_keep_their_side_where_the_split_follows_from_names(runs, data, change):
+    """`data.validation` holds out the last names of each class; other names hold out others."""
+    settings = ("data.validation=0.4",)
+    assert runs(data, settings=settings)[0] == 0
+    straight, more = results(runs.summary()), []
+    runs.reopen()
+    if change == "gone":
+        (data / "train/c1/4.png").unlink()  # held out: now c1/2.png would be
+        code, _, error = runs(data, settings=settings)
+        assert code == 1 and "1 difference:" in error and "train/c1/4.png: gone" in error
+        more = ["--allow-removed"]
+    else:
+        for path in sorted(data.glob("train/*/*.png")):
+            path.rename(path.with_name(f"new {9 - int(path.stem)}.png"))
+    code, _, error = runs(data, *more, settings=settings)
+    assert code == 0, error
+    if change == "renamed":
+        assert results(runs.summary()) == straight
+    else:
+        matrix = json.loads((runs.folder() / "matrix.json").read_text())
+        assert sum(matrix["total"][1]) == 7  # of the eight that were held out
+
+
+def test_a_lost_or_damaged_list_of_images_is_told(runs, data):
+    assert runs(data, method="simplecil")[0] == 0
+    path = runs.folder("simplecil") / "images.npz"
+    whole = path.read_bytes()
+    path.unlink()
+    assert runs(data, method="simplecil")[0] == 0  # finished: its tables need no list
+    runs.reopen(method="simplecil")
+    code, _, error = runs(data, method="simplecil")
+    assert code == 1 and "images.npz is missing" in error
+    for content in (b"", whole[:200], b"\0" * 300, whole[:90] + b"\xff" * 9 + whole[99:]):
+        path.write_bytes(content)
+        code, _, error = runs(data, method="simplecil")
+        assert code == 1 and "images.npz is damaged" in error
+    path.write_bytes(whole)
+    assert runs(data, method="simplecil")[0] == 0
+    runs.reopen(method="simplecil")
+    (runs.folder("simplecil") / "config.json").unlink()
+    code, _, error = runs(data, method="simplecil")
+    assert code == 1 and "config.json is missing beside checkpoints" in error
+
+
+def test_a_run_from_before_contents_were_compared_is_checked(runs, data):
+    assert runs(data, method="simplecil")[0] == 0
+    runs.reopen(method="simplecil")
+    path = runs.folder("simplecil") / "environment.json"
+    old = json.loads(path.read_text())
+    old.pop("data_content")
+    path.write_text(json.dumps(old))
+    (runs.folder("simplecil") / "images.npz").unlink()
+    (data / "test/c0/0.png").write_text("junk")
+    code, out, error = runs(data, method="simplecil")
+    assert code == 1 and "1 image cannot be read" in error and "continuing" not in out
+    picture(data / "test/c0/0.png", 50)
+    assert runs(data, method="simplecil")[0] == 0
+
+
 def test_settings_that_cannot_change_a_result_may_change(runs, data):
     assert runs(data)[0] == 0
     straight = results(runs.summary())
@@ -261,7 +341,7 @@ def test_batches_need_not_divide_over_the_devices(runs, data, devices):
 
 
 @pytest.mark.parametrize(
-    "variant", ["lr/0.1", "../up", "..", ".hidden", "a\\b", "a\nb", " ", "x" * 101]
+    "variant", ["lr/0.1", "../up", "..", ".hidden", "a\\b", "a\nb", " ", "x" * 101, "字" * 40]
 )
 def test_a_variant_is_a_plain_folder_name(runs, data, variant):
     code, _, error = runs(data, "--variant", variant, method="simplecil")
@@ -277,6 +357,8 @@ def test_an_experiment_is_a_plain_folder_name(tmp_path, capsys):
         "    return Config(experiment='../x', method=method)\n"
     )
     code = cli.main(["run", str(path), "--out", str(tmp_path / "runs")])
+    assert code == 1 and "experiment: expected a plain folder name" in capsys.readouterr().err
+    code = cli.main(["run", "smoke", "--set", "experiment=", "--out", str(tmp_path / "runs")])
     assert code == 1 and "experiment: expected a plain folder name" in capsys.readouterr().err
 
 

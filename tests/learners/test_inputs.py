@@ -116,6 +116,9 @@ BAD_FIELDS = {
     "short mask": (lambda b: {**b, "mask": np.ones(3, bool)}, "mask: expected bool [4]"),
     "number mask": (lambda b: {**b, "mask": np.ones(4)}, "mask: expected bool"),
     "only padding": (lambda b: {**b, "mask": np.zeros(4, bool)}, "at least one image"),
+    "ragged labels": (lambda b: {**b, "label": [[4], [1, 4], [1], [4]]}, "expected an array"),
+    "listed features": (lambda b: {**b, "features": [1, 2]}, "features: expected [4,"),
+    "odd names": (lambda b: {b"image": b["image"], 1: 2}, "expected 'image' and 'label', found"),
     "short features": (lambda b: {**b, "features": np.ones((3, 4, 12))}, "features: expected [4,"),
 }
 
@@ -133,9 +136,39 @@ def test_training_and_ending_refuse_the_same_batches(tiny, begun, case):
         assert words in str(caught.value)
 
 
-def test_a_batch_in_place_of_batches(tiny, begun):
+def test_what_is_no_list_of_batches(tiny, begun):
+    for batches in (tiny.batch(tiny.tasks[0]), None, 3):
+        with pytest.raises(DataError, match="expected a list or iterator of batches, found"):
+            qkd_jax.end_task(begun, batches)
     with pytest.raises(DataError, match="expected a dict with 'image' and 'label', found str"):
-        qkd_jax.end_task(begun, tiny.batch(tiny.tasks[0]))
+        qkd_jax.end_task(begun, ["image"])
+
+
+def test_other_byte_orders_and_widths_are_the_same_numbers(tiny, begun):
+    """As files hold them (IDX labels are big-endian); jax itself takes none of them."""
+    batch = tiny.batch(tiny.tasks[0])
+    expected = qkd_jax.train_task(tiny.copy(begun), batch)[1]["loss"]
+    for image, label in (
+        (batch["image"].astype(">f4"), batch["label"].astype(">i4")),
+        (batch["image"].astype(np.longdouble), batch["label"].astype(np.uint8)),
+        (jnp.asarray(batch["image"]), batch["label"].tolist()),
+    ):
+        given = {"image": image, "label": label, "id": ["a", "b", "c", "d"]}
+        assert qkd_jax.train_task(tiny.copy(begun), given)[1]["loss"] == expected
+        np.testing.assert_array_equal(
+            qkd_jax.predict(begun, image), qkd_jax.predict(begun, batch["image"])
+        )
+
+
+@pytest.mark.parametrize("num_steps", [-1, 2.5, "3", True])
+def test_the_length_of_a_schedule_is_a_whole_number(tiny, fresh, num_steps):
+    with pytest.raises(ProtocolError, match="num_steps: expected"):
+        qkd_jax.begin_task(fresh, tiny.tasks[0], num_steps)
+
+
+def test_classes_are_whole_numbers(fresh):
+    with pytest.raises(ProtocolError, match="a task's class: expected a whole number"):
+        qkd_jax.begin_task(fresh, qkd_jax.Task(0, ("4", 1.0)))
 
 
 def test_steps_are_checked_one_by_one_and_only_in_training(tiny, begun):
