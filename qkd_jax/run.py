@@ -92,7 +92,7 @@ def run(
     # Before the folder is made: settings and images that do not fit leave nothing behind.
     loop = _Loop(begun.planned if begun else planned, backbone, folder, variant, show_progress)
     leaked: list[list[str]] = []
-    if begun is None or not begun.is_checked:
+    if begun is None or not begun.content:  # else it was checked when it began
         with counting("checking", num_images, shows) as advance:
             leaked = verify(planned.data, advance).leaked
         if leaked and shows:
@@ -110,7 +110,7 @@ def run(
         if first and now is None:
             begin_folder(folder, planned, contents, backbone, leaked)
         elif first and now.changed:
-            continue_folder(folder, now, contents)
+            continue_folder(folder, now)
         hosts.wait()
         return loop.run()
 

@@ -80,14 +80,15 @@ class Begun(NamedTuple):
       changed: whether settings that cannot change a result, or which images are there, differ from
         what the folder says, so that its records are to be written anew.
       removed: ids of images that the run began with and that are gone.
-      is_checked: whether every image was read and decoded when the run began.
+      content: the fingerprint of the images that are left; "" where the run recorded none, since
+        it is older, and its images were not checked when it began.
     """
 
     planned: Plan
     summary: dict | None
-    changed: bool = False
-    removed: tuple[str, ...] = ()
-    is_checked: bool = True
+    changed: bool
+    removed: tuple[str, ...]
+    content: str
 
 
 def begun_run(
@@ -134,16 +135,15 @@ def begun_run(
             )
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     finished = bool(summary.get("finished"))
-    data, removed = _same_images(
+    data, removed, content = _same_images(
         folder, planned, contents, environment_then, finished=finished, allow_removed=allow_removed
     )
-    known = environment_then.get("data_content")
     return Begun(
         planned._replace(config=config, data=data),
         summary if finished else None,
-        changed=bool(changed) or known not in (None, contents.sha256()),
+        changed=bool(changed) or content != environment_then.get("data_content", ""),
         removed=removed,
-        is_checked=known is not None,
+        content=content,
     )
 
 
@@ -155,8 +155,9 @@ def _same_images(
     *,
     finished: bool,
     allow_removed: bool,
-) -> tuple[Split, tuple[str, ...]]:
-    """The images as the run began with them, in that order, and the ids of those that are gone.
+) -> tuple[Split, tuple[str, ...], str]:
+    """The images as the run began with them, in that order, the ids of those that are gone, and
+    the fingerprint of those that are left.
 
     They are looked for on both sides: a split that is computed from the ids (`data.validation`, a
     set that comes in one piece) is another one as soon as a file has another name.
@@ -169,33 +170,35 @@ def _same_images(
         then, now = environment_then.get("data_fingerprint"), data_fingerprint(planned.data)
         if then not in (None, now):
             raise _other_data(folder, [f"data_fingerprint: {then} -> {now}"])
-        return planned.data, ()
-    same = known == contents.sha256()
+        return planned.data, (), ""
     path = folder / IMAGES
     if finished and not path.exists():  # a copy that is kept for its tables
-        if not same:
+        if known != contents.sha256():
             raise _other_data(folder, ["the images are others (data_content)"])
-        return planned.data, ()
+        return planned.data, (), known
     began = _read_images(path)
     if began.class_names != contents.class_names:
         changed = sorted(set(began.class_names) ^ set(contents.class_names))[:5]
         raise _other_data(folder, [f"the names of the classes differ: {', '.join(changed)}"])
     then = joined(began)
     rows, new = rows_of(then, joined(contents))
+    train, test = np.split(rows, [len(began.train.ids)])
+    left = began._replace(train=began.train.take(train >= 0), test=began.test.take(test >= 0))
     gone = then.ids[rows < 0].tolist()
     replaced = sorted(set(gone) & set(new))
     removed = [name for name in gone if name not in replaced]
     problems = [f"{name}: other content" for name in replaced]
     problems += [f"{name}: new" for name in new if name not in replaced]
-    if problems or (removed and not (allow_removed or same)):
+    was_allowed = left.sha256() == known
+    if problems or (removed and not (allow_removed or was_allowed)):
         changes = problems + [f"{name}: gone" for name in removed]
         raise _other_data(folder, changes, bool(problems))
     everything = concatenate(planned.data, planned.data.train.name)
-    sides = np.split(rows, [len(began.train.ids)])
-    names = (planned.data.train.name, planned.data.test.name)
-    return Split(
-        *(everything.take(r[r >= 0], n) for r, n in zip(sides, names, strict=True))
-    ), tuple(removed)
+    data = Split(
+        everything.take(train[train >= 0], planned.data.train.name),
+        everything.take(test[test >= 0], planned.data.test.name),
+    )
+    return data, tuple(removed), left.sha256()
 
 
 def _other_data(folder: Path, changes: list[str], hopeless: bool = True) -> CheckpointError:
@@ -255,14 +258,14 @@ def begin_folder(
     write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
 
 
-def continue_folder(folder: Path, begun: Begun, contents: SplitContents) -> None:
+def continue_folder(folder: Path, begun: Begun) -> None:
     """Writes how the run goes on: settings that may change, and the images that are left."""
     then = read_json(folder / "environment.json")
-    if then.get("data_content") not in (None, contents.sha256()):
+    if begun.content != then.get("data_content", ""):
         removed = sorted({*then.get("removed_images", []), *begun.removed})
         write_json(
             folder / "environment.json",
-            then | {"data_content": contents.sha256(), "removed_images": removed},
+            then | {"data_content": begun.content, "removed_images": removed},
         )
     write_json(folder / "config.json", configuration.to_dict(begun.planned.config))
 

@@ -38,6 +38,10 @@ class Contents(NamedTuple):
     labels: np.ndarray
     digests: np.ndarray
 
+    def take(self, rows: np.ndarray) -> "Contents":
+        """The images at some rows, or where a mask holds."""
+        return Contents(*(field[rows] for field in self))
+
     def keys(self) -> list[tuple[int, bytes]]:
         """(label, digest) of each image: what counts when sets are compared."""
         return [(int(k), d.tobytes()) for k, d in zip(self.labels, self.digests, strict=True)]

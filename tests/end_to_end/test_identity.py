@@ -213,6 +213,8 @@ def test_images_keep_their_side_where_the_split_follows_from_names(runs, data, c
     assert code == 0, error
     if change == "renamed":
         assert results(runs.summary()) == straight
+        environment = json.loads((runs.folder() / "environment.json").read_text())
+        assert "removed_images" not in environment
     else:
         matrix = json.loads((runs.folder() / "matrix.json").read_text())
         assert sum(matrix["total"][1]) == 7  # of the eight that were held out
