@@ -16,7 +16,8 @@ def find_file(given: Path, entry: Entry, setting: str) -> Path:
     """The weight file that the user means.
 
     A folder gives, in this order: the registered file name, `model.safetensors`, the index of a
-    sharded model, its only `.safetensors`, `.npz` or `.onnx` file.
+    sharded model, its only `.safetensors`, `.npz` or `.onnx` file. A hub's cache folder, which
+    keeps revisions under `snapshots/`, gives its only one.
 
     Args:
         given: a file or a folder.
@@ -41,6 +42,15 @@ def find_file(given: Path, entry: Entry, setting: str) -> Path:
             f"{setting}: expected {wanted}, found {given}, which cannot be opened "
             f"({error.strerror or error})."
         ) from error
+    if stat.S_ISDIR(mode) and (given / "snapshots").is_dir():
+        revisions = sorted(path for path in (given / "snapshots").iterdir() if path.is_dir())
+        if len(revisions) != 1:
+            listed = ", ".join(path.name for path in revisions[:10]) or "none"
+            raise WeightsError(
+                f"{setting}: expected one revision in {given / 'snapshots'}, found "
+                f"{len(revisions)}: {listed}. Give the folder of one of them."
+            )
+        return find_file(revisions[0], entry, setting)
     if stat.S_ISDIR(mode):
         visible = [name for name in names if not name.startswith(".")]
         return given / _choose(visible, given, entry, setting)

@@ -355,6 +355,19 @@ def test_a_folder_gives_its_one_weight_file(tiny, names, chosen):
     np.testing.assert_array_equal(backbone.params["class_token"], token)
 
 
+def test_a_hubs_cache_gives_its_only_revision(tiny):
+    """`models--<owner>--<name>/snapshots/<revision>/model.safetensors`, a link into `blobs/`."""
+    for folder in ("blobs", "refs", "snapshots/0a1b"):
+        (tiny / folder).mkdir(parents=True)
+    save_file(timm(), tiny / "blobs/f00d")
+    (tiny / "snapshots/0a1b/model.safetensors").symlink_to(tiny / "blobs/f00d")
+    found = load_backbone("tiny", path=tiny).params["class_token"]
+    np.testing.assert_array_equal(found, timm()["cls_token"][0, 0])
+    (tiny / "snapshots/2c3d").mkdir()
+    with pytest.raises(WeightsError, match="expected one revision .* found 2: 0a1b, 2c3d"):
+        load_backbone("tiny", path=tiny)
+
+
 def test_a_folder_with_several_or_no_weight_files_is_refused(tiny):
     (tiny / "config.json").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"expected tiny\.npz, model\.safe.*, found none"):
