@@ -364,7 +364,7 @@ def test_a_hubs_cache_gives_its_only_revision(tiny):
     found = load_backbone("tiny", path=tiny).params["class_token"]
     np.testing.assert_array_equal(found, timm()["cls_token"][0, 0])
     (tiny / "snapshots/2c3d").mkdir()
-    with pytest.raises(WeightsError, match="expected one revision .* found 2: 0a1b, 2c3d"):
+    with pytest.raises(WeightsError, match=r"expected one revision .* found 2: 0a1b, 2c3d"):
         load_backbone("tiny", path=tiny)
 
 
