@@ -130,25 +130,35 @@ def override(config: Config, *assignments: str) -> Config:
         combination that does not fit.
     """
     changes: dict[str, Any] = {}
+    problems = []
     for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        path = path.strip()
-        if not separator:
-            raise ConfigError(f"--set {assignment!r}: expected key=value, as in train.epochs=5")
-        node = changes
-        owner: Any = config
-        *sections, leaf = path.split(".")
-        for section in sections:
-            inner = getattr(owner, section, None) if section in _field_types(owner) else None
-            if not dataclasses.is_dataclass(inner):
-                raise _unknown_key(path)
-            owner = inner
-            node = node.setdefault(section, {})
-        kinds = _field_types(owner)
-        if leaf not in kinds or dataclasses.is_dataclass(getattr(owner, leaf)):
-            raise _unknown_key(path)
-        node[leaf] = _parse(path, text.strip(), kinds[leaf])
+        try:
+            _assign(config, changes, assignment)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n  ".join(problems))
     return _replace(config, changes)
+
+
+def _assign(config: Config, changes: dict[str, Any], assignment: str) -> None:
+    """Puts the value of `"section.key=value"` into the nested `changes`."""
+    path, separator, text = assignment.partition("=")
+    path = path.strip()
+    if not separator:
+        raise ConfigError(f"--set {assignment!r}: expected key=value, as in train.epochs=5")
+    owner: Any = config
+    *sections, leaf = path.split(".")
+    for section in sections:
+        inner = getattr(owner, section, None) if section in _field_types(owner) else None
+        if not dataclasses.is_dataclass(inner):
+            raise _unknown_key(path)
+        owner = inner
+        changes = changes.setdefault(section, {})
+    kinds = _field_types(owner)
+    if leaf not in kinds or dataclasses.is_dataclass(getattr(owner, leaf)):
+        raise _unknown_key(path)
+    changes[leaf] = _parse(path, text.strip(), kinds[leaf])
 
 
 def from_dict(values: dict[str, Any]) -> Config:

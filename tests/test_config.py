@@ -95,6 +95,13 @@ def test_override_refuses_with_the_name_and_a_hint(assignment, words):
         assert word in str(caught.value)
 
 
+def test_all_that_cannot_be_read_is_listed_at_once():
+    with pytest.raises(ConfigError) as caught:
+        override(Config(), "train.epochs=many", "epochs=3", "seed=1", "gate.kind=cosin")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and "train.epochs=many" in lines[0] and "'epochs'" in lines[1]
+
+
 def test_all_range_problems_are_listed_at_once():
     bad = {
         "num_classes": 0,
