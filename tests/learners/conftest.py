@@ -87,6 +87,19 @@ def tiny():
     )
 
 
+@pytest.fixture(scope="module")
+def fresh(tiny):
+    """A method that trains in every task, before its first one."""
+    config = tiny.config("method=finetune")
+    return qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
+
+
+@pytest.fixture(scope="module")
+def begun(fresh, tiny):
+    """The same in its first task."""
+    return qkd_jax.begin_task(fresh, tiny.tasks[0])
+
+
 # Names of a block's parts here and in the reference repositories.
 PARTS = {
     "norm1": "norm1",

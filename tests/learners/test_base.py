@@ -14,17 +14,6 @@ from qkd_jax.protocol import Task
 pytestmark = pytest.mark.floor
 
 
-@pytest.fixture(scope="module")
-def fresh(tiny):
-    config = tiny.config("method=finetune")
-    return qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
-
-
-@pytest.fixture(scope="module")
-def begun(fresh, tiny):
-    return qkd_jax.begin_task(fresh, tiny.tasks[0])
-
-
 @pytest.mark.parametrize(
     "task, words",
     [

@@ -15,17 +15,6 @@ pytestmark = pytest.mark.floor
 
 
 @pytest.fixture(scope="module")
-def fresh(tiny):
-    config = tiny.config("method=finetune")
-    return qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
-
-
-@pytest.fixture(scope="module")
-def begun(fresh, tiny):
-    return qkd_jax.begin_task(fresh, tiny.tasks[0])
-
-
-@pytest.fixture(scope="module")
 def surveying(tiny):
     """A state whose method looks at the images before training."""
     return qkd_jax.init_state(jax.random.key(0), tiny.backbone, tiny.config("method=inflora"))
