@@ -193,11 +193,15 @@ def _same_images(
     if problems or (removed and not (allow_removed or was_allowed)):
         changes = problems + [f"{name}: gone" for name in removed]
         raise _other_data(folder, changes, bool(problems))
-    everything = concatenate(planned.data, planned.data.train.name)
-    data = Split(
-        everything.take(train[train >= 0], planned.data.train.name),
-        everything.take(test[test >= 0], planned.data.test.name),
-    )
+    data = planned.data
+    if not np.array_equal(rows, np.arange(len(data.train) + len(data.test))):
+        everything = concatenate(data, data.train.name)
+        data = Split(
+            *(
+                everything.take(side[side >= 0], images.name)
+                for side, images in zip((train, test), data, strict=True)
+            )
+        )
     return data, tuple(removed), left.sha256()
 
 
