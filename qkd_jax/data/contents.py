@@ -195,13 +195,11 @@ def _for_each(
         except OSError as error:
             return f"{name}: cannot be read ({error.strerror or error})"
 
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    try:
+    # After Ctrl-C the images that were still to come are given up with the iterator of `map`.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(one, range(len(images))):
             advance(1)
             yield found
-    finally:  # also after Ctrl-C, without the images that were still to come
-        pool.shutdown(cancel_futures=True)
 
 
 def _digest(encoded: Encoded, name: str) -> bytes:

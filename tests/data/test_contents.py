@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -164,6 +165,7 @@ def test_a_stop_does_not_wait_for_the_images_that_are_left():
     train = from_arrays(images, np.zeros(500, int), name="many")
 
     def fetch(indices):
+        time.sleep(0.002)  # so that images are left when the first one is counted
         fetched.extend(indices)
         return [images[index] for index in indices]
 
@@ -174,4 +176,4 @@ def test_a_stop_does_not_wait_for_the_images_that_are_left():
 
     with pytest.raises(KeyboardInterrupt):
         read_contents(Split(train, train), stop)
-    assert len(fetched) <= 500  # one side at most, and none begins after the stop
+    assert len(fetched) < 250
