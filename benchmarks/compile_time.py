@@ -27,9 +27,9 @@ from benchmarks.transformer import (
     step_state,
     vit_b16,
 )
+from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.vit import Backbone, stack_blocks
-from qkd_jax.state import split
 
 
 def compile_seconds(make, *arguments) -> float:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from benchmarks.floors import BOTTLENECK, adapted_forward, backward, forward_flops
 from benchmarks.transformer import step_state, vit_b16
+from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
-from qkd_jax.state import split
 
 
 class Stream(NamedTuple):

@@ -19,12 +19,12 @@ import numpy as np
 from benchmarks.floors import BOTTLENECK, adapted_forward, block_flops, matmul_rate
 from benchmarks.pairs import Row, check, compare, median_seconds, table
 from benchmarks.transformer import vit_b16
-from qkd_jax.config import Config, override
-from qkd_jax.learners import base
+from qkd_jax.engine import verbs
+from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
-from qkd_jax.state import LearnerState
+from qkd_jax.settings.config import Config, override
 
 CLASSES_A_TASK = 10
 
@@ -43,7 +43,7 @@ def learned_state(spec: ViTSpec, num_tasks: int, *settings: str) -> LearnerState
         *settings,
     )
     backbone = Backbone(init_random(jax.random.key(0), spec), spec)
-    state = base.init_state(jax.random.key(1), backbone, config)
+    state = verbs.init_state(jax.random.key(1), backbone, config)
     memory = dict(state.memory)
     for i, name in enumerate(("adapters", "rows", "whitened_rows", "class_means")):
         if name in memory:
@@ -68,15 +68,15 @@ def one_pass(state: LearnerState, images: jax.Array, slot: jax.Array) -> jax.Arr
 def looped(state: LearnerState, images: jax.Array) -> jax.Array:
     """A pass after the other, from Python."""
     features = [one_pass(state, images, jnp.int32(slot)) for slot in range(int(state.task) + 1)]
-    return base.score(state, jnp.stack(features, axis=1))[0]
+    return verbs.score(state, jnp.stack(features, axis=1))[0]
 
 
 def all_adapters(state: LearnerState, images: jax.Array) -> jax.Array:
-    return base.score(state, base.slot_features(state, images))[0]
+    return verbs.score(state, verbs.slot_features(state, images))[0]
 
 
 def routed(state: LearnerState, images: jax.Array) -> jax.Array:
-    return base.predict(state, images)
+    return verbs.predict(state, images)
 
 
 def temporary_bytes(function, *arguments) -> int:
@@ -85,12 +85,12 @@ def temporary_bytes(function, *arguments) -> int:
 
 def memory_rows(state: LearnerState, images: jax.Array, name: str) -> Iterator[Row]:
     """Of all slots in one program, beside that of one pass: with what both hold, and alone."""
-    num_slots = base.num_slots(state.config)
+    num_slots = verbs.num_slots(state.config)
     empty = jnp.zeros((len(images), num_slots, state.backbone.spec.width))
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     mib = 1024.0**2
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.backbone, state.memory))) / mib
-    ours = temporary_bytes(base._extract_slots, state, images, empty, slots, jnp.int32(num_slots))
+    ours = temporary_bytes(verbs._extract_slots, state, images, empty, slots, jnp.int32(num_slots))
     peer = temporary_bytes(one_pass, state, images, jnp.int32(0))
     ours, peer = ours / mib, peer / mib
     for what, kept in (("memory", held), ("temporary memory alone", 0.0)):

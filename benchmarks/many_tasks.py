@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from benchmarks.pairs import Row, table
-from qkd_jax.config import Config, override
 from qkd_jax.data.packaged import synthetic
-from qkd_jax.learners import base
+from qkd_jax.engine import verbs
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
-from qkd_jax.protocol import class_order, split_tasks
+from qkd_jax.protocol.tasks import class_order, split_tasks
+from qkd_jax.settings.config import Config, override
 
 STEPS, IMAGES_A_CLASS, SIDE = 10, 2, 32
 SPEC = ViTSpec(
@@ -44,28 +44,28 @@ def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
         *("adapter.bottleneck=16", "fusion.kind=routed", "fusion.top_k=2"),
     )
     backbone = Backbone(init_random(jax.random.key(0), SPEC), SPEC)
-    state = base.init_state(jax.random.key(1), backbone, config)
+    state = verbs.init_state(jax.random.key(1), backbone, config)
     found = {"step": [], "end": [], "evaluation": [], "memory": []}
     for task in split_tasks(class_order(num_tasks * classes, 0), 0, classes):
         train = data.train.take(np.flatnonzero(np.isin(data.train.labels, task.classes)))
         test = data.test.take(np.flatnonzero(np.isin(data.test.labels, task.classes)))
         images = train.load(np.arange(len(train)), SIDE)
         batch = {"image": images, "label": train.labels}
-        state = base.begin_task(state, task, STEPS)
-        teachers = base.slot_features(state, images, tuple(range(task.index)))
+        state = verbs.begin_task(state, task, STEPS)
+        teachers = verbs.slot_features(state, images, tuple(range(task.index)))
         times = []
         for _ in range(STEPS):
             began = time.perf_counter()
-            state, metrics = base.train_task(state, {**batch, "features": teachers})
+            state, metrics = verbs.train_task(state, {**batch, "features": teachers})
             float(metrics["loss"])
             times.append(time.perf_counter() - began)
         found["step"].append(statistics.median(times))
         began = time.perf_counter()
-        state = jax.block_until_ready(base.end_task(state, [batch]))
+        state = jax.block_until_ready(verbs.end_task(state, [batch]))
         found["end"].append(time.perf_counter() - began)
         asked = test.load(np.arange(len(test)), SIDE)
         began = time.perf_counter()
-        jax.block_until_ready(base.predict(state, asked))
+        jax.block_until_ready(verbs.predict(state, asked))
         found["evaluation"].append(time.perf_counter() - began)
         found["memory"].append(resident_mib())
     return found
@@ -74,7 +74,7 @@ def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
 def rows(num_tasks: int, classes: int) -> Iterator[Row]:
     found = measure(num_tasks, classes)
     tenth = max(1, num_tasks // 10)
-    programs = base._train._cache_size()
+    programs = verbs._train._cache_size()
     named = (
         ("step", "a step, teachers' features kept", 1e3, "ms", round(1 / 1.1, 2)),
         ("evaluation", "an answer, routed to two adapters", 1e3, "ms", round(1 / 1.1, 2)),

@@ -17,11 +17,11 @@ import numpy as np
 from benchmarks.inference import CLASSES_A_TASK, learned_state
 from benchmarks.pairs import Row, compare, median_seconds, table
 from benchmarks.transformer import examples, our_step, vit_b16
-from qkd_jax.learners import base
-from qkd_jax.learners.fusion import route
+from qkd_jax.engine import verbs
+from qkd_jax.learners.qkd.fusion import route
+from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.vit import ViTSpec
-from qkd_jax.protocol import Task
-from qkd_jax.state import LearnerState, split
+from qkd_jax.protocol.tasks import Task
 
 NUM_TASKS = 10
 GATES = {
@@ -43,7 +43,7 @@ def last_task(spec: ViTSpec, *settings: str) -> LearnerState:
     new = jnp.arange(NUM_TASKS * CLASSES_A_TASK) >= first
     owner = jnp.where(new, -1, state.task_of_class)
     state = state.replace(task=jnp.int32(NUM_TASKS - 2), task_of_class=owner)
-    return base.open_task(state, Task(NUM_TASKS - 1, tuple(range(first, first + CLASSES_A_TASK))))
+    return verbs.open_task(state, Task(NUM_TASKS - 1, tuple(range(first, first + CLASSES_A_TASK))))
 
 
 def qkd_step(state: LearnerState, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
@@ -61,7 +61,7 @@ def qkd_step(state: LearnerState, images: np.ndarray, labels: np.ndarray) -> Cal
     holder = [moving]
 
     def call():
-        holder[0], metrics = base._train(held, holder[0], batch)
+        holder[0], metrics = verbs._train(held, holder[0], batch)
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
             raise AssertionError(f"loss became {loss}")

@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks.floors import BOTTLENECK, adapted_forward, backward, forward_flops, matmul_rate
 from benchmarks.pairs import Row, check, compare, table
-from qkd_jax.config import Config, override
-from qkd_jax.learners import base
+from qkd_jax.engine import verbs
+from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
-from qkd_jax.protocol import Task
-from qkd_jax.state import LearnerState, split
+from qkd_jax.protocol.tasks import Task
+from qkd_jax.settings.config import Config, override
 
 CLASSES = 10
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
@@ -57,8 +57,8 @@ def step_state(backbone: Backbone) -> LearnerState:
         *(f"train.learning_rate={LEARNING_RATE}", f"train.momentum={MOMENTUM}"),
         *("train.weight_decay=0.0", "train.schedule=constant"),
     )
-    state = base.init_state(jax.random.key(0), backbone, config)
-    return base.open_task(state, Task(0, tuple(range(CLASSES))))
+    state = verbs.init_state(jax.random.key(0), backbone, config)
+    return verbs.open_task(state, Task(0, tuple(range(CLASSES))))
 
 
 def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
@@ -68,7 +68,7 @@ def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Call
     holder = [moving]
 
     def call():
-        holder[0], metrics = base._train(held, holder[0], batch)
+        holder[0], metrics = verbs._train(held, holder[0], batch)
         return float(metrics["loss"])
 
     call.trainable = jax.device_get(moving.trainable)

@@ -27,14 +27,14 @@ import numpy as np
 from benchmarks.inference import one_pass
 from benchmarks.pairs import Row, table
 from benchmarks.transformer import vit_b16
-from qkd_jax.cli import load_experiment
-from qkd_jax.config import Config, override
+from qkd_jax.cli.commands import load_experiment
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches
-from qkd_jax.learners import base
+from qkd_jax.engine import verbs
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
-from qkd_jax.plan import plan
-from qkd_jax.run import run
+from qkd_jax.runs.loop import run
+from qkd_jax.runs.plan import plan
+from qkd_jax.settings.config import Config, override
 from qkd_jax.weights.load import load_backbone
 
 FAR_APART = 15  # right images after a task, of 300 at the end: more is another algorithm
@@ -49,7 +49,7 @@ def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:
     config, data, tasks, _ = plan(config)
     settings, size = config.train, config.backbone.image_size
     pixels = {id(part): part.load(np.arange(len(part)), size) for part in data}
-    state = base.init_state(jax.random.key(config.seed), backbone, config)
+    state = verbs.init_state(jax.random.key(config.seed), backbone, config)
 
     def looped(images: np.ndarray, num_slots: int) -> np.ndarray:
         """[B, T, D], one adapter after the other."""
@@ -62,26 +62,26 @@ def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:
     for task in tasks:
         rows = np.flatnonzero(np.isin(data.train.labels, task.classes))
         per_epoch = -(-len(rows) // settings.batch_size)
-        state = base.begin_task(state, task, settings.epochs * per_epoch)
+        state = verbs.begin_task(state, task, settings.epochs * per_epoch)
         for epoch in range(settings.epochs):
             place = {"seed": config.seed, "task": task.index, "epoch": epoch}
             for indices, mask in epoch_batches(len(rows), settings.batch_size, **place):
                 batch = batch_of(data.train, pixels, rows[indices], mask)
                 batch["features"] = looped(batch["image"], task.index)
-                state, metrics = base.train_task(state, batch)
+                state, metrics = verbs.train_task(state, batch)
                 float(metrics["loss"])
-        state = base.freeze(state)
+        state = verbs.freeze(state)
         batches = []
         for indices, mask in eval_batches(len(rows), settings.eval_batch_size):
             batch = batch_of(data.train, pixels, rows[indices], mask)
             batches.append({**batch, "features": looped(batch["image"], task.index + 1)})
-        state = base.finish(state, batches)
+        state = verbs.finish(state, batches)
         seen = [c for t in tasks[: task.index + 1] for c in t.classes]
         rows = np.flatnonzero(np.isin(data.test.labels, seen))
         count = 0
         for indices, mask in eval_batches(len(rows), settings.eval_batch_size):
             batch = batch_of(data.test, pixels, rows[indices], mask)
-            scores = base.score(state, looped(batch["image"], task.index + 1))[0]
+            scores = verbs.score(state, looped(batch["image"], task.index + 1))[0]
             count += int((np.argmax(scores, axis=1) == batch["label"])[mask].sum())
         right.append(count)
     return np.asarray(right)

@@ -6,10 +6,10 @@ Published: QKD average 94.08; EASE 92.11 average, 87.72 last; SimpleCIL 81.26 la
 the data cannot be reached from our machines.
 """
 
-from qkd_jax.config import Config, override
-from qkd_jax.published import published
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.published import published
 
-# Those of qkd; its peers have their published ones instead (qkd_jax/published.py).
+# Those of qkd; its peers have their published ones instead (qkd_jax/settings/published.py).
 COMMON = (
     "backbone.name=vit_b16_in21k_augreg",
     "backbone.image_size=224",

@@ -8,10 +8,10 @@ Published at Inc10: EASE average 92.23, last 86.81; SimpleCIL last 86.73. Not ru
 cannot be reached from our machines.
 """
 
-from qkd_jax.config import Config, override
-from qkd_jax.published import published
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.published import published
 
-# Those of qkd; its peers have their published ones instead (qkd_jax/published.py).
+# Those of qkd; its peers have their published ones instead (qkd_jax/settings/published.py).
 COMMON = (
     "backbone.name=vit_b16_in21k_augreg",
     "backbone.image_size=224",

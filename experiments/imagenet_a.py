@@ -9,10 +9,10 @@ Published at Inc20: EASE average 65.34, last 55.04; SimpleCIL last 48.91. Not ru
 cannot be reached from our machines.
 """
 
-from qkd_jax.config import Config, override
-from qkd_jax.published import published
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.published import published
 
-# Those of qkd; its peers have their published ones instead (qkd_jax/published.py).
+# Those of qkd; its peers have their published ones instead (qkd_jax/settings/published.py).
 COMMON = (
     "backbone.name=vit_b16_in21k_augreg",
     "backbone.image_size=224",

@@ -9,10 +9,10 @@ ablation 81.79 (quantum), 80.32 (cosine); EASE average 81.74, last 76.17; Simple
 run here: the data cannot be reached from our machines.
 """
 
-from qkd_jax.config import Config, override
-from qkd_jax.published import published
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.published import published
 
-# Those of qkd; its peers have their published ones instead (qkd_jax/published.py).
+# Those of qkd; its peers have their published ones instead (qkd_jax/settings/published.py).
 COMMON = (
     "backbone.name=vit_b16_in21k_augreg",
     "backbone.image_size=224",

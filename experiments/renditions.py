@@ -12,8 +12,8 @@ six blocks, so that the first six are computed once an image.
 Expected: docs/results.md. About 4 minutes on two cores.
 """
 
-from qkd_jax.config import Config, override
-from qkd_jax.published import on_few_images
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.published import on_few_images
 
 COMMON = (
     "backbone.name=clip_vit_b16",

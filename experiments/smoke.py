@@ -5,7 +5,7 @@
 It shows that everything runs. Its accuracies mean nothing.
 """
 
-from qkd_jax.config import Config, override
+from qkd_jax.settings.config import Config, override
 
 
 def get_config(method: str = "qkd") -> Config:

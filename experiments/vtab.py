@@ -10,10 +10,10 @@ Published without shuffling: EASE average 93.61, last 93.55; MoTE shuffled 93.56
 here.
 """
 
-from qkd_jax.config import Config, override
-from qkd_jax.published import published
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.published import published
 
-# Those of qkd; its peers have their published ones instead (qkd_jax/published.py).
+# Those of qkd; its peers have their published ones instead (qkd_jax/settings/published.py).
 COMMON = (
     "backbone.name=vit_b16_in21k_augreg",
     "backbone.image_size=224",

@@ -10,7 +10,14 @@ scores = qkd_jax.predict(state, images)
 """
 
 import qkd_jax.learners  # noqa: F401  registers the methods
-from qkd_jax.config import Config, apply_preset, override
+from qkd_jax.engine.verbs import (
+    begin_task,
+    end_task,
+    init_state,
+    predict,
+    predict_with_relevance,
+    train_task,
+)
 from qkd_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -19,17 +26,10 @@ from qkd_jax.errors import (
     QkdError,
     WeightsError,
 )
-from qkd_jax.learners.base import (
-    begin_task,
-    end_task,
-    init_state,
-    predict,
-    predict_with_relevance,
-    train_task,
-)
-from qkd_jax.learners.learner import learner_names
-from qkd_jax.load_run import LoadedRun, load_run
-from qkd_jax.protocol import Task, class_order, split_tasks
+from qkd_jax.learners.shape import learner_names
+from qkd_jax.protocol.tasks import Task, class_order, split_tasks
+from qkd_jax.runs.load import LoadedRun, load_run
+from qkd_jax.settings.config import Config, apply_preset, override
 from qkd_jax.weights.load import load_backbone
 
 __all__ = [

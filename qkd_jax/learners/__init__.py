@@ -13,12 +13,12 @@ from qkd_jax.learners import (
     linear_probe,
     mos,
     mote,
-    qkd,
     ranpac,
     simplecil,
     ssiat,
     tuna,
 )
+from qkd_jax.learners.qkd import learner as qkd
 
 __all__ = [
     "aper",

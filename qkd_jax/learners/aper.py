@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import encode_with, new_tuned
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits

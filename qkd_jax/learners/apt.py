@@ -26,8 +26,8 @@ images, we score every image.
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import encode_prompted
+from qkd_jax.learners.shape import Learner, register
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, new_linear_head
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit

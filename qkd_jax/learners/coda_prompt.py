@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.learner import register
 from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
+from qkd_jax.learners.shape import register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit

@@ -23,7 +23,7 @@ CUB and OmniBenchmark in their files) is left out.
 import jax.numpy as jnp
 
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     complemented,

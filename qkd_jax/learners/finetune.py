@@ -6,7 +6,7 @@ under them moves. Cross-entropy over the current task's classes only, as for eve
 
 import jax.numpy as jnp
 
-from qkd_jax.learners.learner import Learner, register
+from qkd_jax.learners.shape import Learner, register
 from qkd_jax.learners.task_adapters import encode_with, new_tuned
 from qkd_jax.learners.task_heads import (
     class_logits,

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import classification, encode_prompted
+from qkd_jax.learners.shape import Learner, register
 from qkd_jax.learners.task_heads import (
     empty_linear_head,
     finish_with_head,

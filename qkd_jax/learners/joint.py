@@ -7,6 +7,6 @@ stage has no old task: average accuracy is last accuracy, and every forgetting i
 """
 
 from qkd_jax.learners import finetune
-from qkd_jax.learners.learner import register
+from qkd_jax.learners.shape import register
 
 LEARNER = register(finetune.LEARNER._replace(name="joint", all_at_once=True))

@@ -8,8 +8,8 @@ starts the scale of the cosine head, later ones go on from it: one scale for all
 
 import jax.numpy as jnp
 
-from qkd_jax.learners.learner import Learner, register
 from qkd_jax.learners.prompted import query_of
+from qkd_jax.learners.shape import Learner, register
 from qkd_jax.learners.simplecil import extract
 from qkd_jax.learners.task_heads import (
     class_logits,

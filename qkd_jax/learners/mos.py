@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.state import local_labels, old_classes
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     empty_adapters,
@@ -58,7 +59,6 @@ from qkd_jax.nn.alignment import (
 )
 from qkd_jax.nn.heads import linear_logits, unit
 from qkd_jax.nn.losses import MASKED
-from qkd_jax.state import local_labels, old_classes
 
 TEMPERATURE = 0.8  # of the similarities in the orthogonality loss
 

@@ -27,12 +27,12 @@ import jax.numpy as jnp
 
 from qkd_jax.learners.ease import begin, extract, freeze
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.state import seen_classes
 from qkd_jax.learners.task_adapters import empty_adapters, new_tuned, shared_stem, store_rows
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits
 from qkd_jax.nn.losses import MASKED
-from qkd_jax.state import seen_classes
 
 
 def init(key, backbone, config):

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.learner import Learner
+from qkd_jax.learners.shape import Learner
+from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen
 from qkd_jax.nn.encode import Inserts, encode
 from qkd_jax.nn.heads import linear_logits
-from qkd_jax.state import LearnerState
 
 
 def query_of(state: LearnerState, images: jax.Array, batch: dict) -> jax.Array:

@@ -35,11 +35,11 @@ from jax import lax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import aper
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.state import local_labels
 from qkd_jax.learners.task_adapters import encode_with, new_tuned
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import unit
-from qkd_jax.state import local_labels
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
 EPS = float(jnp.finfo(jnp.float32).eps)

@@ -14,12 +14,12 @@ Here the score is the cosine between whitened vectors, centred at the mean of th
 
 import jax.numpy as jnp
 
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.state import seen_classes
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, empty_statistics, head_logits, within_class_scatter
 from qkd_jax.nn.whitening import identity_metric, learned_metric, whiten
-from qkd_jax.state import seen_classes
 
 
 def init(key, backbone, config):

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.finetune import freeze
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.state import local_labels, old_classes
 from qkd_jax.learners.task_adapters import encode_with, new_adapter
 from qkd_jax.learners.task_heads import (
     aligned,
@@ -48,7 +49,6 @@ from qkd_jax.nn.alignment import (
     store_gaussians,
 )
 from qkd_jax.nn.heads import head_logits
-from qkd_jax.state import local_labels, old_classes
 
 
 def init(key, backbone, config):

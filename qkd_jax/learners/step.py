@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from qkd_jax.config import TrainConfig
-from qkd_jax.learners.learner import Rows, learner_of
+from qkd_jax.learners.shape import Rows, learner_of
+from qkd_jax.learners.state import LearnerState, Moving, join
 from qkd_jax.nn.encode import encode_prefix
 from qkd_jax.nn.vit import normalize
-from qkd_jax.state import LearnerState, Moving, join
+from qkd_jax.settings.config import TrainConfig
 
 Batch = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.config import Config
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_heads import new_head
 from qkd_jax.nn.adapters import init_adapter
 from qkd_jax.nn.encode import (
@@ -26,7 +26,7 @@ from qkd_jax.nn.encode import (
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.losses import MASKED
 from qkd_jax.nn.vit import Backbone
-from qkd_jax.state import LearnerState
+from qkd_jax.settings.config import Config
 
 
 def empty_adapters(backbone: Backbone, config: Config) -> dict:

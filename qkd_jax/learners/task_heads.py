@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.config import Config
-from qkd_jax.learners.learner import class_columns
+from qkd_jax.learners.shape import class_columns
+from qkd_jax.learners.state import LearnerState, local_labels, seen_classes, valid_task_classes
 from qkd_jax.nn.alignment import Gaussians, align_head
 from qkd_jax.nn.heads import head_logits, init_rows
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.nn.vit import Backbone
-from qkd_jax.state import LearnerState, local_labels, seen_classes, valid_task_classes
+from qkd_jax.settings.config import Config
 
 
 def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:

@@ -30,7 +30,8 @@ Where we differ from the authors' code (commit 77d4f10 of a public copy with the
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.learner import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     empty_adapters,
@@ -55,7 +56,6 @@ from qkd_jax.nn.alignment import (
 )
 from qkd_jax.nn.heads import head_logits, unit
 from qkd_jax.nn.losses import entropy
-from qkd_jax.state import local_labels, old_classes, valid_task_classes
 
 
 def init(key, backbone, config):

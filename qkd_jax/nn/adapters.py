@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.layers import as_row, matmul_trainable
-from qkd_jax.ranges import problems_of, setting
+from qkd_jax.settings.ranges import problems_of, setting
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("compiled")
 CLASSES = ("ant", "bée", "cat dog", "d")
 EXPERIMENT = '''"""An image folder on the tiny transformer."""
 
-from qkd_jax.config import Config, override
+from qkd_jax.settings.config import Config, override
 
 
 def get_config(method="ease"):

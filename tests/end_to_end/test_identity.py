@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qkd_jax import cli
-from qkd_jax.run_folder import exclusive
+from qkd_jax.runs.folder import exclusive
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -83,7 +83,7 @@ def results(summary):
 
 def stop_in_the_middle(runs, data, monkeypatch):
     """Leaves the run in its second task, after its second step of three."""
-    from qkd_jax.run import _Loop
+    from qkd_jax.runs.loop import _Loop
 
     save = _Loop._save
 
@@ -354,7 +354,7 @@ def test_a_variant_is_a_plain_folder_name(runs, data, variant):
 def test_an_experiment_is_a_plain_folder_name(tmp_path, capsys):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from qkd_jax.config import Config\n"
+        "from qkd_jax.settings.config import Config\n"
         "def get_config(method):\n"
         "    return Config(experiment='../x', method=method)\n"
     )

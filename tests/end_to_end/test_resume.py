@@ -20,12 +20,12 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax.checkpoint import Checkpoints
-from qkd_jax.cli import load_experiment, main
-from qkd_jax.config import override
+from qkd_jax.cli.commands import load_experiment, main
+from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
-from qkd_jax.learners import base
-from qkd_jax.run import plan, run, run_folder
+from qkd_jax.runs.checkpoint import Checkpoints
+from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.settings.config import override
 from qkd_jax.weights.load import load_backbone
 
 # When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
@@ -102,7 +102,7 @@ def copy(folder, out):
 
 def learned(folder, backbone):
     planned = plan(config()).config
-    state = base.init_state(jax.random.key(planned.seed), backbone, planned)
+    state = verbs.init_state(jax.random.key(planned.seed), backbone, planned)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         state, meta = checkpoints.restore(state)
     meta.pop("spent")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
 
@@ -29,7 +29,7 @@ def test_slots_are_the_frozen_and_the_tuned_model(tiny, history):
     tuned = history[0].trained.trainable["adapter"]
     frozen = jax.jit(lambda x: encode(tiny.backbone.params, tiny.backbone.spec, x))(images)
     adapted = jax.jit(lambda x: encode_with(state, tuned, x))(images)
-    features = base.slot_features(state, images)
+    features = verbs.slot_features(state, images)
     np.testing.assert_allclose(features[:, 0], frozen, atol=BUDGET)
     np.testing.assert_allclose(features[:, 1], adapted, atol=BUDGET)
     assert np.abs(np.asarray(adapted) - np.asarray(frozen)).max() > 1e-3
@@ -39,12 +39,12 @@ def test_scores_are_cosines_to_joined_class_means(tiny, history):
     state, means = history[-1].ended, {}
     for task in tiny.tasks:
         batches = [tiny.batch(task, step) for step in range(2)]
-        joined = np.concatenate([base.slot_features(state, b["image"]) for b in batches])
+        joined = np.concatenate([verbs.slot_features(state, b["image"]) for b in batches])
         labels = np.concatenate([b["label"] for b in batches])
         joined = np.float64(joined.reshape(len(joined), -1))
         means |= {c: joined[labels == c].mean(0) for c in task.classes}
     queries = tiny.batch(tiny.tasks[1], 9)["image"]
-    feature = np.float64(base.slot_features(state, queries)).reshape(4, -1)
+    feature = np.float64(verbs.slot_features(state, queries)).reshape(4, -1)
     rows = np.stack([means[c] for c in sorted(means)])
     lengths = np.linalg.norm(feature, axis=1)[:, None] * np.linalg.norm(rows, axis=1)[None]
     scores = np.asarray(qkd_jax.predict(state, queries))

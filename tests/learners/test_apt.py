@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import apt, base
+from qkd_jax.learners import apt
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import Backbone, ViTSpec
 
@@ -72,7 +73,7 @@ def test_inference_uses_the_merged_prompt_and_training_goes_on(history):
 def test_score_is_a_standardised_feature_on_unit_rows(tiny, history):
     state = history[2].ended
     images = tiny.batch(tiny.tasks[0], 9)["image"]
-    feature = np.float64(base.slot_features(state, images)[:, 2])
+    feature = np.float64(verbs.slot_features(state, images)[:, 2])
     centred = feature - feature.mean(1, keepdims=True)
     standard = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
     rows = np.concatenate(

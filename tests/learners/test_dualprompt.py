@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base, dualprompt
+from qkd_jax.learners import dualprompt
 from qkd_jax.nn.prompts import cosines, key_loss
 from qkd_jax.nn.vit import Backbone, ViTSpec
 
@@ -77,14 +78,14 @@ def test_an_image_gets_the_learned_task_with_the_nearest_key(tiny, stages):
     images = np.concatenate([tiny.batch(task, 5)["image"] for task in tiny.tasks])[[0, 1, 4, 8]]
     for index, stage in enumerate(stages):
         state = stage.ended
-        features = base.slot_features(state, images)
+        features = verbs.slot_features(state, images)
         keys = state.memory["keys"][: index + 1, 0]
         nearest = np.argmax(unit(features[:, 0]) @ unit(keys).T, axis=1)
-        scores, relevance = base.score(state, features)
+        scores, relevance = verbs.score(state, features)
         np.testing.assert_array_equal(relevance, np.eye(4)[nearest])
     # The feature behind the scores is that of the chosen task's prompts.
     forced = state.replace(memory={**state.memory, "keys": jnp.roll(state.memory["keys"], 1, 0)})
-    assert np.abs(base.slot_features(forced, images) - features)[:, 3].max() > 1e-4
+    assert np.abs(verbs.slot_features(forced, images) - features)[:, 3].max() > 1e-4
     rows, bias = np.float64(state.memory["rows"]), np.float64(state.memory["bias"])
     seen = [4, 1, 0, 5, 2]
     expected = (np.float64(features)[:, 3] @ rows.T + bias)[:, seen]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base
+from qkd_jax.engine import verbs
 from qkd_jax.learners.task_adapters import complemented, means_in_slots
 
 BUDGET = 2e-5
@@ -81,7 +81,7 @@ def test_rows_of_a_run(tiny, history):
     state, task = history[2].ended, tiny.tasks[2]
     images = np.concatenate([tiny.batch(task, s)["image"] for s in range(2)])
     labels = np.concatenate([tiny.batch(task, s)["label"] for s in range(2)])
-    features = np.float64(base.slot_features(state, images))
+    features = np.float64(verbs.slot_features(state, images))
     rows = np.float64(previous.memory["rows"])
     for c in task.classes:
         rows[:, c] = features[labels == c].mean(0)
@@ -94,7 +94,7 @@ def test_score_against_loops(history):
     """cos(f_i, row[i, c]) + alpha / t * sum over j != i of cos(f_j, row[j, c]), t = 2."""
     state = history[2].ended
     features = np.random.default_rng(1).normal(size=(5, 4, 12)).astype(np.float32)
-    scores, relevance = base.score(state, jnp.asarray(features))
+    scores, relevance = verbs.score(state, jnp.asarray(features))
     assert relevance is None
     rows, expected = np.float64(state.memory["rows"]), np.full((5, 7), -np.inf)
     for b in range(5):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
@@ -84,7 +84,7 @@ def test_whitened_simplecil_compares_in_the_pooled_within_class_metric(tiny, sim
         state, centred, means = whitened[count - 1].ended, [], {}
         for task in tiny.tasks[:count]:
             images, labels = all_of(tiny, task)
-            features = np.float64(base.slot_features(state, images)[:, 0])
+            features = np.float64(verbs.slot_features(state, images)[:, 0])
             means |= {c: features[labels == c].mean(0) for c in task.classes}
             centred.append(features - np.stack([means[c] for c in labels]))
         centred, columns = np.concatenate(centred), sorted(means)
@@ -95,7 +95,7 @@ def test_whitened_simplecil_compares_in_the_pooled_within_class_metric(tiny, sim
         assert np.sqrt(values[-1] / values[0]) < 10
         rows = np.stack([means[c] for c in columns])
         queries = tiny.batch(tiny.tasks[0], 9)["image"]
-        features = np.float64(base.slot_features(state, queries)[:, 0])
+        features = np.float64(verbs.slot_features(state, queries)[:, 0])
         centre = rows.mean(0)
         expected = cosines((features - centre) @ root, (rows - centre) @ root)
         scores = np.asarray(qkd_jax.predict(state, queries))
@@ -110,7 +110,7 @@ def test_whitened_simplecil_with_one_image_a_class(tiny, whitened):
     state = qkd_jax.begin_task(state, tiny.tasks[0])
     batch = tiny.batch(tiny.tasks[0], size=2)
     state = qkd_jax.end_task(state, [batch])
-    features = np.float64(base.slot_features(state, batch["image"])[:, 0])
+    features = np.float64(verbs.slot_features(state, batch["image"])[:, 0])
     offsets = features - features.mean(0)
     scores = np.asarray(qkd_jax.predict(state, batch["image"]))[:, list(tiny.tasks[0].classes)]
     # Two class means lie on opposite sides of their mean.

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base
-from qkd_jax.learners.learner import Rows, learner_of
+from qkd_jax.engine import verbs
+from qkd_jax.learners.shape import Rows, learner_of
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
 
@@ -108,7 +108,7 @@ def test_joined_features_class_means_and_cosines(golden, begun):
     state = qkd_jax.end_task(state, [{"image": images[:6], "label": FIRST}])
     state = qkd_jax.begin_task(state, qkd_jax.Task(1, (3, 4)))
     state = qkd_jax.end_task(state, [{"image": images[6:10], "label": SECOND}])
-    joined = base.slot_features(state, images[10:]).reshape(4, 48)
+    joined = verbs.slot_features(state, images[10:]).reshape(4, 48)
     for found, name in ((joined, "features"), (state.memory["rows"], "rows")):
         scale = np.abs(golden[name]).max()
         np.testing.assert_allclose(found, golden[name], atol=BUDGET * scale, err_msg=name)

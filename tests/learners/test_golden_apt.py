@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import apt, base
+from qkd_jax.engine import verbs
+from qkd_jax.learners import apt
 from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
 
 BUDGET = 2.4e-5
@@ -76,7 +77,7 @@ def second_task(tiny, inputs):
         head = {"rows": jnp.asarray(rows[2 * index : 2 * index + 2])}
         state = state.replace(trainable={"prompt": prompt_of(tokens), "head": head})
         if index == 0:
-            state = apt.LEARNER.finish(base.freeze(state), (), None)
+            state = apt.LEARNER.finish(verbs.freeze(state), (), None)
     return state
 
 
@@ -99,7 +100,7 @@ def test_loss_and_gradients(golden, inputs, second_task):
 
 
 def test_merged_prompt_and_logits(golden, inputs, second_task):
-    state = apt.LEARNER.finish(base.freeze(second_task), (), None)
+    state = apt.LEARNER.finish(verbs.freeze(second_task), (), None)
     merged = state.memory["prompt"]
     rows = np.stack([merged["key"], merged["value"]], axis=1).reshape(4, 768)
     np.testing.assert_allclose(rows[:, ::16], golden["merged"], atol=1e-6)

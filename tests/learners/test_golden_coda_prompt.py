@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, coda_prompt
+from qkd_jax.engine import verbs
+from qkd_jax.learners import coda_prompt
 from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
 
 BUDGET = 2.4e-5
@@ -120,8 +121,8 @@ def test_prompts_and_logits(golden, inputs, second_task):
     # The task's own components and rows come from `freeze` and `finish`.
     older = {name: inputs[1][name].at[:, 1].set(0.0) for name in NAMES}
     state = second_task.replace(memory={**second_task.memory, "prompt": older})
-    state = coda_prompt.LEARNER.finish(base.freeze(state), (), None)
-    features = base.slot_features(state, inputs[-1])
+    state = coda_prompt.LEARNER.finish(verbs.freeze(state), (), None)
+    features = verbs.slot_features(state, inputs[-1])
     np.testing.assert_allclose(features[:, 0], golden["query"], atol=BUDGET)
     query = jnp.asarray(golden["query"])
     inserts = jax.jit(lambda q: coda_prompt.inserts_of(state, state.memory["prompt"], q))(query)
@@ -130,7 +131,7 @@ def test_prompts_and_logits(golden, inputs, second_task):
     np.testing.assert_allclose(
         inserts.attention[3].prefix_value, golden["prefix_value"], atol=BUDGET
     )
-    scores = np.asarray(base.score(state, features)[0])
+    scores = np.asarray(verbs.score(state, features)[0])
     np.testing.assert_allclose(scores[:, :4], golden["logits"], atol=BUDGET)
     assert (scores[:, 4:] == -np.inf).all()
 

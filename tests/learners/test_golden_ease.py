@@ -46,12 +46,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, ease
-from qkd_jax.learners.learner import Rows
+from qkd_jax.engine import verbs
+from qkd_jax.learners import ease
+from qkd_jax.learners.shape import Rows
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.protocol import Task
-from qkd_jax.published import FORM
+from qkd_jax.protocol.tasks import Task
+from qkd_jax.settings.published import FORM
 
 EPS = 1.2e-7
 BUDGET = 60 * EPS
@@ -126,7 +127,7 @@ def test_features_under_an_adapter(stored, learned):
     queries = prepare_images(state, jnp.asarray(arrays["queries"]))
     trained = jax.jit(encode_with)(state, adapter(stored, 1), queries)
     close(trained, arrays["train_features"], BUDGET)
-    found = base.slot_features(state, arrays["queries"])
+    found = verbs.slot_features(state, arrays["queries"])
     close(found[:, :3], arrays["features"], BUDGET)
     # The adapters matter: no two of them come close.
     spread = arrays["features"][:, :, None] - arrays["features"][:, None]
@@ -178,7 +179,7 @@ def test_rows_and_scores_after_each_task(stored, learned, task):
     expected = arrays[f"fc/{task.index}"].reshape(-1, slots, 12).swapaxes(0, 1)
     classes = expected.shape[1]
     close(state.memory["rows"][:slots, :classes], expected, 2 * BUDGET)
-    scores, _ = base.score(state, base.slot_features(state, arrays["queries"]))
+    scores, _ = verbs.score(state, verbs.slot_features(state, arrays["queries"]))
     expected = arrays[f"scores/{task.index}"]
     np.testing.assert_allclose(scores[:, :classes], expected, atol=BUDGET)
     assert (np.asarray(scores[:, classes:]) == -np.inf).all()

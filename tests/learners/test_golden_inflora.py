@@ -38,7 +38,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, inflora
+from qkd_jax.engine import verbs
+from qkd_jax.learners import inflora
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.nn.lora import free_directions, occupy
 from qkd_jax.nn.vit import Backbone, Preprocessing, ViTSpec
@@ -115,7 +116,9 @@ def test_logits_loss_and_gradients_with_two_branches(empty, golden):
     down = jnp.zeros((3, 16, 3, 3)).at[:, :, :2].set(golden["branch_down"].transpose(0, 3, 1, 2))
     up = {n: golden[f"branch_{n}"].transpose(0, 1, 3, 2) for n in ("key", "value")}
     first = {n: jnp.zeros((3, 3, 3, 16)).at[:, 0].set(leaf[:, 0]) for n, leaf in up.items()}
-    state = base.open_task(base.open_task(empty, qkd_jax.Task(0, (0, 1))), qkd_jax.Task(1, (2, 3)))
+    state = verbs.open_task(
+        verbs.open_task(empty, qkd_jax.Task(0, (0, 1))), qkd_jax.Task(1, (2, 3))
+    )
     state = with_head(state, golden["head1"])
     memory = {**state.memory, "down": down, "up": first}
     trainable = {**state.trainable, "up": {n: jnp.asarray(leaf[:, 1]) for n, leaf in up.items()}}
@@ -145,8 +148,8 @@ def test_logits_loss_and_gradients_with_two_branches(empty, golden):
 
 
 def test_moments_of_the_first_survey(empty, golden):
-    state = base.open_task(empty, qkd_jax.Task(0, (0, 1)))
-    moments = inflora.moments_of(base.sum_survey(state, batches_of(golden, 0)))
+    state = verbs.open_task(empty, qkd_jax.Task(0, (0, 1)))
+    moments = inflora.moments_of(verbs.sum_survey(state, batches_of(golden, 0)))
     close(moments, golden["moments"][0])
 
 

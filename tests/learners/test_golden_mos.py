@@ -30,12 +30,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, mos, task_heads
-from qkd_jax.learners.learner import Rows
+from qkd_jax.engine import verbs
+from qkd_jax.learners import mos, task_heads
+from qkd_jax.learners.shape import Rows
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
 from qkd_jax.nn.losses import cross_entropy
-from qkd_jax.protocol import Task
+from qkd_jax.protocol.tasks import Task
 
 BUDGET = 1e-5
 SETTINGS = """
@@ -90,15 +91,15 @@ def test_means_covariances_and_prototypes(stored, learned):
 
 def test_retrieval_and_ensemble(stored, learned):
     state, arrays = learned[1], stored.arrays
-    features = base.slot_features(state, arrays["queries"])
+    features = verbs.slot_features(state, arrays["queries"])
     np.testing.assert_allclose(features, arrays["features"], atol=BUDGET)
-    scores, relevance = base.score(state, features)
+    scores, relevance = verbs.score(state, features)
     np.testing.assert_allclose(scores[:, :6], arrays["ensemble"], atol=3 * BUDGET)
     assert (np.asarray(scores[:, 6]) == -np.inf).all()
     np.testing.assert_array_equal(np.argmax(relevance, axis=1), arrays["used"])
     alone = state.replace(config=qkd_jax.override(state.config, "mos.ensemble=false"))
     np.testing.assert_allclose(
-        base.score(alone, features)[0][:, :6], arrays["single"], atol=5 * BUDGET
+        verbs.score(alone, features)[0][:, :6], arrays["single"], atol=5 * BUDGET
     )
 
 
@@ -189,5 +190,5 @@ def test_merging_in_every_pass(stored):
     images = arrays["images"][:4]
     found = encode_with(state, mos.as_in_forward(state, held), jnp.float32(images) / 255)
     np.testing.assert_allclose(found, arrays["train_features"], atol=BUDGET)
-    slots = base.slot_features(ended, images)
+    slots = verbs.slot_features(ended, images)
     np.testing.assert_allclose(slots, arrays["drifted_features"], atol=BUDGET)

@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, mote
-from qkd_jax.learners.learner import Rows
+from qkd_jax.engine import verbs
+from qkd_jax.learners import mote
+from qkd_jax.learners.shape import Rows
 from qkd_jax.learners.step import prepare_images
-from qkd_jax.protocol import Task
+from qkd_jax.protocol.tasks import Task
 
 BUDGET = 1e-5
 FUSIONS = {
@@ -71,11 +72,11 @@ def test_prototypes_are_means_under_the_adapter_of_the_own_task(stored, learned)
 
 def test_every_fusion(stored, learned):
     state = learned[1]
-    features = base.slot_features(state, stored.arrays["queries"])
+    features = verbs.slot_features(state, stored.arrays["queries"])
     np.testing.assert_allclose(features, stored.arrays["features"], atol=BUDGET)
     for name, changes in FUSIONS.items():
         other = state.replace(config=qkd_jax.override(state.config, *changes))
-        scores, weights = base.score(other, features)
+        scores, weights = verbs.score(other, features)
         np.testing.assert_allclose(scores, stored.arrays[f"fused/{name}"], atol=BUDGET)
         np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
 

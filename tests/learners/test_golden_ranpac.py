@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, ranpac
+from qkd_jax.engine import verbs
+from qkd_jax.learners import ranpac
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
 
 EPS = 1.2e-7
@@ -63,7 +64,7 @@ def states(tiny, golden):
         features = np.pad(features, ((0, padding), (0, 0), (0, 0)), constant_values=9.0)
         labels = np.pad(LABELS[index], (0, padding), constant_values=classes[0])
         mask = np.arange(len(labels)) < len(LABELS[index])
-        state = base.finish(
+        state = verbs.finish(
             state,
             [
                 {
@@ -116,6 +117,6 @@ def test_solution_and_scores(golden, states, index):
     if index == 1:
         memory = {**state.memory, "rows": jnp.asarray(rows)}
         queries = jnp.asarray(golden["queries"])[:, None]
-        scores, _ = base.score(state.replace(memory=memory), queries)
+        scores, _ = verbs.score(state.replace(memory=memory), queries)
         scale = np.abs(golden["scores"]).max()
         np.testing.assert_allclose(scores, golden["scores"], atol=budget * scale)

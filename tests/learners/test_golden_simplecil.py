@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base
+from qkd_jax.engine import verbs
 
 BUDGET = 60 * 1.2e-7
 TASKS = (qkd_jax.Task(0, (0, 1, 2)), qkd_jax.Task(1, (3, 4)))
@@ -45,7 +45,7 @@ def test_prototypes_and_cosines_of_two_tasks(stored):
         expected = arrays[f"fc/{task.index}"]
         rows = state.memory["rows"][: len(expected)]
         np.testing.assert_allclose(rows, expected, atol=BUDGET * scale)
-        features = base.slot_features(state, arrays["queries"])
+        features = verbs.slot_features(state, arrays["queries"])
         np.testing.assert_allclose(features[:, 0], arrays["features"], atol=BUDGET * scale)
         scores, expected = qkd_jax.predict(state, arrays["queries"]), arrays[f"logits/{task.index}"]
         classes = expected.shape[1]

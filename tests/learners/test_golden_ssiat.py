@@ -27,10 +27,10 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import ssiat
-from qkd_jax.learners.learner import Rows
+from qkd_jax.learners.shape import Rows
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_heads import alignment_loss
-from qkd_jax.protocol import Task
+from qkd_jax.protocol.tasks import Task
 
 BUDGET = 1e-5
 

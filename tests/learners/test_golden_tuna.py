@@ -29,12 +29,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.learners import base, tuna
-from qkd_jax.learners.learner import Rows
+from qkd_jax.engine import verbs
+from qkd_jax.learners import tuna
+from qkd_jax.learners.shape import Rows
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.nn.vit import stack_blocks
-from qkd_jax.protocol import Task
+from qkd_jax.protocol.tasks import Task
 
 BUDGET = 2e-5
 SETTINGS = """
@@ -74,13 +75,13 @@ def test_the_fused_adapter(stored, learned):
 
 def test_selection_and_both_predictions(stored, learned):
     state, arrays = learned[1], stored.arrays
-    features = base.slot_features(state, arrays["queries"])
+    features = verbs.slot_features(state, arrays["queries"])
     np.testing.assert_allclose(features[:, [0, 2, 4, 5]], arrays["features"], atol=BUDGET)
-    scores, relevance = base.score(state, features)
+    scores, relevance = verbs.score(state, features)
     np.testing.assert_array_equal(np.argmax(relevance, axis=1), arrays["used"])
     np.testing.assert_allclose(scores, arrays["scores_fused"], atol=5 * BUDGET)
     newest = state.replace(config=qkd_jax.override(state.config, "tuna.universal=newest"))
-    scores, _ = base.predict_with_relevance(newest, arrays["queries"])
+    scores, _ = verbs.predict_with_relevance(newest, arrays["queries"])
     np.testing.assert_allclose(scores, arrays["scores_newest"], atol=5 * BUDGET)
     assert np.abs(arrays["scores_newest"] - arrays["scores_fused"]).max() > 0.1
 

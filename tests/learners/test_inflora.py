@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.cli import load_experiment
+from qkd_jax.cli.commands import load_experiment
+from qkd_jax.engine import verbs
+from qkd_jax.engine.engine import Runner
 from qkd_jax.errors import ConfigError, DataError
-from qkd_jax.learners import base, inflora
+from qkd_jax.learners import inflora
 from qkd_jax.nn.lora import free_directions, occupy
-from qkd_jax.parallel import Runner
-from qkd_jax.run import Interrupted, run, run_folder
+from qkd_jax.runs.loop import Interrupted, run, run_folder
 from qkd_jax.weights.load import load_backbone
 
 BUDGET, SUBSPACE_BUDGET = 1e-5, 1e-4
@@ -168,7 +169,7 @@ def test_memory_grows_by_the_rising_threshold(tiny, history):
     occupied = np.zeros((2, 12, 12))
     for task, (_, _, ended) in zip(tiny.tasks, history, strict=True):
         batches = batches_of(tiny, task)
-        moments = np.float64(inflora.moments_of(base.sum_survey(ended, batches)))
+        moments = np.float64(inflora.moments_of(verbs.sum_survey(ended, batches)))
         threshold = 0.95 + 0.05 * task.index / 4
         occupied = np.stack(
             [grown(m, p, threshold) for m, p in zip(moments, occupied, strict=True)]
@@ -237,7 +238,7 @@ def test_a_survey_leaves_padding_out_on_one_and_on_eight_devices(tiny, history):
     images = tiny.batch(task, 0, size=16)["image"]
     mask = np.arange(16) < 11
     padded = np.where(mask[:, None, None, None], images, np.float32(np.nan))
-    alone = base.sum_survey(
+    alone = verbs.sum_survey(
         state.replace(task_classes=jnp.asarray(task.classes)),
         [{"image": images[:11], "label": tiny.batch(task, 0, size=16)["label"][:11]}],
     )

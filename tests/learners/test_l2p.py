@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base, l2p
-from qkd_jax.learners.learner import Rows
+from qkd_jax.learners import l2p
+from qkd_jax.learners.shape import Rows
 from qkd_jax.nn.vit import Backbone, ViTSpec
 
 BUDGET = 6e-6
@@ -48,7 +49,7 @@ def masked(tiny):
 
 def queries(tiny, state, task, seed):
     """The frozen features [B, D] that choose."""
-    return np.asarray(base.slot_features(state, tiny.batch(task, seed)["image"], (0,)))[:, 0]
+    return np.asarray(verbs.slot_features(state, tiny.batch(task, seed)["image"], (0,)))[:, 0]
 
 
 def cosine(query, keys):
@@ -93,7 +94,7 @@ def test_an_image_never_sees_its_batch(tiny, official):
 def test_scores_are_the_stored_head_on_the_prompted_feature(tiny, official):
     state = official[-1].ended
     images = tiny.batch(tiny.tasks[0], 7)["image"]
-    feature = np.float64(base.slot_features(state, images))[:, 1 + 2]
+    feature = np.float64(verbs.slot_features(state, images))[:, 1 + 2]
     rows, bias = np.float64(state.memory["rows"]), np.float64(state.memory["bias"])
     found = np.asarray(qkd_jax.predict(state, images))
     seen = [4, 1, 0, 5, 2]
@@ -156,7 +157,7 @@ def test_the_mask_of_a_task_leaves_all_other_prompts_as_they_were(tiny, official
 
 def test_a_cached_query_stands_for_a_pass_through_the_frozen_model(tiny, official):
     state, batch = official[1].begun, tiny.batch(tiny.tasks[1], 0)
-    features = base.slot_features(official[1].ended, batch["image"])
+    features = verbs.slot_features(official[1].ended, batch["image"])
     real = Rows(jax.random.split(jax.random.key(0), 4), jnp.ones(4, bool), lambda x: x)
 
     @jax.jit

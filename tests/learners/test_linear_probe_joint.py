@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax import metrics, protocol
-from qkd_jax.learners import base, finetune
-from qkd_jax.learners.learner import learner_of
+from qkd_jax.engine import verbs
+from qkd_jax.learners import finetune
+from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.encode import encode
-from qkd_jax.plan import plan
+from qkd_jax.protocol import metrics
+from qkd_jax.protocol import tasks as protocol
+from qkd_jax.runs.plan import plan
 
 BUDGET = 1e-4
 
@@ -64,7 +66,7 @@ def test_a_step_is_that_of_softmax_regression(tiny, probe):
     """Loss and rows after one step, with and without the features that a run keeps."""
     begun, batch = probe[0].begun, tiny.batch(tiny.tasks[0])
     kind, head = begun.config.head.kind, begun.trainable["head"]
-    feature = np.float64(base.slot_features(begun, batch["image"], (0,))[:, 0])
+    feature = np.float64(verbs.slot_features(begun, batch["image"], (0,))[:, 0])
     onto = np.array([tiny.tasks[0].classes.index(c) for c in batch["label"]])
 
     def mean_loss(rows):

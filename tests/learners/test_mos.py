@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base, mos
-from qkd_jax.learners.learner import learner_of
+from qkd_jax.learners import mos
+from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
-from qkd_jax.state import split
 
 BUDGET = 1e-5
 OWNER = [1, 0, 2, -1, 0, 2, -1]  # task of each class
@@ -115,7 +116,7 @@ def test_retrieval_against_a_loop(history):
     small = jax.tree.map(np.float32, (head, prototypes, features))
     memory = {**state.memory, "head": small[0], "prototypes": small[1]}
     state = state.replace(memory=jax.tree.map(jnp.asarray, memory))
-    scores, relevance = jax.tree.map(np.asarray, base.score(state, jnp.asarray(small[2])))
+    scores, relevance = jax.tree.map(np.asarray, verbs.score(state, jnp.asarray(small[2])))
     head, prototypes, features = jax.tree.map(np.float64, small)
     seen, lengths = np.array(OWNER) >= 0, set()
     for image in range(40):
@@ -179,7 +180,7 @@ def test_statistics_are_of_the_right_slots(tiny, history):
     batches = [tiny.batch(task, s) for s in range(2)]
     images = np.concatenate([b["image"] for b in batches])
     labels = np.concatenate([b["label"] for b in batches])
-    features = np.float64(base.slot_features(state, images))
+    features = np.float64(verbs.slot_features(state, images))
     for c in task.classes:
         mine = features[labels == c]
         gaussians = state.memory["gaussians"]
@@ -217,9 +218,9 @@ def test_every_pass_leaves_the_mean_of_older_adapters(history, config):
 
 def test_predictions_do_not_depend_on_the_batch(tiny, history):
     state, images = history[2].ended, tiny.batch(tiny.tasks[2])["image"]
-    scores, relevance = base.predict_with_relevance(state, images)
+    scores, relevance = verbs.predict_with_relevance(state, images)
     order = np.array([3, 1, 0, 2])
-    again, relevance_again = base.predict_with_relevance(state, images[order])
+    again, relevance_again = verbs.predict_with_relevance(state, images[order])
     np.testing.assert_allclose(again, np.asarray(scores)[order], atol=BUDGET)
     np.testing.assert_array_equal(relevance_again, np.asarray(relevance)[order])
     scores = np.asarray(scores)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base
 
 BUDGET = 2e-5
 OWNER = [1, 0, 2, -1, 0, 2, -1]  # task of each class
@@ -63,7 +63,7 @@ def test_score_against_loops(history, filtering, merge):
     features = generator.normal(size=(24, 4, 12)).astype(np.float32)
     for b, column in enumerate([4, 1, 0, 5, 2] * 3):
         features[b, b % 3] += (3.0 + 0.05 * b) * rows[0, column]
-    scores, weights = base.score(state, jnp.asarray(features))
+    scores, weights = verbs.score(state, jnp.asarray(features))
     assert weights.shape == (24, 4)
     sizes = set()
     for b in range(24):
@@ -87,7 +87,7 @@ def test_rows_are_means_under_the_adapter_of_the_own_task(tiny, history):
     for task in tiny.tasks:
         images = np.concatenate([tiny.batch(task, s)["image"] for s in range(2)])
         labels = np.concatenate([tiny.batch(task, s)["label"] for s in range(2)])
-        features = np.float64(base.slot_features(state, images))[:, task.index]
+        features = np.float64(verbs.slot_features(state, images))[:, task.index]
         for c in task.classes:
             expected = features[labels == c].mean(0)
             np.testing.assert_allclose(state.memory["rows"][0, c], expected, atol=BUDGET)
@@ -114,7 +114,7 @@ def test_the_first_task_has_one_expert(tiny, history):
     state, images = history[0].ended, tiny.batch(tiny.tasks[0], 5)["image"]
     scores, weights = qkd_jax.predict_with_relevance(state, images)
     np.testing.assert_array_equal(weights, np.eye(4)[[0] * len(images)])
-    features = np.float64(base.slot_features(state, images))[:, 0]
+    features = np.float64(verbs.slot_features(state, images))[:, 0]
     for b, feature in enumerate(features):
         for c in tiny.tasks[0].classes:
             expected = cosine(feature, np.float64(state.memory["rows"][0, c]))

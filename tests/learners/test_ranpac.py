@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError, DataError
-from qkd_jax.learners import base, ranpac
+from qkd_jax.learners import ranpac
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
@@ -124,7 +125,7 @@ def test_sums_and_scores_of_a_run(tiny, history):
     projection = np.float64(memory["projection"])
 
     def hidden_of(images):
-        return np.maximum(np.float64(base.slot_features(state, images)[:, 0]) @ projection, 0)
+        return np.maximum(np.float64(verbs.slot_features(state, images)[:, 0]) @ projection, 0)
 
     for task in tiny.tasks:
         for batch in (tiny.batch(task, step) for step in range(2)):
@@ -154,7 +155,7 @@ def test_the_adapter_is_tuned_in_the_first_task_only(tiny, history):
         qkd_jax.train_task(history[1].begun, tiny.batch(tiny.tasks[1]))
     state, images = history[2].ended, tiny.batch(tiny.tasks[0])["image"]
     adapted = jax.jit(lambda x: encode_with(state, tuned, prepare_images(state, x)))(images)
-    np.testing.assert_allclose(base.slot_features(state, images)[:, 0], adapted, atol=100 * EPS)
+    np.testing.assert_allclose(verbs.slot_features(state, images)[:, 0], adapted, atol=100 * EPS)
     jax.tree.map(np.testing.assert_array_equal, tiny.backbone.params, state.backbone.params)
 
 
@@ -195,7 +196,7 @@ def test_a_task_chooses_its_ridge_on_what_it_holds_out_and_solves_with_it(tiny, 
         task, (batch,) = tiny.tasks[index], given[index]
         state = ended(tiny, frozen, given[: index + 1], tasks=index + 1)
         memory = jax.device_get(state.memory)
-        features = np.float64(base.slot_features(state, batch["image"])[:, 0])
+        features = np.float64(verbs.slot_features(state, batch["image"])[:, 0])
         hidden = np.maximum(features @ np.float64(memory["projection"]), 0)
         targets = np.float64(batch["label"][:, None] == np.resize(task.classes, 2)[None])
         key = jax.random.fold_in(jax.random.fold_in(state.key, 3), task.index)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base, ssiat
-from qkd_jax.learners.learner import Rows
+from qkd_jax.learners import ssiat
+from qkd_jax.learners.shape import Rows
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import aligned, alignment_loss
@@ -90,7 +91,7 @@ def test_unpaired_and_no_shift(tiny, history, features_under):
     label, mask = np.resize(labels, 12), np.arange(12) < 8
     config = qkd_jax.override(state.config, "ssiat.shift=unpaired")
     other = state.replace(config=config)
-    sums = base._accumulate(other, ssiat.statistics(config, 4, 12), features, label, mask)
+    sums = verbs._accumulate(other, ssiat.statistics(config, 4, 12), features, label, mask)
     found, expected = ssiat.shifts(other, sums), np.zeros((7, 12))
     for c in (0, 1, 4):
         mean = np.float64(state.memory["gaussians"].mean[c])
@@ -108,8 +109,8 @@ def test_the_adapter_goes_on_and_slots_name_the_two_last(tiny, history):
         for other in (after.begun.trainable["adapter"], after.ended.memory["previous"]):
             jax.tree.map(np.testing.assert_array_equal, kept, other)
         slot = int(before.ended.task)
-        then = base.slot_features(before.ended, images, (slot,))[:, slot]
-        now = base.slot_features(after.ended, images, (slot, slot + 1))
+        then = verbs.slot_features(before.ended, images, (slot,))[:, slot]
+        now = verbs.slot_features(after.ended, images, (slot, slot + 1))
         np.testing.assert_array_equal(now[:, slot], then)
     assert np.abs(now[:, 2] - now[:, 1]).max() > 20 * BUDGET
     jax.tree.map(
@@ -172,7 +173,7 @@ def test_alignment_lowers_its_loss_and_can_be_left_out(history):
     without = history[2].trained
     without = without.replace(config=qkd_jax.override(without.config, "alignment.epochs=0"))
     statistics = ssiat.statistics(without.config, 4, 12)
-    rows = np.asarray(base._finish(without, statistics).memory["rows"])
+    rows = np.asarray(verbs._finish(without, statistics).memory["rows"])
     kept = [0, 1, 4]
     np.testing.assert_array_equal(rows[kept], np.asarray(without.memory["rows"])[kept])
     np.testing.assert_array_equal(rows[[5, 2]], without.trainable["head"]["rows"])

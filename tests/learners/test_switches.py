@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.config import DistillationConfig, GateConfig, HeadConfig, SparsityConfig
-from qkd_jax.learners import base
-from qkd_jax.learners.learner import learner_of
-from qkd_jax.learners.qkd import num_metrics
+from qkd_jax.engine import verbs
+from qkd_jax.learners.qkd.learner import num_metrics
+from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.state import Moving, split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.heads import ClassStatistics
 from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
-from qkd_jax.state import Moving, split
+from qkd_jax.settings.config import DistillationConfig, GateConfig, HeadConfig, SparsityConfig
 
 GATE = "gate.kind gate.encoding gate.angle_map gate.states gate.stack gate.score gate.theta_side"
 GATE += " gate.last_axis gate.reupload gate.whiten gate.freeze_after"
@@ -104,7 +104,7 @@ def test_step_end_and_prediction_are_finite(tiny, small, row):
     @jax.jit
     def whole(held, moving, batch, features):
         moving, metrics = device_step(held, moving, batch)
-        state = base.join(held, moving)
+        state = verbs.join(held, moving)
         features_by_slot = jnp.swapaxes(features, 0, 1)[:, :2]
         outer = jnp.stack([jnp.eye(8) * 9.0] * num_metrics(config))
         statistics = ClassStatistics(features_by_slot, jnp.ones(2), outer)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import base, tuna
-from qkd_jax.learners.learner import Rows, learner_of
+from qkd_jax.learners import tuna
+from qkd_jax.learners.shape import Rows, learner_of
 
 BUDGET = 3e-5
 OWNER = [1, 0, 2, -1, 0, 2, -1]  # task of each class
@@ -112,7 +113,7 @@ def test_selection_against_loops(history):
     state, generator = history[2].ended, np.random.default_rng(2)
     features = generator.normal(size=(20, 8, 12)).astype(np.float32)
     rows, seen = np.float64(state.memory["rows"]), np.array(OWNER) >= 0
-    scores, relevance = jax.tree.map(np.asarray, base.score(state, jnp.asarray(features)))
+    scores, relevance = jax.tree.map(np.asarray, verbs.score(state, jnp.asarray(features)))
     length = np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
     chosen_tasks = set()
     for image in range(20):
@@ -133,11 +134,11 @@ def test_slots_of_a_run(tiny, history, config):
     """Task slots under their adapters, the universal one under the fused; literal: the newest."""
     state, images = history[1].ended, tiny.batch(tiny.tasks[1])["image"]
     assert learner_of(config).slots(1) == (0, 2, 3)
-    assert base.num_slots(config) == 8
+    assert verbs.num_slots(config) == 8
     # Two steps hardly tell the adapters apart.
     universal = jax.tree.map(lambda a: a + 0.1, state.memory["universal"])
     state = state.replace(memory={**state.memory, "universal": universal})
-    features = base.slot_features(state, images)
+    features = verbs.slot_features(state, images)
     tried = tuna.encode_with(state, state.memory["universal"], jnp.asarray(images))
     np.testing.assert_allclose(features[:, 3], tried, atol=BUDGET)
     assert np.abs(features[:, 3] - features[:, 2]).max() > 100 * BUDGET
@@ -145,7 +146,7 @@ def test_slots_of_a_run(tiny, history, config):
     newest = state.replace(config=qkd_jax.override(config, "tuna.universal=newest"))
     for chunk in (1, 2, 8):  # slot 3 is the newest adapter's, whatever is extracted beside it
         chunked = qkd_jax.override(newest.config, f"train.task_chunk={chunk}")
-        found = base.slot_features(newest.replace(config=chunked), images)
+        found = verbs.slot_features(newest.replace(config=chunked), images)
         np.testing.assert_allclose(found[:, [2, 3]], features[:, [2, 2]], atol=BUDGET)
 
 
@@ -200,9 +201,9 @@ def test_the_head_is_aligned_from_the_second_task(history):
 
 def test_predictions_do_not_depend_on_the_batch(tiny, history):
     state, images = history[2].ended, tiny.batch(tiny.tasks[2])["image"]
-    scores, relevance = base.predict_with_relevance(state, images)
+    scores, relevance = verbs.predict_with_relevance(state, images)
     order = np.array([3, 1, 0, 2])
-    again, relevance_again = base.predict_with_relevance(state, images[order])
+    again, relevance_again = verbs.predict_with_relevance(state, images[order])
     np.testing.assert_allclose(again, np.asarray(scores)[order], atol=BUDGET)
     np.testing.assert_array_equal(relevance_again, np.asarray(relevance)[order])
     scores = np.asarray(scores)

@@ -1,0 +1,409 @@
+"""The command line: run, compare, report, record, list, doctor, weights, data."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from qkd_jax.errors import ConfigError, QkdError, check_system
+from qkd_jax.settings import config as configuration
+from qkd_jax.settings.config import Config
+
+FOLLOW_LINKS = "read links in an image folder that lead out of it"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; the exit code is 0 done, 1 a clear error, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        check_system()
+        return options.command(options) or 0
+    except QkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # unwritable folder, full disk, unreadable file
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qkd_jax", description="Class-incremental learning on a frozen vision transformer."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function: Callable, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=function)
+        return sub
+
+    run = command("run", _run, "train and evaluate an experiment; continues an unfinished run")
+    run.add_argument("--method", default="qkd")
+    run.add_argument("--seed", default="1993", help="one or more, as in --seed '1993 1994 1995'")
+    _add_run_options(run)
+    hosts = run.add_argument_group("several hosts, one command each; a TPU pod needs none of these")
+    hosts.add_argument("--coordinator", default="", help="address:port of host 0")
+    hosts.add_argument("--num-hosts", default=0, type=int)
+    hosts.add_argument("--host-id", default=-1, type=int, help="which host this is, from 0")
+    # What `compare` starts: the tables of an experiment have one writer.
+    run.add_argument("--bare", action="store_true", help="only train and evaluate: no tables")
+
+    compare = command(
+        "compare", _compare, "run many methods with many seeds, and put them into one table"
+    )
+    compare.add_argument("--methods", default="", help="as in 'qkd ease simplecil'; empty = all")
+    compare.add_argument("--seeds", default="1993", help="as in '1993 1994 1995'")
+    _add_run_options(compare)
+    compare.add_argument(
+        "--jobs", default=1, type=int, help="runs at a time, each on its share of the cores"
+    )
+
+    report = command(
+        "report", _report, "figures, page and results tables of finished runs, made again"
+    )
+    report.add_argument("folder", type=_path, help="a run folder, or runs/<experiment>")
+
+    record = command(
+        "record", _record, "copy settings, matrices and summaries of finished runs: small, to keep"
+    )
+    record.add_argument("folder", type=_path, help="runs/<experiment>")
+    record.add_argument("target", type=_path, help="where <experiment>/<method>/seed<k> go")
+
+    listing = command("list", _list, "experiments, methods, presets, backbones and settings")
+    listing.add_argument("--settings", action="store_true", help="every setting with its default")
+
+    command("doctor", _doctor, "devices, versions and weights of this machine")
+
+    weights = command("weights", _weights, "fetch and check a backbone's weights")
+    weights.add_argument("name", nargs="?", default="clip_vit_b16")
+
+    data = command(
+        "data", _data, "prepare a tensorflow-datasets set once, or check that every image reads"
+    )
+    data.add_argument("action", choices=["prepare", "check"])
+    data.add_argument("name", help="an image folder, or a source as in data.source")
+    data.add_argument("--path", default="", help="where prepared data sets live")
+    data.add_argument("--split-file", default="", help="for a folder without train/ and test/")
+    data.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
+    return parser
+
+
+def _path(text: str) -> Path:
+    """A path as typed; `~` may come through a Makefile or a quoted argument."""
+    return Path(text).expanduser()
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", help="a name from `list`, or an experiment file's path")
+    command.add_argument("--preset", default="", help="qkd (default) or paper")
+    command.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
+    command.add_argument(
+        "--variant", default="", help="names a run with other settings: <method>-<variant>"
+    )
+    command.add_argument("--weights", default="", help="a local weight file (or QKD_JAX_WEIGHTS)")
+    command.add_argument("--data", default="", help="folder of the data (EXP=folder, vtab, ...)")
+    command.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
+    command.add_argument(
+        "--allow-removed",
+        action="store_true",
+        help="continue a run although images that it began with are gone",
+    )
+    command.add_argument("--out", default="runs", type=_path)
+    command.add_argument("--no-report", action="store_true", help="skip figures and page")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from qkd_jax.engine import hosts
+    from qkd_jax.engine.engine import keep_compiled_programs
+    from qkd_jax.learners.shape import learner_of
+    from qkd_jax.reports.page import write_report
+    from qkd_jax.reports.tables import write_results
+    from qkd_jax.runs.loop import Interrupted, run, run_folder
+    from qkd_jax.weights.load import load_backbone
+
+    seeds = _seeds(options.seed)
+    keep_compiled_programs()
+    shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
+    configs = [_config_of(options, options.method, seed) for seed in seeds]
+    learner_of(configs[0])  # an unknown method is told before weights are fetched
+    backbone = load_backbone(
+        configs[0].backbone.name,
+        image_size=configs[0].backbone.image_size,
+        path=configs[0].backbone.weights or None,
+        preprocessing=configs[0].backbone.preprocess or None,
+    )
+    import jax
+
+    devices = jax.devices()
+    if shows:
+        print(
+            f"{options.experiment}, {options.method}: {backbone.name} at "
+            f"{configs[0].backbone.image_size} px on "
+            f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+            + f" of {jax.process_count()} hosts"
+            * (jax.process_count() > 1)
+        )
+    for config in configs:
+        folder = run_folder(options.out, config, options.variant)
+        try:
+            run(
+                config,
+                backbone,
+                options.out,
+                variant=options.variant,
+                show_progress=True,
+                allow_removed=options.allow_removed,
+            )
+        except Interrupted:
+            print(f"saved in {folder}; the same command continues", file=sys.stderr)
+            return 130
+        if options.bare or not shows:
+            continue
+        _print_table(folder)
+        if not options.no_report:
+            print(f"report: {write_report(folder)}")
+    if shows and not options.bare:
+        print(f"all methods and seeds: {write_results(options.out / configs[0].experiment)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from qkd_jax.cli.compare import core_shares, planned_runs, run_all, without_finished
+    from qkd_jax.learners.shape import learner_names
+    from qkd_jax.reports.files import read_json
+    from qkd_jax.reports.page import write_report
+    from qkd_jax.reports.tables import comparison_table, write_results
+
+    methods = options.methods.replace(",", " ").split() or list(learner_names())
+    for method in methods:
+        if method not in learner_names():
+            near = configuration.nearest(method, learner_names())
+            known = ", ".join(learner_names())
+            raise ConfigError(f"unknown method {method!r}{near}; known: {known}")
+    seeds = _seeds(options.seeds)
+    core_shares(options.jobs)
+    # Seed after seed: the first complete comparison stands as early as it can.
+    configs = [
+        _config_of(options, method, seed)
+        for seed in dict.fromkeys(seeds)
+        for method in dict.fromkeys(methods)
+    ]
+    runs = planned_runs(
+        configs, options.out, options.variant, lambda config: _run_arguments(options, config)
+    )
+
+    def show(line: str) -> None:
+        print(line, flush=True)
+
+    def finished(run) -> None:
+        if not options.no_report:
+            write_report(run.folder)
+        write_results(options.out / configs[0].experiment)
+
+    left, failures = without_finished(runs, show, allow_removed=options.allow_removed)
+    failed, stopped = run_all(runs, left, options.jobs, show=show, finished=finished)
+    failures += failed
+    folder = options.out / configs[0].experiment
+    if folder.is_dir():
+        results = write_results(folder)
+        console = Console()
+        names = {run.folder.parent.name for run in runs}
+        rows = read_json(folder / "results.json")
+        console.print(comparison_table(rows, names, console.width))
+        print(f"all methods and seeds: {results}", flush=True)
+    if failures:
+        print(f"\n{len(failures)} of {len(runs)} runs failed:", file=sys.stderr)
+        for name, message in failures:
+            print(f"  {name}: " + message.replace("\n", "\n    "), file=sys.stderr)
+    if stopped:
+        print("stopped; what ran was saved, the same command continues", file=sys.stderr)
+        return 130
+    return 1 if failures else 0
+
+
+def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
+    """The `run` command of one method and seed of a comparison."""
+    given = {"preset": options.preset, "variant": options.variant}
+    given |= {"weights": options.weights, "data": options.data}
+    return [
+        *("run", options.experiment, "--method", config.method, "--seed", str(config.seed)),
+        *(f"--set={setting}" for setting in options.settings),
+        *(f"--{name}={value}" for name, value in given.items() if value),
+        *(["--follow-links"] if options.follow_links else []),
+        *(["--allow-removed"] if options.allow_removed else []),
+        *("--out", str(options.out), "--bare"),
+    ]
+
+
+def _print_table(folder: Path) -> None:
+    from rich.console import Console
+
+    from qkd_jax.reports.files import read_run
+    from qkd_jax.reports.tables import console_table
+
+    files = read_run(folder)
+    Console().print(console_table(files.summary, files.correct, files.total))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise ConfigError(
+            f"--seed {text!r}: expected whole numbers, as in '1993 1994 1995'"
+        ) from None
+    if not seeds:
+        raise ConfigError("--seed is empty: expected whole numbers, as in '1993 1994 1995'")
+    return seeds
+
+
+def _config_of(options: argparse.Namespace, method: str, seed: int) -> Config:
+    """Experiment, then preset, then --set: later ones win."""
+    experiment = load_experiment(options.experiment)
+    config = experiment.get_config(method)
+    if options.preset:
+        config = configuration.apply_preset(config, options.preset)
+    settings = list(options.settings)
+    if options.weights:
+        settings.append(f"backbone.weights={options.weights}")
+    if options.data:
+        settings.append(f"data.path={options.data}")
+    if options.follow_links:
+        settings.append("data.follow_links=true")
+    return configuration.override(config, f"seed={seed}", *settings)
+
+
+def experiment_folder() -> Path:
+    """The experiment files: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parents[1]
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def experiment_names() -> list[str]:
+    """Experiments that `run` knows by name."""
+    return sorted(p.stem for p in experiment_folder().glob("*.py") if p.stem != "__init__")
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The experiment file called `name`, or at the path `name`.
+
+    Raises:
+      ConfigError: there is none; the message lists the known ones.
+    """
+    path = _path(name) if name.endswith(".py") else experiment_folder() / f"{name}.py"
+    if not path.is_file():
+        near = configuration.nearest(name, experiment_names())
+        raise ConfigError(
+            f"unknown experiment {name!r}{near}; known: {', '.join(experiment_names())}"
+        )
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} defines no get_config(method) -> Config")
+    return module
+
+
+def _report(options: argparse.Namespace) -> None:
+    from qkd_jax.reports.page import write_report
+    from qkd_jax.reports.tables import write_results
+
+    if (options.folder / "config.json").is_file():
+        print(f"report: {write_report(options.folder)}")
+    else:
+        print(f"results: {write_results(options.folder)}")
+
+
+def _record(options: argparse.Namespace) -> None:
+    from qkd_jax.reports.tables import record_runs, write_results
+
+    copies = record_runs(options.folder, options.target)
+    print(f"{len(copies)} runs: {write_results(options.target / options.folder.name)}")
+
+
+def _list(options: argparse.Namespace) -> None:
+    from qkd_jax.learners.shape import learner_names
+    from qkd_jax.weights.load import TINY_RANDOM
+    from qkd_jax.weights.registry import names
+
+    if options.settings:
+        for path, value, kind in configuration.settings(Config()):
+            print(f"{path} = {value!r}   ({kind})")
+        return
+    print("experiments:", ", ".join(experiment_names()))
+    print("methods:    ", ", ".join(learner_names()))
+    print("presets:    ", ", ".join(configuration.PRESETS))
+    print("backbones:  ", ", ".join([*names(), TINY_RANDOM]))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    import jax
+
+    from qkd_jax.runs.folder import versions
+
+    for name, version in versions().items():
+        print(f"{name:18} {version}")
+    devices = jax.local_devices()
+    print(f"{'devices':18} {len(devices)} x {devices[0].platform} ({devices[0].device_kind})")
+    if devices[0].platform == "cpu":
+        print(
+            "\nNo accelerator is in use. On a GPU or TPU machine this means that the jax wheel "
+            "does not match it:\n"
+            '  pip install -U "jax[tpu]"   or   pip install -U "jax[cuda13]"'
+        )
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from qkd_jax.weights.fetch import fetch
+
+    print(fetch(options.name))
+
+
+def _data(options: argparse.Namespace) -> None:
+    if options.action == "prepare":
+        from qkd_jax.data.sources import BENCHMARKS, prepare
+
+        name = BENCHMARKS.get(options.name, options.name.removeprefix("tfds:"))
+        if name is None:
+            raise ConfigError(
+                f"{options.name} is not in tensorflow-datasets; give its image folder to the run: "
+                "--data PATH with train/<class>/* and test/<class>/*"
+            )
+        print(prepare(name, options.path or None))
+        return
+    from qkd_jax.data.contents import told_leaks, verify
+    from qkd_jax.data.sources import describe, load_split
+    from qkd_jax.runs.plan import need_every_class
+    from qkd_jax.runs.progress import counting
+
+    folder = _path(options.name)
+    is_set = options.name.startswith("tfds:")
+    is_folder = not is_set and (folder.is_dir() or len(folder.parts) > 1)
+    split = load_split(
+        "folder" if is_folder else options.name,
+        path=folder if is_folder else options.path or None,
+        split_file=options.split_file or None,
+        follow_links=options.follow_links,
+    )
+    print(describe(split))
+    with counting("checking", len(split.train) + len(split.test)) as advance:
+        found = verify(split, advance)
+    need_every_class(split)
+    print("every image can be read, and every class has images to train and to test on")
+    for copies in found.copies:
+        print(f"the same pixels: {' = '.join(copies)}")
+    if found.leaked:
+        print(f"warning: {told_leaks(found.leaked)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

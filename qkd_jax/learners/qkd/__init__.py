@@ -1,0 +1,1 @@
+"""QKD: its gate, its fusion and its learner."""

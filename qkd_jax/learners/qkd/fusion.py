@@ -1,0 +1,125 @@
+"""Fusion: which adapters an image asks for, and how their answers become one.
+
+Relevance alpha [B, T] comes from the feature under the first task's adapter. Three ways to use it
+(`fusion.kind`):
+
+    logits     z = sum_i alpha_i z^(i): a pass of every learned adapter (arXiv 2604.11112)
+    block_mix  adapters mixed by alpha in every block: one pass more, whatever the tasks
+    routed     the logits of the k most relevant adapters of each image, alpha renormalised over
+               them: k passes more, whatever the tasks
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from qkd_jax.learners.qkd import gate
+from qkd_jax.learners.task_adapters import adapter_of, chosen_adapters, encode_with
+from qkd_jax.learners.task_heads import mask_unseen
+from qkd_jax.nn.adapters import mixed_adapter
+from qkd_jax.nn.heads import head_logits
+from qkd_jax.nn.whitening import whiten
+
+
+def gate_inputs(state, vectors):
+    """Features of slot 0 as the gate sees them."""
+    return whiten(metric_of(state, 0), vectors) if state.config.gate.whiten else vectors
+
+
+def metric_of(state, slot):
+    """The metric that features of a slot are compared in (slot 0's where there is only one)."""
+    metrics = state.memory["metrics"]
+    last = metrics.centre.shape[0] - 1
+    return jax.tree.map(lambda a: a[jnp.minimum(slot, last)], metrics)
+
+
+def anchors(state):
+    """(vectors [A, D], owner [A]): what stands for each learned task in the gate."""
+    if state.config.gate.states == "class":
+        return gate_inputs(state, state.memory["class_means"]), state.task_of_class
+    return state.memory["task_states"], jnp.arange(state.config.max_tasks)
+
+
+def route(state, gate_params, query, open_tasks):
+    """Relevance of the open tasks to images with features `query` [B, D] of slot 0."""
+    vectors, owner = gate.anchor_states(gate_params, *anchors(state))
+    query = gate_inputs(state, query)
+    return gate.relevance(gate_params, state.config.gate, query, vectors, owner, open_tasks)
+
+
+def logits_in(state, slot, features):
+    """z^(slot) [B, C] of features [B, D] of a slot, on the rows and in the metric of that slot."""
+    config, rows = state.config, state.memory["rows"]
+    if config.head.whiten:
+        rows = state.memory["whitened_rows"]
+        features = whiten(metric_of(state, slot), features)
+    rows = rows[jnp.minimum(slot, len(rows) - 1)]
+    return head_logits(features, rows, state.trainable["head"]["scale"], config.head.kind)
+
+
+def learned(state):
+    """bool [T]: the tasks that have been learned."""
+    return jnp.arange(state.config.max_tasks) <= state.task
+
+
+def score(state, features):
+    """z = sum_i alpha_i z^(i) over the learned tasks, from features [B, S, D]."""
+    found = route(state, state.trainable["gate"], features[:, 0], learned(state))
+    tasks = jnp.arange(state.config.max_tasks)
+    of_slot = jax.vmap(lambda slot, f: logits_in(state, slot, f), in_axes=(0, 1), out_axes=1)
+    fused = jnp.einsum("bt,btc->bc", found.weights, of_slot(tasks, features))
+    return mask_unseen(state, fused), found.weights
+
+
+def predict(state, images):
+    """(scores [B, C], alpha [B, T]) of images, for the kinds whose passes depend on alpha."""
+    query = encode_with(state, adapter_of(state, 0), images)
+    found = route(state, state.trainable["gate"], query, learned(state))
+    answer = {"block_mix": mixed_logits, "routed": routed_logits}[state.config.fusion.kind]
+    return mask_unseen(state, answer(state, images, found.weights)), found.weights
+
+
+def routed_logits(state, images, weights):
+    """sum over each image's k most relevant tasks of alpha_i z^(i), alpha renormalised."""
+    count = min(state.config.fusion.top_k, state.config.max_tasks)
+    shares, chosen = lax.top_k(weights, count)
+    shares = shares / jnp.sum(shares, axis=1, keepdims=True)
+
+    def one(total, choice):
+        share, slots = choice  # [B], [B]
+        feature = encode_with(state, chosen_adapters(state, slots), images)
+        logits = own_logits(state, slots, feature)
+        return total + share[:, None] * logits, None
+
+    nothing = jnp.zeros((len(weights), state.config.num_classes))
+    return lax.scan(one, nothing, (shares.T, chosen.T))[0]
+
+
+def own_logits(state, slots, features):
+    """[B, C] of features [B, D], each read in its own slot [B]."""
+    if len(state.memory["rows"]) == 1:  # all slots read the same
+        return logits_in(state, 0, features)
+    if len(slots) < state.config.max_tasks:  # reads only the heads that are asked for
+        return jax.vmap(lambda slot, f: logits_in(state, slot, f[None])[0])(slots, features)
+
+    def keep(slot, logits):
+        mine = (slots == slot)[:, None]
+        return jnp.where(mine, logits_in(state, slot, features), logits)
+
+    nothing = jnp.zeros((len(slots), state.config.num_classes))
+    return lax.fori_loop(0, state.task + 1, keep, nothing)
+
+
+def mixed_logits(state, images, weights):
+    """Logits of the feature under adapters mixed by alpha in every block."""
+    adapter, factors = mixed_adapter(state.memory["adapters"], weights)
+    feature = encode_with(state, adapter, images, hidden_factors=factors)
+    # A mixed feature belongs to no slot: every class is read in the slot of its own task.
+    rows = state.memory["rows"]
+    own = jnp.minimum(jnp.maximum(state.task_of_class, 0), len(rows) - 1)
+    rows = rows[own, jnp.arange(rows.shape[1])]
+    if state.config.head.whiten:
+        metric = metric_of(state, 0)
+        feature, rows = whiten(metric, feature), whiten(metric, rows)
+    scale = state.trainable["head"]["scale"]
+    return head_logits(feature, rows, scale, state.config.head.kind)

@@ -1,0 +1,334 @@
+"""Which learned tasks matter to an image: task states, the quantum gate and its classical twins.
+
+Every gate answers one question in one form, `relevance(...) -> weights [B, T]`: it compares the
+image's feature h with *anchors* (one vector a task, or one a class), adds up the evidence of each
+task's anchors, and takes a softmax over the tasks that are open. The answer for one image never
+depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qkd_jax import quantum
+from qkd_jax.errors import ConfigError
+from qkd_jax.nn.heads import unit
+from qkd_jax.nn.losses import MASKED
+from qkd_jax.settings.config import GateConfig
+
+# Fidelities of unrelated angles fall like prod cos^2: below this they carry no evidence in float32.
+FIDELITY_FLOOR = 1e-6
+
+
+class Relevance(NamedTuple):
+    """weights alpha [B, T] (a softmax over open tasks; zeros if none is open), log of it, raw
+    scores p [B, T] in [0, 1].
+    """
+
+    weights: jax.Array
+    log_weights: jax.Array
+    scores: jax.Array
+
+
+def feature_map(config: GateConfig) -> quantum.FeatureMap:
+    """The circuit of the gate."""
+    return quantum.FeatureMap(
+        num_qubits=config.num_qubits,
+        num_layers=config.num_layers,
+        reupload=config.reupload,
+        last_axis=config.last_axis,
+    )
+
+
+def drawing(config: GateConfig) -> str:
+    """The gate's circuit as text; empty for classical gates.
+
+    Amplitude states have no gates of their own: the drawing shows how their fidelity is measured,
+    as the probability of all zeros after preparing one state and undoing the other.
+    """
+    if config.kind not in ("quantum", "pqk"):
+        return ""
+    if config.encoding == "angle":
+        return quantum.draw(quantum.feature_circuit(feature_map(config)))
+    end = "─" if config.kind == "pqk" else "─|φ(s)⟩†─⟨0|─"
+    return "".join(f"{wire}: ─|ψ(h)⟩{end}\n" for wire in range(config.num_qubits))
+
+
+def init_gate(key: jax.Array, config: GateConfig, width: int, max_tasks: int) -> dict:
+    """Parameters of a gate over features of `width`, as a dict of arrays.
+
+    The classical gates get about as many parameters as the quantum one's map D -> q and its angles
+    `num_parameters` counts them).
+
+    Raises:
+      ConfigError: the qubits do not fit the width.
+    """
+    _check_width(config, width)
+    keys = jax.random.split(key, 5)
+    params: dict = {"log_temperature": jnp.log(jnp.float32(config.temperature))}
+    if config.states == "learned":
+        params["states"] = jax.random.normal(keys[4], (max_tasks, width))
+    if config.kind == "uniform":
+        return {}
+
+    def dense(key, rows, columns):
+        return jax.random.normal(key, (rows, columns)) * jnp.float32(rows) ** -0.5
+
+    projected = config.encoding == "angle"
+    mapped = projected and config.angle_map in ("linear", "separate")
+    if config.kind in ("quantum", "pqk", "cosine") and mapped:
+        params["map"] = dense(keys[0], width, config.num_qubits)
+        if config.angle_map == "separate":
+            params["anchor_map"] = dense(keys[1], width, config.num_qubits)
+    if config.kind in ("quantum", "pqk") and projected:
+        shape = (config.num_layers, config.num_qubits)
+        params["theta"] = jax.random.uniform(keys[2], shape, maxval=config.theta_scale)
+    if config.kind == "mlp":
+        params["map"] = dense(keys[0], width, config.num_qubits)
+        params["out"] = dense(keys[3], config.num_qubits, 1)[:, 0]
+    if config.kind == "attention":
+        columns = max(1, config.num_qubits // 2)  # two maps: half the columns each
+        params["map"] = dense(keys[0], width, columns)
+        params["anchor_map"] = dense(keys[1], width, columns)
+    return params
+
+
+def _check_width(config: GateConfig, width: int) -> None:
+    qubits, found = config.num_qubits, f"gate.num_qubits={config.num_qubits}"
+    if config.kind not in ("quantum", "pqk", "cosine"):
+        return
+    if config.encoding == "amplitude":
+        if config.kind != "cosine" and 2**qubits < width:
+            raise ConfigError(
+                f"gate.encoding=amplitude holds {2**qubits} of the feature's {width} numbers in "
+                f"{found}; set gate.num_qubits={(width - 1).bit_length()}"
+            )
+    elif config.angle_map in ("first_q", "pool") and qubits > width:
+        raise ConfigError(
+            f"gate.angle_map={config.angle_map} takes {found} angles from a feature of {width} "
+            f"numbers; use at most {width}"
+        )
+
+
+def num_parameters(params: dict) -> int:
+    """How many numbers a gate learns, the temperature not counted."""
+    leaves = {name: leaf for name, leaf in params.items() if name != "log_temperature"}
+    return sum(leaf.size for leaf in jax.tree.leaves(leaves))
+
+
+def angles(params: dict, config: GateConfig, vectors: jax.Array, side: str) -> jax.Array:
+    """Eq. 5: vectors [..., D] -> q angles in (-range, range), radians.
+
+    The input is sqrt(D) * unit vector: with unit length the angles would all be near 0 and every
+    fidelity near 1. `side` is "query" or "anchor"; only `angle_map="separate"` tells them apart.
+    """
+    width = vectors.shape[-1]
+    whitened = unit(vectors) * jnp.float32(width) ** 0.5
+    if config.angle_map == "first_q":
+        reduced = whitened[..., : config.num_qubits]
+    elif config.angle_map == "pool":
+        usable = width // config.num_qubits * config.num_qubits
+        groups = whitened[..., :usable].reshape(*vectors.shape[:-1], config.num_qubits, -1)
+        reduced = groups.mean(-1) * jnp.float32(groups.shape[-1]) ** 0.5
+    else:
+        name = "anchor_map" if side == "anchor" and "anchor_map" in params else "map"
+        reduced = jnp.matmul(whitened, params[name], precision="highest")
+    return config.angle_range * jnp.tanh(reduced)
+
+
+def similarity(
+    params: dict, config: GateConfig, query: jax.Array, anchors: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(evidence, p), both [B, A], of query [B, D] with anchors [A, D].
+
+    p in [0, 1] is the fidelity |<psi(h)|phi(s)>|^2 (Eq. 10) or the classical gate's closest
+    counterpart; the evidence is what the softmax gets, before the temperature.
+    """
+    if config.kind == "cosine" or config.kind in ("quantum", "pqk"):
+        p = _overlap(params, config, query, anchors)
+        if config.kind == "cosine":
+            return p, (1.0 + p) / 2.0
+        if config.score == "log_fidelity":
+            return jnp.log(p + FIDELITY_FLOOR), p
+        return p, p
+    size = jnp.float32(query.shape[-1]) ** 0.5
+    a, b = unit(query) * size, unit(anchors) * size
+    if config.kind == "mlp":
+        # One hidden layer shared by both sides, compared unit by unit.
+        hidden_query = jnp.tanh(jnp.matmul(a, params["map"], precision="highest"))
+        hidden_anchor = jnp.tanh(jnp.matmul(b, params["map"], precision="highest"))
+        weighted = hidden_query * params["out"][None, :]
+        evidence = jnp.matmul(weighted, hidden_anchor.T, precision="highest")
+    else:
+        left = jnp.matmul(a, params["map"], precision="highest")
+        right = jnp.matmul(b, params["anchor_map"], precision="highest")
+        evidence = jnp.matmul(left, right.T, precision="highest")
+        evidence = evidence / jnp.float32(left.shape[-1]) ** 0.5
+    return evidence, jax.nn.sigmoid(evidence)
+
+
+def _overlap(params: dict, config: GateConfig, query: jax.Array, anchors: jax.Array) -> jax.Array:
+    """Fidelity, projected kernel or cosine of every query with every anchor: [B, A]."""
+    if config.encoding == "amplitude":
+        if config.kind == "cosine":
+            return jnp.matmul(unit(query), unit(anchors).T, precision="highest")
+        psi = quantum.amplitude_state(query, config.num_qubits)
+        phi = quantum.amplitude_state(anchors, config.num_qubits)
+        if config.kind == "pqk":
+            return _projected(psi, phi, config)
+        return jnp.matmul(psi, phi.T, precision="highest") ** 2  # real amplitudes
+    a = angles(params, config, query, "query")
+    b = angles(params, config, anchors, "anchor")
+    if config.kind == "cosine":
+        return jnp.matmul(unit(a), unit(b).T, precision="highest")
+    circuit, theta = feature_map(config), params["theta"]
+    theta_b = jnp.zeros_like(theta) if config.theta_side == "query" else None
+    if config.kind == "quantum":
+        return quantum.fidelity_matrix(circuit, a, b, theta, theta_b)
+    state = jax.vmap(quantum.feature_state, in_axes=(None, 0, None))
+    return _projected(
+        state(circuit, a, theta), state(circuit, b, theta if theta_b is None else theta_b), config
+    )
+
+
+def _projected(psi: jax.Array, phi: jax.Array, config: GateConfig) -> jax.Array:
+    bloch = jax.vmap(quantum.bloch_vectors)
+    return quantum.projected_kernel(bloch(psi), bloch(phi), config.kernel_width)
+
+
+def relevance(
+    params: dict,
+    config: GateConfig,
+    query: jax.Array,
+    anchors: jax.Array,
+    owner: jax.Array,
+    open_tasks: jax.Array,
+) -> Relevance:
+    """Eq. 12: alpha = softmax over open tasks of the evidence of their anchors.
+
+    With one anchor a task this is softmax(p / tau); with several (class states) the task's evidence
+    is the log-sum-exp over its anchors, so that a task without a centre is found by any one of its
+    classes.
+
+    Args:
+      query: [B, D], the feature h of each image.
+      anchors: [A, D]. owner: int [A], the task of each anchor, -1 = empty slot.
+      open_tasks: bool [T], the tasks that may be chosen.
+    """
+    num_tasks = open_tasks.shape[0]
+    membership = (owner[:, None] == jnp.arange(num_tasks)[None, :]) & open_tasks[None, :]  # [A, T]
+    any_open = jnp.any(open_tasks)
+    if config.kind == "uniform":
+        evidence = jnp.broadcast_to(jnp.where(open_tasks, 0.0, MASKED), (query.shape[0], num_tasks))
+        scores = jnp.broadcast_to(open_tasks.astype(jnp.float32), evidence.shape)
+    else:
+        raw, p = similarity(params, config, query, anchors)
+        scaled = raw * jnp.exp(-params["log_temperature"])
+        spread = jnp.where(membership[None], scaled[:, :, None], MASKED)  # [B, A, T]
+        evidence = jax.nn.logsumexp(spread, axis=1)
+        share = membership.astype(p.dtype)
+        share = share / jnp.maximum(share.sum(0, keepdims=True), 1.0)
+        scores = jnp.matmul(p, share, precision="highest")
+    log_weights = jax.nn.log_softmax(evidence, axis=-1)
+    weights = jnp.where(any_open, jnp.exp(log_weights), 0.0)
+    return Relevance(jnp.where(open_tasks[None, :], weights, 0.0), log_weights, scores)
+
+
+def task_embedding(adapter: dict, start: dict, config: GateConfig) -> jax.Array:
+    """Eq. 3-4: the state s~ [D] of a task from its adapter's weights, by truncated SVD.
+
+    S = [down_1, ..., down_L, up_1^T, ..., up_L^T] in R^{D x 2LR}; S^(12) = its best rank-12
+    approximation; s = S^(12) 1; s~ = s / |s|. The signs of singular vectors cancel, so s~ has none
+    to choose.
+
+    Args:
+      adapter: {"down": {"kernel": [L, D, R]}, "up": {"kernel": [L, R, D]}}.
+      start: the same pytree before training, used by `stack="delta"`.
+    """
+    down, up = adapter["down"]["kernel"], adapter["up"]["kernel"]
+    if config.stack == "delta":
+        down, up = down - start["down"]["kernel"], up - start["up"]["kernel"]
+    if config.stack == "product":
+        blocks = jnp.einsum("ldr,lre->lde", down, up, precision="highest")
+        matrix = jnp.concatenate(list(jnp.swapaxes(blocks, 1, 2)), axis=1)
+    else:
+        matrix = jnp.concatenate([*down, *jnp.swapaxes(up, 1, 2)], axis=1)
+    # S^(r) 1 = U_r U_r^T S 1, and U comes from the small Gram matrix S S^T (D x D).
+    gram = jnp.matmul(matrix, matrix.T, precision="highest")
+    _, vectors = jnp.linalg.eigh(gram)
+    leading = vectors[:, -min(config.rank, gram.shape[0]) :]
+    row_sum = matrix.sum(axis=1)
+    coordinates = jnp.matmul(row_sum, leading, precision="highest")
+    s = jnp.matmul(leading, coordinates, precision="highest")
+    return unit(s)
+
+
+def calibrate(
+    key: jax.Array,
+    params: dict,
+    config: GateConfig,
+    class_means: jax.Array,
+    task_of_class: jax.Array,
+    factor: jax.Array,
+    anchors: jax.Array,
+    owner: jax.Array,
+    max_tasks: int,
+) -> dict:
+    """Teaches the gate to route, without images: cross-entropy of the task on pseudo-features.
+
+    A pseudo-feature is a stored class mean of h plus noise of the stored shrunk covariance; classes
+    are drawn evenly over all seen ones. Remedies the gate's missing signal (it never sees its own
+    task in training).
+
+    Args:
+      class_means: [C, D] of h as the gate sees it. task_of_class: int [C], -1 = not seen.
+      factor: [D, D], F of the noise covariance F F^T.
+      anchors, owner: as in `relevance`; ignored where the gate has learned states.
+    """
+    if set(params) <= {"log_temperature"} or config.calibration_steps == 0:
+        return params
+    optimiser = optax.adam(config.calibration_rate)
+    log_class = jnp.where(task_of_class >= 0, 0.0, MASKED)
+    open_tasks = jnp.arange(max_tasks) <= jnp.max(task_of_class)
+
+    def loss(params, key):
+        key_class, key_noise = jax.random.split(key)
+        drawn = jax.random.categorical(key_class, log_class, shape=(config.calibration_batch,))
+        noise = jax.random.normal(key_noise, (config.calibration_batch, factor.shape[0]))
+        query = class_means[drawn] + config.calibration_noise * (noise @ factor.T)
+        # Pseudo-features lie inside their own covariance and would drive the temperature to zero.
+        params = fixed_temperature(params)
+        states, owners = anchor_states(params, anchors, owner)
+        found = relevance(params, config, query, states, owners, open_tasks)
+        target = task_of_class[drawn]
+        return -jnp.mean(jnp.take_along_axis(found.log_weights, target[:, None], axis=1))
+
+    def step(carry, key):
+        params, opt_state = carry
+        grads = jax.grad(loss)(params, key)
+        # Adam's bias correction raises a float to an int32 count, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimiser.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    keys = jax.random.split(key, config.calibration_steps)
+    (params, _), _ = jax.lax.scan(step, (params, optimiser.init(params)), keys)
+    return params
+
+
+def fixed_temperature(params: dict) -> dict:
+    """The gate's parameters, without gradient to the temperature."""
+    if "log_temperature" not in params:
+        return params
+    return {**params, "log_temperature": jax.lax.stop_gradient(params["log_temperature"])}
+
+
+def anchor_states(
+    params: dict, anchors: jax.Array, owner: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The anchors a gate compares with: its learned states if it has them, else the given."""
+    if "states" in params:
+        return params["states"], jnp.arange(params["states"].shape[0])
+    return anchors, owner

@@ -1,0 +1,86 @@
+"""The pytrees that travel: what a learner holds between two steps, and what it is given."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.nn.vit import Backbone
+from qkd_jax.settings.config import Config
+
+
+@flax.struct.dataclass
+class LearnerState:
+    """Everything a learner knows. Shapes depend on the config only, never on the task.
+
+    Attributes:
+      backbone: the frozen transformer; never written.
+      config: static settings.
+      key: typed PRNG key of the run; never advanced. Keys are derived from (key, task, step), so a
+        resumed run draws the same numbers.
+      task: int32 [], index of the current task; -1 before the first.
+      step: int32 [], optimisation steps done in the current task.
+      num_steps: int32 [], length of the learning-rate schedule; 0 = constant rate.
+      task_classes: int32 [M], labels of the current task's classes, padded with -1.
+      task_of_class: int32 [C], the task that brought each class; -1 = not seen.
+      trainable: what the current task optimises.
+      opt_state: optax state of `trainable`.
+      memory: what finished tasks left; frozen while a task trains.
+    """
+
+    backbone: Backbone
+    config: Config = flax.struct.field(pytree_node=False)
+    key: jax.Array
+    task: jax.Array
+    step: jax.Array
+    num_steps: jax.Array
+    task_classes: jax.Array
+    task_of_class: jax.Array
+    trainable: Any
+    opt_state: Any
+    memory: Any
+
+
+@flax.struct.dataclass
+class Moving:
+    """The part of a state that one optimisation step changes; donated to the step."""
+
+    trainable: Any
+    opt_state: Any
+    step: jax.Array
+
+
+def split(state: LearnerState) -> tuple[LearnerState, Moving]:
+    """(held, moving): the state without, and only, what a step changes."""
+    moving = Moving(state.trainable, state.opt_state, state.step)
+    return state.replace(trainable=None, opt_state=None, step=None), moving
+
+
+def join(held: LearnerState, moving: Moving) -> LearnerState:
+    """The inverse of `split`."""
+    return held.replace(trainable=moving.trainable, opt_state=moving.opt_state, step=moving.step)
+
+
+def seen_classes(state: LearnerState) -> jax.Array:
+    """bool [C]: classes of tasks up to and with the current one."""
+    return state.task_of_class >= 0
+
+
+def old_classes(state: LearnerState) -> jax.Array:
+    """bool [C]: classes of tasks before the current one."""
+    return (state.task_of_class >= 0) & (state.task_of_class < state.task)
+
+
+def valid_task_classes(state: LearnerState) -> jax.Array:
+    """bool [M]: which rows of the current task's head stand for a class."""
+    return state.task_classes >= 0
+
+
+def local_labels(state: LearnerState, labels: jax.Array) -> jax.Array:
+    """int32 [B]: position of each label among the current task's classes.
+
+    A label of another task maps to 0; `learners.inputs.check_batch` refuses such batches.
+    """
+    match = labels[:, None] == state.task_classes[None, :]
+    return jnp.argmax(match, axis=1)

@@ -1,0 +1,1 @@
+"""What is learned in which order, and how it is measured; NumPy only."""

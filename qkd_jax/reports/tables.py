@@ -1,0 +1,302 @@
+"""Tables: one run on the console, and every run of an experiment with mean and sd over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qkd_jax.errors import DataError
+from qkd_jax.protocol import metrics
+from qkd_jax.reports.files import read_json, write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLUMNS = {
+    "average_accuracy": "average accuracy",
+    "last_accuracy": "last accuracy",
+    "forgetting": "forgetting",
+    "routing_accuracy": "routing accuracy",
+    "trainable_parameters": "trainable parameters",
+    "training_images_per_second": "training images/s",
+    "inference_images_per_second": "inference images/s",
+    "peak_memory_mb": "peak memory, MiB",
+    "wall_seconds": "wall seconds",
+}
+# What rows of one table must share, from environment.json: weights and images, by their hashes.
+SHARED = {"backbone_fingerprint": "weights", "data_fingerprint": "data"}
+# The files of a run that are kept by `record_runs`.
+RECORDED = ("config.json", "environment.json", "matrix.json", "summary.json")
+# Settings that seeds of one method may differ in.
+OWN_SETTINGS = ("seed", "out", "run_folder")
+
+
+def write_results(experiment_folder: str | Path) -> Path:
+    """Writes results.json, results.md and accuracy_curves.png of runs/<experiment>.
+
+    Returns the path of the table.
+
+    One row a directory (a method, or a variant such as `qkd-gate-cosine`): mean and standard
+    deviation over its seeds (n - 1 in the denominator; none for one seed). Runs without
+    `"finished": true` in their summary are listed and never averaged in.
+
+    Raises:
+      DataError: the folder does not exist.
+    """
+    folder = Path(experiment_folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected an experiment's folder, runs/<experiment>, found none")
+    methods: dict[str, dict[str, Any]] = {}
+    shared: dict[str, dict[str, list[str]]] = {name: {} for name in SHARED}
+    unfinished: list[str] = []
+    for method in sorted(path for path in folder.iterdir() if path.is_dir()):
+        finished: dict[int, dict[str, Any]] = {}
+        configs = []
+        for run, seed in _seed_folders(method):
+            try:
+                summary = read_json(run / "summary.json")
+                config = read_json(run / "config.json")
+                environment = read_json(run / "environment.json")
+            except DataError:
+                summary = config = environment = {}
+            if summary.get("finished") is True:
+                finished[seed] = summary
+                configs.append({**_flatten(config), "num_tasks": summary.get("num_tasks")})
+                for name in SHARED.keys() & environment.keys():
+                    same = shared[name].setdefault(environment[name], [])
+                    same.append(f"{method.name}/{run.name}")
+            else:
+                unfinished.append(f"{method.name}/{run.name}")
+        if finished:
+            methods[method.name] = _over_seeds(finished) | {"differing": _differing(configs)}
+    mixed = {name: groups for name, groups in shared.items() if len(groups) > 1}
+    results = {
+        "experiment": folder.name,
+        "methods": methods,
+        "unfinished": unfinished,
+        "mixed": mixed,
+    }
+    encoded = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "results.json", encoded.encode())
+    write_atomically(folder / "results.md", _markdown(results).encode())
+    _draw_curves(folder, methods)
+    return folder / "results.md"
+
+
+def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]:
+    """Copies what is small of the finished runs of runs/<experiment> to `target`/<experiment>.
+
+    Settings, versions, matrix and summary: enough to make the tables again and to count as done.
+
+    Returns the folders of the copies.
+
+    Raises:
+      DataError: the folder does not exist, or holds no finished run.
+    """
+    folder, copies = Path(experiment_folder), []
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected an experiment's folder, runs/<experiment>, found none")
+    for method in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for run, _ in _seed_folders(method):
+            if not (run / "summary.json").is_file():
+                continue
+            if read_json(run / "summary.json").get("finished") is not True:
+                continue
+            copy = Path(target) / folder.name / method.name / run.name
+            copy.mkdir(parents=True, exist_ok=True)
+            for name in RECORDED:
+                shutil.copyfile(run / name, copy / name)
+            copies.append(copy)
+    if not copies:
+        raise DataError(f"{folder} holds no finished run")
+    return copies
+
+
+def comparison_table(results: dict[str, Any], names: set[str], width: int) -> RenderableType:
+    """The rows `names` of results.json for a rich console of `width` columns.
+
+    Narrow consoles get the accuracies alone; results.md has all columns.
+    """
+    from rich import box
+    from rich.table import Table
+
+    columns = list(COLUMNS)[: None if width >= 160 else 5 if width >= 90 else 4]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{results['experiment']}: mean ± sd over n seeds, accuracies in %",
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
+    table.add_column("method", no_wrap=True)
+    for header in ("n", *(COLUMNS[key] for key in columns)):
+        table.add_column(header, justify="right")
+    for name, row in _best_first(results["methods"]):
+        if name in names:
+            cells = [_mean_and_sd(key, row.get(key)) for key in columns]
+            table.add_row(name, str(row["n"]), *cells)
+    return table
+
+
+def _draw_curves(folder: Path, methods: dict[str, dict[str, Any]]) -> None:
+    """accuracy_curves.png: each method's mean curve over seeds; variants (`qkd-...`) left out."""
+    from qkd_jax.reports import figures
+
+    curves = {
+        name: list(np.mean(row["accuracy_curves"], axis=0))
+        for name, row in methods.items()
+        if "-" not in name and len({len(curve) for curve in row["accuracy_curves"]}) == 1
+    }
+    if curves:
+        best_first = sorted(curves.items(), key=lambda item: -np.mean(item[1]))
+        figure = figures.accuracy_curve(dict(best_first), f"{folder.name}: accuracy on all classes")
+        figure.savefig(folder / "accuracy_curves.png")
+
+
+def _seed_folders(method: Path) -> list[tuple[Path, int]]:
+    found = [
+        (path, int(match.group(1)))
+        for path in method.iterdir()
+        if path.is_dir() and (match := re.fullmatch(r"seed(\d+)", path.name))
+    ]
+    return sorted(found, key=lambda item: item[1])
+
+
+def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Mean, sd and single values of each column over the seeds that have it."""
+    row: dict[str, Any] = {"n": len(summaries), "seeds": list(summaries)}
+    row["accuracy_curves"] = [summary.get("accuracy_curve", []) for summary in summaries.values()]
+    for key in COLUMNS:
+        values = [summary.get(key) for summary in summaries.values()]
+        if all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            row[key] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+    return row
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Each setting with its whole path."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif key not in OWN_SETTINGS:
+            flat[prefix + key] = value
+    return flat
+
+
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
+    """Settings that are not the same in all seeds of one row: their mean would mix two things."""
+    from qkd_jax.settings.config import changeable_settings  # tables are read without jax
+
+    keys = sorted({key for config in configs for key in config} - changeable_settings())
+    return [
+        key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)
+    ]
+
+
+def _best_first(methods: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, row), best mean of the average accuracy first."""
+    return sorted(
+        methods.items(),
+        key=lambda item: (-item[1].get("average_accuracy", {}).get("mean", -math.inf), item[0]),
+    )
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    """The table, best average accuracy first."""
+    rows = _best_first(results["methods"])
+    lines = [
+        f"# {results['experiment']}",
+        "",
+        "| method | n | " + " | ".join(COLUMNS.values()) + " |",
+        "| --- |" + " ---: |" * (len(COLUMNS) + 1),
+    ]
+    for name, row in rows:
+        cells = [_mean_and_sd(key, row.get(key)) for key in COLUMNS]
+        lines.append(f"| {name} | {row['n']} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Mean ± standard deviation over n seeds (n - 1 in the denominator; one seed has none). "
+        "Accuracies and routing are percentages, forgetting percentage points: best before the "
+        "final stage minus final, mean over old tasks. Images/s: optimisation steps alone, and the "
+        "final model on new images, both without compilation; memory of the run's process.",
+    ]
+    for name, groups in results["mixed"].items():
+        smaller = sorted(groups.values(), key=len)[:-1]
+        others = ", ".join(run for runs in smaller for run in runs)
+        lines += ["", f"**Not all runs have the same {SHARED[name]}**; others than most: {others}."]
+    for name, row in rows:
+        if row["differing"]:
+            settings = ", ".join(f"`{key}`" for key in row["differing"])
+            lines += ["", f"**{name}: seeds differ in {settings}**, so their mean mixes settings."]
+    if results["unfinished"]:
+        lines += ["", "Not finished, not counted:", ""]
+        lines += [f"- {run}" for run in results["unfinished"]]
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_sd(key: str, column: dict[str, Any] | None) -> str:
+    if column is None:
+        return "–"
+    mean = format_number(key, column["mean"])
+    if column["sd"] is None or (key == "trainable_parameters" and column["sd"] == 0):
+        return mean
+    return f"{mean} ± {format_number(key, column['sd'])}"
+
+
+def format_number(key: str, value: float) -> str:
+    """Percentages with two decimals, times and rates with one, counts and memory whole."""
+    if key in ("trainable_parameters", "peak_memory_mb", "compilations", "num_tasks", "n"):
+        return f"{value:,.0f}"
+    if key.endswith(("seconds", "per_second")):
+        return f"{value:,.1f}"
+    return f"{value:.2f}"
+
+
+def console_table(
+    summary: dict[str, Any], correct: np.ndarray, total: np.ndarray
+) -> RenderableType:
+    """The accuracies after each task, and below them the numbers of the run, for a rich console.
+
+    Single tasks get their columns up to ten tasks; beyond, old tasks are averaged.
+    """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    matrix, curve = metrics.accuracy_matrix(correct, total), metrics.accuracy_curve(correct, total)
+    # Ten tasks fit into 80 columns: one decimal for a task's few images, two for all classes.
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="accuracy (%) on all classes seen and on each task",
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
+    single = len(total) <= 10
+    headers = [f"t{j + 1}" for j in range(len(matrix))] if single else ["new", "old, mean"]
+    for header in ["after", "all", *headers]:
+        table.add_column(header, justify="right", style="bold" if header == "all" else None)
+    for i, row in enumerate(matrix):
+        cells = row[: i + 1] if single else [row[i], *([row[:i].mean()] if i else [])]
+        shown = [f"{value:.1f}" for value in cells]
+        table.add_row(f"t{i + 1}", f"{curve[i]:.2f}", *shown)
+    parts = [
+        f"{name} {format_number(key, summary[key])}"
+        for key, name in (
+            ("average_accuracy", "average"),
+            ("last_accuracy", "last"),
+            ("forgetting", "forgetting"),
+            ("routing_accuracy", "routing"),
+        )
+        if summary.get(key) is not None
+    ]
+    return Group(table, Text("   ".join(parts), style="bold"))

@@ -1,0 +1,168 @@
+"""The only importer of orbax: saves and restores what a learner learned, never the backbone.
+
+A checkpoint is visible only when it is complete (orbax writes aside and renames). The backbone is
+not in it: it is frozen, and its hash is in the run's environment.json.
+"""
+
+import gc
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from qkd_jax.errors import CheckpointError
+from qkd_jax.learners.state import LearnerState
+
+KEPT = 2  # the newest, and the one before it in case the newest is damaged
+
+logger = logging.getLogger("qkd_jax")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`; use as a context manager.
+
+    Args:
+      shared: makes of a host's arrays what all hosts write and read together; one host's are it.
+      read_only: nothing in the folder is written, made or deleted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shared: Callable[[Any], Any] = lambda arrays: arrays,
+        *,
+        read_only: bool = False,
+    ):
+        self._shared, self._read_only = shared, read_only
+        self.skipped: tuple[str, ...] = ()  # what `restore` could not read and passed over
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every file
+        # and forgets the reads that were still to come when one fails.
+        warnings.filterwarnings("ignore", "coroutine '_read_array", RuntimeWarning)
+        self._folder = Path(folder).resolve()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else KEPT,
+                enable_async_checkpointing=False,
+                create=not read_only,
+                read_only=read_only,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def save(self, number: int, state: LearnerState, meta: dict[str, Any]) -> None:
+        """Writes checkpoint `number` (they must rise); `meta` is plain JSON.
+
+        Raises:
+          CheckpointError: the state holds NaN or infinite numbers, or the disk refuses it.
+        """
+        arrays, bad = _arrays(state), not_finite(state)
+        if bad:
+            raise CheckpointError(
+                f"{bad} became NaN or infinite in task {int(state.task) + 1}, step "
+                f"{int(state.step)}; the last good state is in {self._folder}"
+            )
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(self._shared(arrays)), meta=ocp.args.JsonSave(meta)
+        )
+        try:
+            self._manager.save(number, args=args, force=True)
+            self._manager.wait_until_finished()
+        except Exception as error:  # orbax raises many kinds for a disk that is full or read-only
+            raise CheckpointError(
+                f"cannot save a checkpoint in {self._folder}: {_reason(error)}; the one before it "
+                "is whole. Make room or make the folder writable; the same command continues"
+            ) from error
+
+    def restore(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]] | None:
+        """The newest good checkpoint put into `state` (which gives shapes and placement), or None.
+
+        A damaged one is reported and the one before it is taken. It is deleted, unless all is only
+        read, since its number will be saved again.
+
+        Raises:
+          CheckpointError: checkpoints exist, but none can be read.
+        """
+        numbers = sorted(self._manager.all_steps(), reverse=True)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._shared(_arrays(state)))
+        failures = []
+        for number in numbers:
+            found, failure = self._read(number, state, target)
+            if not failure:
+                self.skipped = tuple(failures)
+                for later in numbers[: numbers.index(number)] if not self._read_only else ():
+                    self._manager.delete(later)
+                return found
+            failures.append(f"{self._folder / str(number)}: {failure}")
+            logger.warning("checkpoint %s cannot be read; trying the one before it", number)
+        if failures:
+            raise CheckpointError(
+                "no checkpoint of this run can be read:\n  "
+                + "\n  ".join(failures)
+                + "\ndelete the run folder to start again, or restore it from a copy"
+            )
+        return None
+
+    def _read(self, number: int, state: LearnerState, target: dict) -> tuple[Any, str]:
+        """((state, meta), "") of one checkpoint, or (None, what is wrong with it)."""
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+        )
+        try:
+            found = self._manager.restore(number, args=args)
+            return (_with_arrays(state, found["arrays"]), found["meta"]), ""
+        except Exception as error:  # orbax raises many kinds for damaged files
+            failure = _reason(error)
+        # The reads that were still to come when one failed complain, at length, when they are
+        # collected: here, where what they say is known.
+        narrator = logging.getLogger("asyncio")
+        narrator.disabled, before = True, narrator.disabled
+        gc.collect()
+        narrator.disabled = before
+        return None, failure
+
+
+def _arrays(state: LearnerState) -> dict[str, Any]:
+    """What must be kept; the key follows from the seed, the backbone from its file."""
+    return {
+        "task": state.task,
+        "step": state.step,
+        "num_steps": state.num_steps,
+        "task_classes": state.task_classes,
+        "task_of_class": state.task_of_class,
+        "trainable": state.trainable,
+        "opt_state": state.opt_state,
+        "memory": state.memory,
+    }
+
+
+def _with_arrays(state: LearnerState, arrays: dict[str, Any]) -> LearnerState:
+    state = state.replace(**arrays)
+    bad = not_finite(state)
+    if bad:
+        raise CheckpointError(f"{bad} holds NaN or infinite numbers")
+    return state
+
+
+def not_finite(state: LearnerState) -> str | None:
+    """The path of the first kept array with NaN or infinite numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_arrays(state)):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
+            return jax.tree_util.keystr(path, simple=True, separator=".")
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """The beginning of an error's first line (tensorstore appends pages to it), or its kind."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:300]} ..."

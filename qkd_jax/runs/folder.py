@@ -1,0 +1,426 @@
+"""The folder of a run: begun once, continued only by the same run, whole after any kill."""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import numpy as np
+
+from qkd_jax.settings import config as configuration
+from qkd_jax.protocol import tasks as protocol
+from qkd_jax.settings.config import Config
+from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, joined, rows_of
+from qkd_jax.data.image_set import Split, concatenate
+from qkd_jax.data.sources import fingerprint as data_fingerprint
+from qkd_jax.data.splits import summarise
+from qkd_jax.errors import CheckpointError, ConfigError
+from qkd_jax.learners.qkd.gate import drawing
+from qkd_jax.nn.vit import Backbone
+from qkd_jax.runs.plan import Plan
+from qkd_jax.reports.files import write_atomically
+
+logger = logging.getLogger("qkd_jax")
+
+# The images that a run began with, by content.
+IMAGES = "images.npz"
+FOLDER_NAME = re.compile(r"[\w,=+-]([\w.,=+ -]*[\w.,=+-])?")
+
+
+def run_folder(out: Path, config: Config, variant: str = "") -> Path:
+    """Where a run lives.
+
+    Raises:
+      ConfigError: the experiment's or the variant's name cannot be a folder's.
+    """
+    for kind, name in (("experiment", config.experiment), ("--variant", variant)):
+        if not name and kind == "--variant":
+            continue
+        if not FOLDER_NAME.fullmatch(name) or len(name.encode()) > 100:
+            raise ConfigError(
+                f"{kind}: expected a plain folder name (letters, digits, spaces inside and . , = + "
+                f"_ -, not starting with a dot, at most 100 bytes), found {name!r}"
+            )
+    name = f"{config.method}-{variant}" if variant else config.method
+    return Path(out) / config.experiment / name / f"seed{config.seed}"
+
+
+def is_begun(folder: Path) -> bool:
+    """True where there is something to continue; before the first checkpoint nothing is lost.
+
+    Raises:
+      CheckpointError: checkpoints without the settings they were made with.
+    """
+    kept = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    if kept and not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{folder / 'config.json'} is missing beside checkpoints; restore it from a copy, or "
+            "use another --out or --variant for a new run"
+        )
+    return kept or ((folder / "config.json").exists() and (folder / "summary.json").exists())
+
+
+class Begun(NamedTuple):
+    """A run that its folder holds.
+
+    Attributes:
+      planned: the run as it goes on: its images in the order that it began with.
+      summary: of a finished run; None while there is work to do.
+      changed: whether settings that cannot change a result, or which images are there, differ from
+        what the folder says, so that its records are to be written anew.
+      removed: ids of images that the run began with and that are gone.
+      content: the fingerprint of the images that are left; "" where the run recorded none, since
+        it is older, and its images were not checked when it began.
+    """
+
+    planned: Plan
+    summary: dict | None
+    changed: bool
+    removed: tuple[str, ...]
+    content: str
+
+
+def begun_run(
+    folder: Path,
+    planned: Plan,
+    contents: SplitContents,
+    backbone: Backbone | None = None,
+    *,
+    allow_removed: bool = False,
+) -> Begun | None:
+    """The run in a folder; None where there is none to continue.
+
+    Without `backbone` the weights are not compared. With `allow_removed` a run goes on although
+    images that it began with are gone.
+
+    Raises:
+      CheckpointError: the folder holds a run with other settings, data or weights, or is damaged.
+    """
+    if not is_begun(folder):
+        return None
+    settings = folder / "config.json"
+    try:
+        stored = configuration.from_dict(read_json(settings))
+    except ConfigError as error:
+        raise CheckpointError(f"{settings} cannot be used: {error}") from None
+    # Follows from tasks and data, and shapes what the run keeps: it stays as the run began.
+    config = dataclasses.replace(planned.config, max_task_images=stored.max_task_images)
+    changed = configuration.difference(stored, config)
+    changeable = configuration.changeable_settings()
+    results = [line for line in changed if line.partition(":")[0] not in changeable]
+    if results:
+        raise CheckpointError(
+            f"{folder} holds a run with other settings:\n  "
+            + "\n  ".join(results)
+            + "\nuse the same settings to continue it, or another --out or --variant for a new run"
+        )
+    environment_then = read_json(folder / "environment.json")
+    if backbone is not None:
+        then, now = environment_then.get("backbone_fingerprint"), fingerprint(backbone)
+        if then not in (None, now):
+            raise CheckpointError(
+                f"{folder} was begun with another backbone (backbone_fingerprint: {then} -> "
+                f"{now}); use the weights it began with, or another --out or --variant"
+            )
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    finished = bool(summary.get("finished"))
+    data, removed, content = _same_images(
+        folder, planned, contents, environment_then, finished=finished, allow_removed=allow_removed
+    )
+    return Begun(
+        planned._replace(config=config, data=data),
+        summary if finished else None,
+        changed=bool(changed) or content != environment_then.get("data_content", ""),
+        removed=removed,
+        content=content,
+    )
+
+
+def _same_images(
+    folder: Path,
+    planned: Plan,
+    contents: SplitContents,
+    environment_then: dict,
+    *,
+    finished: bool,
+    allow_removed: bool,
+) -> tuple[Split, tuple[str, ...], str]:
+    """The images as the run began with them, in that order, the ids of those that are gone, and
+    the fingerprint of those that are left.
+
+    They are looked for on both sides: a split that is computed from the ids (`data.validation`, a
+    set that comes in one piece) is another one as soon as a file has another name.
+
+    Raises:
+      CheckpointError: the images are others; tells which.
+    """
+    known = environment_then.get("data_content")
+    if known is None:  # a run from before contents were compared
+        then, now = environment_then.get("data_fingerprint"), data_fingerprint(planned.data)
+        if then not in (None, now):
+            raise _other_data(folder, [f"data_fingerprint: {then} -> {now}"])
+        return planned.data, (), ""
+    path = folder / IMAGES
+    if finished and not path.exists():  # a copy that is kept for its tables
+        if known != contents.sha256():
+            raise _other_data(folder, ["the images are others (data_content)"])
+        return planned.data, (), known
+    began = _read_images(path)
+    if began.class_names != contents.class_names:
+        changed = sorted(set(began.class_names) ^ set(contents.class_names))[:5]
+        raise _other_data(folder, [f"the names of the classes differ: {', '.join(changed)}"])
+    then = joined(began)
+    rows, new = rows_of(then, joined(contents))
+    train, test = np.split(rows, [len(began.train.ids)])
+    left = began._replace(train=began.train.take(train >= 0), test=began.test.take(test >= 0))
+    gone = then.ids[rows < 0].tolist()
+    replaced = sorted(set(gone) & set(new))
+    removed = [name for name in gone if name not in replaced]
+    problems = [f"{name}: other content" for name in replaced]
+    problems += [f"{name}: new" for name in new if name not in replaced]
+    was_allowed = left.sha256() == known
+    if problems or (removed and not (allow_removed or was_allowed)):
+        changes = problems + [f"{name}: gone" for name in removed]
+        raise _other_data(folder, changes, bool(problems))
+    data = planned.data
+    if not np.array_equal(rows, np.arange(len(data.train) + len(data.test))):
+        everything = concatenate(data, data.train.name)
+        data = Split(
+            *(
+                everything.take(side[side >= 0], images.name)
+                for side, images in zip((train, test), data, strict=True)
+            )
+        )
+    return data, tuple(removed), left.sha256()
+
+
+def _other_data(folder: Path, changes: list[str], hopeless: bool = True) -> CheckpointError:
+    advice = "use the data it began with, or another --out or --variant for a new run"
+    if not hopeless:
+        advice = f"put them back, continue without them by --allow-removed, or {advice}"
+    count = "1 difference" if len(changes) == 1 else f"{len(changes)} differences"
+    return CheckpointError(
+        f"{folder} was begun with other data; {count}:{summarise(changes)}\n{advice}"
+    )
+
+
+def _read_images(path: Path) -> SplitContents:
+    try:
+        # NumPy leaves a path open where the file is no zip.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return contents_of(arrays)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; restore it from a copy") from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from None
+
+
+def begin_folder(
+    folder: Path,
+    planned: Plan,
+    contents: SplitContents,
+    backbone: Backbone,
+    leaked: list[list[str]],
+) -> None:
+    """Writes what is needed to run again, and which test images are also trained on."""
+    config = planned.config
+    write_json(
+        folder / "class_order.json",
+        {
+            "order": planned.order.tolist(),
+            "order_seed": config.protocol.order_seed if config.protocol.shuffle else None,
+            "split": _split_name(planned),
+            "tasks": [list(task.classes) for task in planned.tasks],
+            "class_names": list(planned.data.train.class_names),
+        },
+    )
+    save_arrays(folder / IMAGES, arrays_of(contents))
+    write_json(
+        folder / "environment.json",
+        environment(backbone)
+        | {
+            "backbone_fingerprint": fingerprint(backbone),
+            "data_fingerprint": data_fingerprint(planned.data),
+            "data_content": contents.sha256(),
+            "leaked_test_images": leaked,
+        },
+    )
+    circuit = drawing(config.gate) if config.method == "qkd" else ""
+    if circuit:
+        write_atomically(folder / "circuit.txt", circuit.encode())
+    write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
+
+
+def continue_folder(folder: Path, begun: Begun) -> None:
+    """Writes how the run goes on: settings that may change, and the images that are left."""
+    then = read_json(folder / "environment.json")
+    if begun.content != then.get("data_content", ""):
+        removed = sorted({*then.get("removed_images", []), *begun.removed})
+        write_json(
+            folder / "environment.json",
+            then | {"data_content": begun.content, "removed_images": removed},
+        )
+    write_json(folder / "config.json", configuration.to_dict(begun.planned.config))
+
+
+def _split_name(planned: Plan) -> str:
+    """B0-Inc10; a method that learns all classes at once has its own split, whatever was asked."""
+    if len(planned.tasks) == 1:
+        return protocol.split_name(0, planned.config.num_classes)
+    wanted = planned.config.protocol
+    return protocol.split_name(wanted.base, wanted.increment)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    names = ("qkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def environment(backbone: Backbone) -> dict[str, Any]:
+    """Versions, devices and weights that a run was made with."""
+    return {
+        "platform": platform.platform(),
+        "versions": versions(),
+        "devices": [str(device) for device in jax.local_devices()],
+        "command": ["python", "-m", "qkd_jax", *sys.argv[1:]],
+        "backbone": backbone.name,
+    }
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """A short hash of the backbone: a run is continued with the same weights only."""
+    import hashlib
+
+    digest = hashlib.sha256(repr(backbone.spec).encode())
+    for leaf in jax.tree.leaves(backbone.params):
+        array = np.asarray(leaf, np.float32).ravel()
+        digest.update(np.ascontiguousarray(array[:: max(1, array.size // 4096)]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def trim_log(path: Path, task: int, step: int) -> None:
+    """Drops log lines that the restored state has not seen yet; they will be written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            seen = (record["task"], record["step"]) <= (task, step)
+        except (ValueError, KeyError, TypeError):
+            break  # the line that a kill cut in two
+        if seen:
+            kept.append(line)
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+
+class Writer:
+    """Writes the files of a run; on all hosts but the first it writes nothing."""
+
+    def __init__(self, folder: Path, writes: bool = True):
+        self.folder, self.writes = folder, writes
+
+    def json(self, name: str, value: Any) -> None:
+        if self.writes:
+            write_json(self.folder / name, value)
+
+    def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        if self.writes:
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            save_arrays(path, arrays)
+
+    def log(self, name: str) -> TextIO:
+        """A file open for more lines."""
+        return open(self.folder / name if self.writes else os.devnull, "a")
+
+    def trim_log(self, name: str, task: int, step: int) -> None:
+        if self.writes:
+            trim_log(self.folder / name, task, step)
+
+
+@contextmanager
+def exclusive(folder: Path, locks: bool = True) -> Iterator[None]:
+    """Refuses two processes in one run folder; of several hosts only the first one locks it."""
+    if not locks:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        _lock(lock, folder, alone=True)
+        yield
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Refuses to read a run folder while a process trains in it, and the other way round.
+
+    Several may read at once. Nothing is written; a copy without its lock file is just read.
+    """
+    try:
+        lock = open(folder / ".lock")
+    except OSError:
+        yield
+        return
+    with lock:
+        _lock(lock, folder, alone=False)
+        yield
+
+
+def _lock(lock: TextIO, folder: Path, alone: bool) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        does = "running in" if not alone else "running in or reading"
+        raise CheckpointError(
+            f"another process is {does} {folder}; stop it (what it learned is saved) or wait"
+        ) from None
+    except OSError as error:  # some network and cloud folders have no locks
+        logger.warning("%s cannot be locked (%s); start no second process there", folder, error)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; the run folder is damaged") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete the run folder or restore it"
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} is damaged (no JSON object); delete the run folder or restore it"
+        )
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(temporary, path)

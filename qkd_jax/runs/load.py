@@ -1,0 +1,108 @@
+"""A trained run as something to use: its learner, its class names, its settings."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from qkd_jax.settings import config as configuration
+from qkd_jax.settings.config import Config
+from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
+from qkd_jax.engine.verbs import init_state
+from qkd_jax.reports.files import read_json
+from qkd_jax.learners.state import LearnerState
+from qkd_jax.weights.load import load_backbone
+
+
+class LoadedRun(NamedTuple):
+    """`state` for `predict` or for the next task, `class_names[label]`, and the run's settings."""
+
+    state: LearnerState
+    class_names: tuple[str, ...]
+    config: Config
+
+
+def load_run(
+    folder: str | Path, *, weights: str | Path | None = None, allow_older: bool = False
+) -> LoadedRun:
+    """What a run has learned so far, from its folder `runs/<experiment>/<method>/seed<k>`.
+
+        trained = qkd_jax.runs.load("runs/renditions/qkd/seed1993")
+        scores = qkd_jax.predict(trained.state, images)              # [B, C]
+        names = [trained.class_names[label] for label in scores.argmax(axis=1)]
+
+    The newest checkpoint is put on the default device, whatever devices the run was made on. The
+    training data is not needed, and nothing in the folder is changed.
+
+    Args:
+      folder: the run folder.
+      weights: the backbone's weight file, where it is no longer at the place the run recorded.
+      allow_older: where the newest checkpoint is damaged, take the one before it.
+
+    Raises:
+      CheckpointError: a file is missing or damaged, the backbone is another one than the run's, a
+        process is training in the folder, or the run stands in the middle of a task, where
+        half-learned classes have no valid scores.
+      WeightsError: the backbone cannot be loaded.
+    """
+    # Orbax and the trainer stay out of `import qkd_jax`.
+    from qkd_jax.runs.checkpoint import Checkpoints
+    from qkd_jax.runs.folder import fingerprint, reading
+
+    check_system()
+    folder = Path(folder).expanduser()
+    settings, order, environment = (
+        _read(folder / name) for name in ("config.json", "class_order.json", "environment.json")
+    )
+    try:
+        config = configuration.from_dict(settings)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
+    backbone = load_backbone(
+        config.backbone.name,
+        image_size=config.backbone.image_size,
+        path=weights or config.backbone.weights or None,
+        preprocessing=config.backbone.preprocess or None,
+    )
+    then, now = environment.get("backbone_fingerprint"), fingerprint(backbone)
+    if then != now:
+        raise CheckpointError(
+            f"{folder} was trained on another backbone (fingerprint {then}, loaded {now}); "
+            "give the run's own weight file as `weights`"
+        )
+    if not (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{folder / 'checkpoints'} is missing; nothing was saved yet")
+    state = init_state(jax.random.key(config.seed), backbone, config)
+    with reading(folder), Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore(state)
+        skipped = checkpoints.skipped
+    if skipped and not allow_older:
+        raise CheckpointError(
+            f"the newest checkpoint of {folder} cannot be read:\n  "
+            + "\n  ".join(skipped)
+            + "\nrestore it from a copy, continue the run with the command that began it, or take "
+            "the checkpoint before it: load_run(..., allow_older=True)"
+        )
+    if found is None:
+        raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint; run it again")
+    state, meta = found
+    if meta["finished_tasks"] != int(state.task) + 1:
+        raise CheckpointError(
+            f"{folder} stands in the middle of task {int(state.task) + 1} (step "
+            f"{int(state.step)}); "
+            "continue the run with the command that began it, at least to the end of this task"
+        )
+    return LoadedRun(state, tuple(order["class_names"]), config)
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = read_json(path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    if not content:
+        raise CheckpointError(
+            f"{path.parent}: expected a run folder, runs/<experiment>/<method>/seed<k>, found "
+            f"{path.name} missing or empty"
+        )
+    return content

@@ -1,0 +1,250 @@
+"""Every command: what it prints, its exit code, and one clear line for a mistake."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qkd_jax import cli
+from qkd_jax.learners.shape import learner_names
+
+# The cheapest run there is: nothing is trained.
+QUICK = ["--method", "simplecil", "--set", "train.devices=1"]
+
+
+def call(capsys, *arguments):
+    """(exit code, stdout, stderr)."""
+    try:
+        code = cli.main([str(part) for part in arguments])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
+    told = capsys.readouterr()
+    assert "Traceback" not in told.out + told.err
+    return code, told.out, told.err
+
+
+def refused(capsys, *arguments):
+    """The message of a command that must fail with one error."""
+    code, _, error = call(capsys, *arguments)
+    assert code == 1, error
+    assert error.startswith("error: ")
+    return error
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """`out` with two seeds of one method."""
+    out = tmp_path_factory.mktemp("runs")
+    arguments = ["run", "smoke", *QUICK, "--seed", "1 2", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    return out
+
+
+def test_run_leaves_reports_and_tables(finished):
+    for seed in (1, 2):
+        folder = finished / f"smoke/simplecil/seed{seed}"
+        assert json.loads((folder / "summary.json").read_text())["finished"] is True
+        assert (folder / "report.html").stat().st_size > 0
+    row = json.loads((finished / "smoke/results.json").read_text())["methods"]["simplecil"]
+    assert row["average_accuracy"]["sd"] is not None
+
+
+def test_run_again_shows_the_table_and_computes_nothing(finished, capsys):
+    code, out, _ = call(capsys, "run", "smoke", *QUICK, "--seed", "1,2", "--out", finished)
+    assert code == 0
+    assert out.count("on each task") == 2 and "results.md" in out
+    assert "epoch" not in out and "continuing" not in out
+
+
+def test_record_keeps_what_makes_the_tables_again(finished, tmp_path, capsys, monkeypatch):
+    code, out, _ = call(capsys, "record", finished / "smoke", tmp_path)
+    assert code == 0 and out.startswith("2 runs: ")
+    kept = {p.relative_to(tmp_path / "smoke").as_posix() for p in tmp_path.rglob("seed1/*")}
+    names = ("config.json", "environment.json", "matrix.json", "summary.json")
+    assert kept == {f"simplecil/seed1/{name}" for name in names}
+    whole, again = (
+        json.loads((folder / "smoke/results.json").read_text()) for folder in (finished, tmp_path)
+    )
+    assert whole == again
+    # A comparison counts them as done.
+    more = ["--methods", "simplecil", "--seeds", "1 2", "--set", "train.devices=1"]
+    code, out, _ = call(capsys, "compare", "smoke", *more, "--no-report", "--out", tmp_path)
+    assert code == 0 and out.count("finished before") == 2
+    assert "no finished run" in refused(capsys, "record", finished / "smoke/simplecil", tmp_path)
+
+
+def test_variant_names_a_folder_of_its_own(tmp_path, capsys):
+    more = ["--variant", "wide", "--no-report", "--out", tmp_path, "--set", "head.scale=10"]
+    assert call(capsys, "run", "smoke", *QUICK, *more)[0] == 0
+    folder = tmp_path / "smoke/simplecil-wide/seed1993"
+    assert json.loads((folder / "config.json").read_text())["head"]["scale"] == 10.0
+    assert not (folder / "report.html").exists()
+
+
+def test_report_of_a_run_and_of_an_experiment(finished, capsys):
+    folder = finished / "smoke/simplecil/seed1"
+    (folder / "report.html").unlink()
+    code, out, _ = call(capsys, "report", folder)
+    assert code == 0 and "report.html" in out and (folder / "report.html").exists()
+    code, out, _ = call(capsys, "report", finished / "smoke")
+    assert code == 0 and "results.md" in out
+    assert "expected an experiment's folder" in refused(capsys, "report", finished / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["smok"], ["unknown experiment 'smok'", "smoke", "known:"]),
+        (["smoke", "--method", "qdk"], ["unknown method 'qdk'", "qkd", "known:"]),
+        (["smoke", "--preset", "papper"], ["unknown preset 'papper'", "paper"]),
+        (["smoke", "--set", "train.epoch=1"], ["train.epoch", "train.epochs"]),
+        (["smoke", "--set", "train.epochs"], ["expected key=value"]),
+        (["smoke", "--set", "train.epochs=many"], ["train.epochs", "whole number", "many"]),
+        (["smoke", "--set", "backbone.name=tiny_randm"], ["tiny_randm", "clip_vit_b16"]),
+        (
+            ["smoke", "--set", "data.source=sythetic"],
+            ["synthetic", "found 'sythetic'"],
+        ),
+        (["smoke", "--seed", "one"], ["--seed 'one'", "whole numbers"]),
+        (["smoke", "--seed", " "], ["--seed is empty"]),
+        (["smoke", "--seed", "-1"], ["seed", "0 to 4294967295"]),
+        (["smoke", "--data", "/tmp"], ["synthetic", "no path"]),
+        (["smoke", "--set", "train.devices=99"], ["train.devices=99", "this process has 8"]),
+        (["none.py"], ["unknown experiment 'none.py'"]),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing(capsys, tmp_path, arguments, expected):
+    if "train.devices=99" in arguments:
+        arguments = [*arguments, "--set", "train.batch_size=99"]
+    error = refused(capsys, "run", *arguments, "--out", tmp_path)
+    for part in expected:
+        assert part in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["rnu"], ["run"], ["run", "smoke", "--nosuch"], ["data"]]
+)
+def test_wrong_usage_exits_2(capsys, arguments):
+    code, _, error = call(capsys, *arguments)
+    assert code == 2 and "usage:" in error
+
+
+def test_help_exits_0(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for command in ("run", "report", "list", "doctor", "weights", "data"):
+        assert command in out
+
+
+def test_list_names_all_there_is(capsys):
+    code, out, _ = call(capsys, "list")
+    assert code == 0
+    for name in ("smoke", "renditions", *learner_names(), "paper", "tiny_random", "clip_vit_b16"):
+        assert name in out
+
+
+def test_list_settings_gives_each_key_that_set_takes(capsys):
+    code, out, _ = call(capsys, "list", "--settings")
+    assert code == 0
+    lines = out.splitlines()
+    assert any(line.startswith("train.epochs = ") and "whole number" in line for line in lines)
+    assert any(line.startswith("gate.kind = 'quantum'") and "cosine" in line for line in lines)
+    assert len(lines) == len({line.split(" = ")[0] for line in lines}) > 40
+
+
+def test_doctor_tells_versions_and_devices(capsys):
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0
+    assert "jax" in out and "8 x cpu" in out and "No accelerator is in use" in out
+
+
+def test_weights_of_an_unknown_backbone(capsys):
+    assert "clip_vit_b16" in refused(capsys, "weights", "clip_vit_b61")
+
+
+def test_data_check_of_no_folder(capsys, tmp_path):
+    assert "found nothing of this name" in refused(capsys, "data", "check", tmp_path / "none")
+    assert "found 'cifar10'" in refused(capsys, "data", "check", "cifar10")
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng([seed, *path.as_posix().encode()]).integers(0, 256, (9, 9, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def test_data_check_tells_what_it_found_in_words(capsys, tmp_path):
+    """Every layout that a run takes, and what a reader of its numbers should know."""
+    whole = tmp_path / "whole"
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        picture(whole / name)
+    split = tmp_path / "split.tsv"
+    split.write_text("a/0.png\ttrain\na/1.png\ttest\nb/0.png\ttest\nb/1.png\ttrain\n")
+    code, out, _ = call(capsys, "data", "check", whole, "--split-file", split)
+    assert code == 0 and "2 train and 2 test images of 2 classes" in out
+    assert "every image can be read" in out and "[]" not in out and "warning" not in out
+    parts = tmp_path / "parts"
+    for part in ("Train", "val"):
+        for name in ("a/0.png", "b/0.png"):
+            picture(parts / part / name)
+    outside = tmp_path / "outside"
+    picture(outside / "c.png")
+    (parts / "Train/c").symlink_to(outside)
+    (parts / "val/c").symlink_to(outside)
+    assert "follow_links=true" in refused(capsys, "data", "check", parts)
+    code, out, _ = call(capsys, "data", "check", parts, "--follow-links")
+    assert code == 0 and "3 train and 3 test images of 3 classes" in out
+    assert "warning: 1 image is both trained and tested on" in out
+    assert out.count("train/c/c.png = ") == 1 and "test/c/c.png" in out
+    code, out, _ = call(capsys, "data", "check", "renditions")
+    assert code == 0 and "600 train and 300 test images of 100 classes" in out
+
+
+def test_interrupt_exits_130(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_experiment", interrupt)
+    code, _, error = call(capsys, "run", "smoke")
+    assert code == 130 and error == "interrupted\n"
+
+
+def test_experiment_file_without_get_config(capsys, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("x = 1\n")
+    assert "defines no get_config" in refused(capsys, "run", path, "--out", tmp_path / "runs")
+
+
+def test_out_that_is_a_file(capsys, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    error = refused(capsys, "run", "smoke", *QUICK, "--out", path)
+    assert str(path) in error and error.count("\n") == 1
+
+
+def test_unwritable_out(capsys, tmp_path):
+    """Root may write anywhere but into the kernel's own tree."""
+    place = "/sys/qkd_jax_runs"
+    if os.geteuid():
+        tmp_path.chmod(0o500)
+        place = tmp_path / "runs"
+    elif not os.path.isdir("/sys"):
+        pytest.skip("no place that root cannot write to")
+    error = refused(capsys, "run", "smoke", *QUICK, "--out", place)
+    assert str(place) in error and error.count("\n") == 1
+
+
+def test_full_disk(capsys, tmp_path):
+    """The first file of the run goes to a device that is always full."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    folder = tmp_path / "smoke/simplecil/seed1993"
+    folder.mkdir(parents=True)
+    (folder / "class_order.json.part").symlink_to("/dev/full")
+    error = refused(capsys, "run", "smoke", *QUICK, "--out", tmp_path)
+    assert "No space left on device" in error and error.count("\n") == 1
+    (folder / "class_order.json.part").unlink()
+    assert call(capsys, "run", "smoke", *QUICK, "--no-report", "--out", tmp_path)[0] == 0

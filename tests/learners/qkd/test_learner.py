@@ -1,0 +1,420 @@
+"""QKD: what stays frozen, what a step computes, what inference mixes.
+
+Error budgets, eps = 1.2e-7: two evaluations of one loss differ by the order of their sums, about
+100 eps of a loss below 20 (BUDGET); logits are 5 cosines wide.
+"""
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qkd_jax
+from qkd_jax.engine import verbs
+from qkd_jax.learners.qkd import fusion, gate
+from qkd_jax.learners.qkd import learner as qkd
+from qkd_jax.learners.shape import Rows
+from qkd_jax.learners.state import local_labels, split
+from qkd_jax.learners.step import device_step, frozen_prefix, optimiser, prepare_images
+from qkd_jax.learners.task_adapters import encode_with
+from qkd_jax.nn.whitening import shrunk_factor
+
+BUDGET = 2e-4
+METHOD = (
+    "method=qkd",
+    "gate.kind=quantum",
+    "gate.states=class",
+    "gate.whiten=true",
+    "head.whiten=true",
+    "gate.score=log_fidelity",
+    "gate.temperature=0.5",
+    "head.prototypes=all",
+    "distillation.columns=seen",
+    "distillation.target=logits",
+    "sparsity.kind=entropy",
+    "fusion.kind=logits",
+    "train.adapter_start=random",
+)
+KEYS = {
+    "loss",
+    "loss_ce",
+    "loss_kd",
+    "loss_sparsity",
+    "gate_entropy",
+    "train_accuracy",
+    "learning_rate",
+}
+
+
+@pytest.fixture(scope="module")
+def history(tiny):
+    before = verbs._train._cache_size()
+    stages = tiny.run(tiny.backbone, tiny.config(*METHOD))
+    # Three tasks of different sizes: the step was compiled once.
+    assert verbs._train._cache_size() - before == 1
+    return stages
+
+
+def assert_same_bytes(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def assert_close(a, b, atol=BUDGET):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=0), a, b)
+
+
+def distance(a, b):
+    return max(
+        float(jnp.abs(x - y).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_shapes_are_final_from_the_start(tiny, history):
+    first = qkd_jax.init_state(jax.random.key(7), tiny.backbone, tiny.config(*METHOD))
+    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), first)
+    for stage in history:
+        for state in (stage.begun, stage.trained, stage.ended):
+            assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == shapes
+
+
+def test_the_backbone_is_never_written(tiny, history):
+    jax.tree.map(assert_same_bytes, tiny.backbone.params, history[-1].ended.backbone.params)
+
+
+def test_adapters_rows_and_states_of_old_tasks_stay_byte_identical(tiny, history):
+    for task, stage in zip(tiny.tasks, history, strict=True):
+        old, classes = stage.ended.memory, np.array(task.classes)
+        jax.tree.map(
+            lambda a, b, i=task.index: assert_same_bytes(a[i], b),
+            old["adapters"],
+            stage.trained.trainable["adapter"],
+        )
+        for later in history[task.index + 1 :]:
+            for state in (later.begun, later.trained, later.ended):
+                new = state.memory
+                jax.tree.map(
+                    lambda a, b, i=task.index: assert_same_bytes(a[i], b[i]),
+                    old["adapters"],
+                    new["adapters"],
+                )
+                assert_same_bytes(old["rows"][:, classes], new["rows"][:, classes])
+                assert_same_bytes(old["class_means"][classes], new["class_means"][classes])
+                assert_same_bytes(old["task_states"][task.index], new["task_states"][task.index])
+
+
+def test_training_moves_adapter_head_and_gate(history):
+    for stage in history:
+        before, after = stage.begun.trainable, stage.trained.trainable
+        assert distance(before["adapter"], after["adapter"]) > 1e-5
+        assert distance(before["head"], after["head"]) > 1e-5
+    # The gate hears nothing before two old tasks compete (qkd.md section 3).
+    for index in (0, 1):
+        before, after = history[index].begun.trainable, history[index].trained.trainable
+        assert distance(before["gate"], after["gate"]) < 1e-6
+    before, after = history[2].begun.trainable["gate"], history[2].trained.trainable["gate"]
+    assert distance(before["map"], after["map"]) > 1e-7
+    assert_same_bytes(before["log_temperature"], after["log_temperature"])
+
+
+def test_unseen_classes_are_minus_infinity_after_every_task(tiny, history):
+    images, seen = tiny.batch(tiny.tasks[0])["image"], set()
+    for task, stage in zip(tiny.tasks, history, strict=True):
+        seen |= set(task.classes)
+        scores, alpha = qkd_jax.predict_with_relevance(stage.ended, images)
+        finite = np.isfinite(np.asarray(scores))
+        assert (finite == np.isin(np.arange(7), sorted(seen))[None]).all()
+        assert (np.asarray(scores)[~finite] == -np.inf).all()
+        np.testing.assert_allclose(np.asarray(alpha).sum(1), 1, atol=1e-6)
+        assert (np.asarray(alpha)[:, task.index + 1 :] == 0).all()
+
+
+def test_predict_has_no_task_argument():
+    assert list(inspect.signature(qkd_jax.predict).parameters) == ["state", "images"]
+
+
+def test_scores_of_an_image_do_not_depend_on_the_batch(tiny, history):
+    state, images = history[-1].ended, tiny.batch(tiny.tasks[2])["image"]
+    columns = np.array([4, 1, 0, 5, 2])
+    scores = np.asarray(qkd_jax.predict(state, images))[:, columns]
+    order = np.array([2, 0, 3, 1])
+    permuted = np.asarray(qkd_jax.predict(state, images[order]))[:, columns]
+    repeated = np.asarray(qkd_jax.predict(state, images[[1, 1, 1, 1]]))[:, columns]
+    alone = np.asarray(qkd_jax.predict(state, images[1:2]))[:, columns]
+    for found, expected in (
+        (permuted, scores[order]),
+        (repeated, scores[[1] * 4]),
+        (alone, scores[1:2]),
+    ):
+        np.testing.assert_allclose(found, expected, atol=BUDGET, rtol=0)
+        assert (found.argmax(1) == expected.argmax(1)).all()
+
+
+def test_uint8_images_are_the_same_as_their_fractions(tiny, history):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    a = qkd_jax.predict(history[-1].ended, pixels)
+    b = qkd_jax.predict(history[-1].ended, pixels.astype(np.float32) / 255)
+    assert_close(jnp.where(jnp.isinf(a), 0.0, a), jnp.where(jnp.isinf(b), 0.0, b))
+
+
+def test_scores_against_float64(history):
+    """z = sum_i alpha_i z^(i): cosines of slot features with their own rows, written out.
+
+    Both are whitened by F^-1 (x - centre) of their slot first; F is well conditioned by its
+    which multiplies the rounding of a cosine.
+    """
+    state = history[-1].ended
+    features = np.random.default_rng(3).normal(size=(5, 4, 12)).astype(np.float32)
+    scores, alpha = verbs.score(state, jnp.asarray(features))
+    rows, scale = np.float64(state.memory["rows"]), float(state.trainable["head"]["scale"])
+    memory, expected = state.memory, np.zeros((5, 7))
+    for i in range(3):
+        factor = shrunk_factor(memory["scatter"][i], memory["count"][i], 0.6)
+        factor, centre = np.float64(factor), np.float64(memory["metrics"].centre[i])
+        assert np.linalg.cond(factor) < 100
+        for b in range(5):
+            for c in (4, 1, 0, 5, 2):
+                f = np.linalg.solve(factor, np.float64(features[b, i]) - centre)
+                r = np.linalg.solve(factor, rows[i, c] - centre)
+                cosine = f @ r / np.linalg.norm(f) / np.linalg.norm(r)
+                expected[b, c] += float(alpha[b, i]) * scale * cosine
+    expected[:, [3, 6]] = -np.inf
+    np.testing.assert_allclose(scores, expected, atol=BUDGET)
+
+
+def test_what_a_finished_task_leaves(tiny, history):
+    """Rows, class means, pooled scatter and task state against direct formulas."""
+    stage, task = history[1], tiny.tasks[1]
+    images = np.concatenate([tiny.batch(task, s)["image"] for s in range(2)])
+    features = np.float64(verbs.slot_features(stage.ended, images))
+    memory, index, c = stage.ended.memory, task.index, task.classes[0]
+    means = features.mean(0)
+    np.testing.assert_allclose(memory["class_means"][c], means[0], atol=BUDGET)
+    np.testing.assert_allclose(memory["rows"][:2, c], means[:2], atol=BUDGET)
+    # Later slots borrow the row of the task's own slot.
+    np.testing.assert_allclose(memory["rows"][2:, c], np.stack([means[1]] * 2), atol=BUDGET)
+    centred = features - means
+    added = np.asarray(memory["scatter"] - history[0].ended.memory["scatter"])
+    for slot in range(2):
+        expected = centred[:, slot].T @ centred[:, slot]
+        np.testing.assert_allclose(added[slot], expected, atol=BUDGET)
+    # Slot 0 has seen both tasks, slot 1 its own, later ones nothing.
+    np.testing.assert_array_equal(memory["count"], [16.0, 8.0, 0.0, 0.0])
+    assert not np.asarray(memory["scatter"])[2:].any()
+    embedding = gate.task_embedding(
+        stage.trained.trainable["adapter"],
+        stage.begun.trainable["adapter"],
+        stage.ended.config.gate,
+    )
+    np.testing.assert_allclose(memory["task_states"][index], embedding, atol=BUDGET)
+
+
+def test_the_start_of_a_task_survives_the_donation(history):
+    """`start` and the trainable adapter begin equal; donating one must not take the other."""
+    stage = history[1]
+    jax.tree.map(assert_same_bytes, stage.trained.memory["start"], stage.begun.trainable["adapter"])
+    assert distance(stage.trained.memory["start"], stage.trained.trainable["adapter"]) > 1e-5
+
+
+def test_step_reports_its_terms(tiny, history):
+    _, metrics = qkd_jax.train_task(tiny.copy(history[2].begun), tiny.batch(tiny.tasks[2]))
+    assert set(metrics) == KEYS
+    values = {name: float(value) for name, value in metrics.items()}
+    assert all(np.isfinite(v) for v in values.values())
+    c = history[2].begun.config
+    total = (
+        values["loss_ce"]
+        + c.distillation.weight * values["loss_kd"]
+        + c.sparsity.weight * values["loss_sparsity"]
+    )
+    assert abs(values["loss"] - total) < BUDGET
+    assert 0 <= values["gate_entropy"] <= np.log(2) + 1e-6 and values["loss_kd"] >= 0
+
+
+def test_a_scan_of_steps_equals_single_steps(tiny, history):
+    task, begun = tiny.tasks[2], history[2].begun
+    batches = [tiny.batch(task, s) for s in range(3)]
+    one, losses = tiny.copy(begun), []
+    for batch in batches:
+        one, metrics = qkd_jax.train_task(one, batch)
+        losses.append(float(metrics["loss"]))
+    stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+    many, metrics = qkd_jax.train_task(tiny.copy(begun), stacked)
+    assert metrics["loss"].shape == (3,)
+    np.testing.assert_allclose(metrics["loss"], losses, atol=BUDGET)
+    assert int(many.step) == int(one.step) == 3
+    assert_close(one.trainable, many.trainable)
+
+
+def test_a_repeated_step_is_bit_identical_and_the_seed_matters(tiny, history):
+    batch = tiny.batch(tiny.tasks[2])
+    begun = history[2].begun
+    a, _ = qkd_jax.train_task(tiny.copy(begun), batch)
+    b, _ = qkd_jax.train_task(tiny.copy(begun), batch)
+    jax.tree.map(assert_same_bytes, a.trainable, b.trainable)
+    # Dropout is drawn from the state's key.
+    c, _ = qkd_jax.train_task(tiny.copy(begun).replace(key=jax.random.key(8)), batch)
+    assert distance(a.trainable, c.trainable) > 1e-6
+
+
+def test_only_what_moves_is_donated(tiny, history):
+    state = tiny.copy(history[2].begun)
+    qkd_jax.train_task(state, tiny.batch(tiny.tasks[2]))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    held = (state.backbone, state.memory, state.task, state.task_of_class)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(held))
+
+
+def test_cached_features_give_the_same_step(tiny, history):
+    batch, begun = tiny.batch(tiny.tasks[2]), history[2].begun
+    features = np.array(verbs.slot_features(history[1].ended, batch["image"]))
+    features[:, 2:] = 3.0  # slots that are not filled yet must not matter
+    plain, metrics = qkd_jax.train_task(tiny.copy(begun), batch)
+    cached, again = qkd_jax.train_task(tiny.copy(begun), {**batch, "features": features})
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], again[name], atol=BUDGET)
+    assert float(metrics["loss_kd"]) > 0
+    # One step of SGD from equal states: equal parameters are equal gradients times the rate.
+    assert_close(plain.trainable, cached.trainable, atol=0.05 * BUDGET)
+
+
+def test_padded_rows_change_nothing_whatever_they_hold(tiny, history):
+    real, begun = tiny.batch(tiny.tasks[2], size=2), history[2].begun
+    results = []
+    for filling in (0.0, 1.0, np.nan):
+        image = np.concatenate([real["image"], np.full((2, 8, 8, 3), filling, np.float32)])
+        label = np.concatenate([real["label"], [999, -5]])
+        mask = np.array([True, True, False, False])
+        state, metrics = qkd_jax.train_task(
+            tiny.copy(begun), {"image": image, "label": label, "mask": mask}
+        )
+        results.append((state.trainable, metrics))
+    for other in results[1:]:
+        jax.tree.map(assert_same_bytes, results[0], other)
+
+
+def test_padded_rows_do_not_reach_the_statistics(tiny, history):
+    trained, batch = verbs.freeze(history[2].trained), tiny.batch(tiny.tasks[2])
+    features = np.array(verbs.slot_features(trained, batch["image"]))
+    plain = verbs.finish(trained, [{**batch, "features": features}])
+    padded = {
+        "label": np.concatenate([batch["label"], [2, 2]]),
+        "features": np.concatenate([features, np.full((2, 4, 12), np.nan, np.float32)]),
+        "mask": np.arange(6) < 4,
+    }
+    again = verbs.finish(trained, [padded])
+    # Sums over 4 and over 6 rows round differently; inverting the factor multiplies that by its
+    # condition number (below 100).
+    inverted = ("metrics", "whitened_rows")
+    for name, value in plain.memory.items():
+        assert_close(value, again.memory[name], atol=1e-3 if name in inverted else 1e-5)
+
+
+def loss_of(state, batch):
+    """trainable -> the mean loss that a step differentiates, with its dropout."""
+    images = prepare_images(state, jnp.asarray(batch["image"]))
+    keys = jax.random.split(jax.random.key(3), len(batch["label"]))
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    rows = Rows(keys, jnp.ones(len(batch["label"]), bool), lambda array: array)
+    return lambda trainable: qkd.loss(trainable, state, images, arrays, rows)
+
+
+def log_softmax(x):
+    x = x - x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+def test_loss_against_float64(tiny, history):
+    """Eq. 11, 13, 15 image by image, from features, rows and relevance."""
+    state, batch = history[2].trained, tiny.batch(tiny.tasks[2], 5)
+    features = verbs.slot_features(history[1].ended, batch["image"])
+    found = jax.jit(loss_of(state, {**batch, "features": features}))(state.trainable)
+    images = prepare_images(state, jnp.asarray(batch["image"]))
+    keys = jax.random.split(jax.random.key(3), 4)
+    encode = jax.jit(lambda images: encode_with(state, state.trainable["adapter"], images, keys))
+    student = np.float64(encode(images))
+    alpha = np.float64(
+        fusion.route(state, state.trainable["gate"], features[:, 0], jnp.arange(4) < 2).weights
+    )
+    head, scale = state.trainable["head"], float(state.trainable["head"]["scale"])
+    rows, teachers = np.float64(state.memory["rows"]), np.float64(features)
+
+    def logits(feature, rows):
+        lengths = np.linalg.norm(feature) * np.linalg.norm(rows, axis=-1)
+        return scale * (rows @ feature) / lengths
+
+    labels = np.asarray(local_labels(state, jnp.asarray(batch["label"])))
+    old = [4, 1, 0]
+    for b in range(4):
+        ce = -log_softmax(logits(student[b], np.float64(head["rows"])))[labels[b]]
+        kd, q = 0.0, log_softmax(logits(student[b], rows[2, old]))
+        for i in range(2):
+            p = log_softmax(logits(teachers[b, i], rows[i, old]))
+            kd += alpha[b, i] * (np.exp(p) * (p - q)).sum()
+        entropy = -(alpha[b, :2] * np.log(alpha[b, :2])).sum()
+        assert abs(float(found["loss_ce"][b]) - ce) < BUDGET
+        assert abs(float(found["loss_kd"][b]) - kd) < BUDGET
+        assert abs(float(found["loss_sparsity"][b]) - entropy) < BUDGET
+
+
+def test_gradient_against_finite_differences(tiny, history):
+    """Central differences with step h = 2e-3 in float32.
+
+    A mean loss near 3 is rounded by about 4 eps * 3 = 1.4e-6, so a difference quotient by 4e-4;
+    truncation is h^2 / 6 of a third derivative, below 100: 7e-5. Where a ReLU of one of 20 x 3
+    hidden units changes sides within h the quotient is off by a share of that unit: 2 % allowed.
+    """
+    state = history[2].trained
+    batch = tiny.batch(tiny.tasks[2], 5)
+    function = loss_of(state, batch)
+    value = jax.jit(lambda trainable: function(trainable)["loss"].mean())
+    gradient = jax.jit(jax.grad(value))(state.trainable)
+    leaves, treedef = jax.tree.flatten(state.trainable)
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(gradient)]
+    checked = 0
+    for index, slope in enumerate(jax.tree.leaves(gradient)):
+        slope = np.asarray(slope)
+        if "log_temperature" in paths[index]:
+            assert slope == 0  # training leaves it to the calibration
+            continue
+        flat = np.argsort(-np.abs(slope).ravel())[:2]
+        for position in flat:
+            where = np.unravel_index(position, slope.shape)
+
+            def moved(amount, index=index, where=where):
+                changed = list(leaves)
+                changed[index] = leaves[index].at[where].add(amount)
+                return float(value(treedef.unflatten(changed)))
+
+            quotient = (moved(2e-3) - moved(-2e-3)) / 4e-3
+            assert abs(quotient - slope[where]) < 1e-3 + 0.02 * abs(slope[where]), paths[index]
+            checked += abs(slope[where]) > 1e-2
+    assert checked >= 8  # of those, most are far above the noise
+
+
+def test_tokens_path_equals_the_image_path(tiny, history):
+    """With no adapter in block 0, its output can be kept and training can start from there."""
+    state, batch = history[2].begun, tiny.batch(tiny.tasks[2])
+    spec = dataclasses.replace(state.config.adapter, first_block=1)
+    memory = jax.tree.map(lambda a: a[:, 1:], state.memory["adapters"])
+    adapter = jax.tree.map(lambda a: a[1:], history[2].trained.trainable["adapter"])
+    trainable = {**state.trainable, "adapter": adapter}
+    state = state.replace(
+        config=dataclasses.replace(state.config, adapter=spec),
+        memory={**state.memory, "adapters": memory},
+        trainable=trainable,
+        opt_state=optimiser(state.config.train).init(trainable),
+    )
+    tokens = frozen_prefix(state, jnp.asarray(batch["image"]))
+    assert tokens.shape == (4, 5, 12)
+    step, (held, moving) = jax.jit(device_step), split(state)
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    images, metrics = step(held, moving, arrays)
+    kept, again = step(held, moving, {**arrays, "tokens": tokens})
+    assert_close(metrics, again)
+    assert_close(images.trainable, kept.trainable, atol=0.05 * BUDGET)
+    assert distance(kept.trainable["adapter"], adapter) > 1e-6 and metrics["loss_kd"] > 0

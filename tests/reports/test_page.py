@@ -1,0 +1,437 @@
+"""Reports from a fake run folder whose every number is known."""
+
+import ast
+import base64
+import io
+import itertools
+import json
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qkd_jax.errors import DataError
+from qkd_jax.protocol import metrics
+from qkd_jax.reports import figures
+from qkd_jax.reports import page as report
+from qkd_jax.reports.files import read_records, read_run
+from qkd_jax.reports.tables import comparison_table
+
+CIRCUIT = """0: ──RY(0.10)─╭●────┤ ╭Probs
+1: ──RY(0.20)─╰X─╭●─┤ ├Probs
+2: ──RY(0.30)────╰X─┤ ╰Probs"""
+
+
+def write_run(folder, num_tasks=3, finished=True, relevance=True, **summary):
+    """A run of `num_tasks` tasks of 2 classes, 4 test images a class, one error in every task."""
+    (folder / "predictions").mkdir(parents=True)
+    correct, total = metrics.empty_matrix(num_tasks)
+    task_of_class = np.repeat(np.arange(num_tasks), 2)
+    for stage in range(num_tasks):
+        labels = np.repeat(np.arange(2 * (stage + 1)), 4)
+        predictions = labels.copy()
+        predictions[::8] = (labels[::8] + 1) % (2 * num_tasks)
+        correct, total = metrics.record(correct, total, stage, labels, predictions, task_of_class)
+        arrays = {
+            "id": np.array([f"image-{n}" for n in range(len(labels))]),
+            "label": labels,
+            "task": task_of_class[labels],
+            "predicted": predictions,
+            "top5": np.tile(predictions[:, None], 5),
+        }
+        if relevance:  # padded to the number of tasks, uniform but for the true task
+            weights = np.where(np.arange(num_tasks) <= stage, 0.5 / (stage + 1), 0.0)
+            arrays["relevance"] = np.tile(weights, (len(labels), 1))
+            arrays["relevance"][np.arange(len(labels)), arrays["task"]] += 0.5
+        np.savez(folder / f"predictions/after_task_{stage}.npz", **arrays)
+    numbers = metrics.summarise(correct, total) | {
+        "experiment": "toy",
+        "method": "qkd",
+        "variant": "",
+        "seed": 1,
+        "num_tasks": num_tasks,
+        "routing_accuracy": 100.0,
+        "wall_seconds": 12.5,
+        "training_images_per_second": 800.0,
+        "trainable_parameters": 1189632,
+        "finished": finished,
+    }
+    matrix = {"correct": correct.tolist(), "total": total.tolist()}
+    environment = {"note": "<script>alert(1)</script>"}
+    for name, content in (
+        ("summary", numbers | summary),
+        ("matrix", matrix),
+        ("config", {"method": "qkd", "seed": 1, "train": {"epochs": 5}}),
+        ("environment", environment),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as stream:
+        for step in range(6 * num_tasks):
+            line = {"step": step, "task": step // 6, "images_seen": 32 * (step + 1)}
+            line |= {"loss": 1 / (step + 1), "loss_ce": 0.9 / (step + 1), "epoch": 0}
+            if step >= 6:
+                line |= {"loss_kd": 0.1, "gate_entropy": 0.5, "note": None}
+            stream.write(json.dumps(line) + "\n")
+    (folder / "circuit.txt").write_text(CIRCUIT, encoding="utf-8")
+    return correct, total
+
+
+def shape_of_png(data):
+    """(width, height) in pixels, from the header."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+ALL_FIGURES = {"accuracy_curve", "accuracy_matrix", "relevance", "routing", "loss", "circuit"}
+
+
+def test_report_has_every_figure_and_the_page_holds_them(tmp_path):
+    folder = tmp_path / "seed1"
+    write_run(folder)
+    page = report.write_report(folder)
+    pictures = {path.stem: path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert pictures.keys() == ALL_FIGURES
+    for data in pictures.values():
+        width, height = shape_of_png(data)
+        assert 400 <= width <= 2400 and 150 <= height <= 1600
+
+    text = page.read_text(encoding="utf-8")
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert {base64.b64decode(data) for data in embedded} == set(pictures.values())
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)  # self-contained
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "<td>average_accuracy</td><td>87.50</td>" in text  # 7 of 8 right in every task
+    assert "<td>trainable_parameters</td><td>1,189,632</td>" in text
+    # Task 1: 2 classes, 8 images, learned, best and last 87.5, no forgetting, routed rightly.
+    row = "<td>1</td><td>2</td><td>8</td><td>87.50</td><td>87.50</td><td>87.50</td><td>0.00</td>"
+    assert row + "<td>100.00</td>" in text
+    assert "not finished" not in text
+    assert not list(folder.rglob("*.part"))
+
+
+def test_report_warns_of_leaked_and_removed_images(tmp_path):
+    """The names are a user's own, so they are escaped."""
+    folder = tmp_path / "seed1"
+    write_run(folder)
+    leaked = [["train/a/<1>.png", "test/a/2.png"], ["train/b/1.png", "test/b/1.png"]]
+    told = {"leaked_test_images": leaked, "removed_images": ["train/c/9.png"]}
+    (folder / "environment.json").write_text(json.dumps(told))
+    text = report.write_report(folder).read_text()
+    assert "both trained and tested on (the same pixels): 2, the first" in text
+    assert "train/a/&lt;1&gt;.png = test/a/2.png" in text
+    assert "removed while the run stood: 1, the first of them train/c/9.png" in text
+    (folder / "environment.json").write_text(json.dumps({"leaked_test_images": []}))
+    assert "class=warning" not in report.write_report(folder).read_text()
+
+
+def test_report_of_an_interrupted_run_shows_what_there_is(tmp_path):
+    folder = tmp_path / "seed1"
+    correct, total = write_run(folder)
+    correct[2], total[2] = 0, 0
+    (folder / "matrix.json").write_text(
+        json.dumps({"correct": correct.tolist(), "total": total.tolist()})
+    )
+    (folder / "summary.json").unlink()
+    (folder / "predictions/after_task_2.npz").unlink()
+    text = report.write_report(folder).read_text(encoding="utf-8")
+    assert "not finished: 2 tasks were evaluated" in text
+    assert "<td>average_accuracy</td><td>87.50</td>" in text
+    assert {path.stem for path in (folder / "figures").iterdir()} == ALL_FIGURES
+
+
+def test_report_of_an_empty_folder_and_of_none(tmp_path):
+    text = report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "0 tasks were evaluated" in text and "<img" not in text
+    with pytest.raises(DataError, match=r"nowhere: expected a run folder"):
+        report.write_report(tmp_path / "nowhere")
+
+
+def test_methods_without_relevance_have_no_gate_figures(tmp_path):
+    folder = tmp_path / "seed1"
+    write_run(folder, relevance=False)
+    (folder / "circuit.txt").unlink()
+    report.write_report(folder)
+    drawn = {path.stem for path in (folder / "figures").iterdir()}
+    assert drawn == ALL_FIGURES - {"relevance", "routing", "circuit"}
+
+
+@pytest.mark.parametrize("num_tasks", [1, 25])
+def test_one_task_and_many_tasks_can_be_drawn(tmp_path, num_tasks):
+    folder = tmp_path / "seed1"
+    write_run(folder, num_tasks=num_tasks)
+    report.write_report(folder)
+    assert {path.stem for path in (folder / "figures").iterdir()} == ALL_FIGURES
+
+
+def test_newest_predictions_are_chosen_by_number_not_by_name(tmp_path):
+    write_run(tmp_path / "seed1", num_tasks=12)
+    run = read_run(tmp_path / "seed1")
+    assert run.predictions["after_task"] == 11  # as text, after_task_9 comes last
+    assert len(run.predictions["label"]) == 12 * 8
+
+
+def test_records_survive_a_crash_and_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": 1, "images_seen": 32, "loss": 3.0},
+        {"step": 2, "images_seen": 64, "loss": 2.0},
+        {"event": "resumed"},
+        {"step": 2, "images_seen": 64, "loss": 2.5},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "images_se')
+    records = read_records(path)
+    assert [(record["step"], record["loss"]) for record in records] == [(1, 3.0), (2, 2.5)]
+    path.write_text('{"step": 1, "im\n{"step": 2, "images_seen": 64}\n')
+    with pytest.raises(DataError, match="line 1 is not valid JSON"):
+        read_records(path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(DataError, match=r"summary.json is not valid JSON"):
+        read_run(tmp_path)
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(DataError, match="expected a JSON object, found a list"):
+        read_run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "matrix.json").write_text('{"correct": [[1]], "total": [[1, 0], [1, 1]]}')
+    with pytest.raises(DataError, match="two square matrices"):
+        read_run(tmp_path)
+
+
+def test_figures_show_the_numbers_they_are_given():
+    matrix = np.array([[91.26, np.nan], [72.0, 88.0]])
+    figure = figures.heat_map(matrix, "t", "x", "y", "%", 1, (60.0, 100.0))
+    axes = figure.axes[0]
+    assert {text.get_text() for text in axes.texts} == {"91.3", "72.0", "88.0"}
+    np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), matrix)
+
+    figure = figures.accuracy_curve({"a": [90.0, 80.25], "b": [99.0, 80.5]}, "t")
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    assert texts.keys() == {"a  80.25", "b  80.50"}
+    assert texts["a  80.25"].xy == (2, 80.25)  # the thin line leads to the curve's end
+    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    assert [90.0, 80.25] in drawn and [99.0, 80.5] in drawn
+
+
+def drawn_boxes(figure):
+    """Pixel boxes (y0, y1) of the labels, from below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text  # an Annotation's own box has its line in it
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [Text.get_window_extent(t, canvas.get_renderer()) for t in figure.axes[0].texts]
+    return sorted((box.y0, box.y1) for box in boxes), figure.bbox.height
+
+
+@pytest.mark.parametrize("count", [2, 15, 22])
+def test_many_curves_have_styles_of_their_own_and_labels_that_do_not_touch(count):
+    rng = np.random.default_rng(count)
+    last = 80 + rng.uniform(0, 3, count)
+    curves = {f"method_{n}": [95.0, float(value)] for n, value in enumerate(last)}
+    figure = figures.accuracy_curve(curves | {"joint": [91.5]}, "t")
+    axes = figure.axes[0]
+    styles = [(line.get_color(), str(line.get_linestyle()), line.get_marker())
+              for line in axes.lines]  # fmt: skip
+    assert len(set(styles)) == count + 1
+    level = [line for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+    assert [line.get_ydata() for line in level] == [[91.5, 91.5]]  # the whole width
+    boxes, height = drawn_boxes(figure)
+    assert len(boxes) == count + 1 and boxes[0][0] > 0 and boxes[-1][1] < height
+    # Text boxes have a margin of a pixel or two, so two may share that much.
+    assert all(above[0] - below[1] > -3 for below, above in itertools.pairwise(boxes))
+    ends = sorted(axes.texts, key=lambda text: text.xy[1])
+    heights = [text.get_position()[1] for text in ends]
+    assert heights == sorted(heights)
+
+
+def test_labels_move_no_more_than_they_must():
+    assert figures._spread([1.0, 5.0, 9.0], 1.0, 0.0, 10.0) == [1.0, 5.0, 9.0]
+    assert figures._spread([4.0, 4.0, 4.0], 1.0, 0.0, 10.0) == [3.0, 4.0, 5.0]
+    assert figures._spread([9.9, 10.0], 2.0, 0.0, 10.0) == [8.0, 10.0]  # stay inside
+    assert figures._spread([0.0, 0.0], 2.0, 0.0, 10.0) == [0.0, 2.0]
+
+
+def test_running_mean_equals_brute_force():
+    values = np.random.default_rng(0).normal(size=17)
+    smooth = figures._running_mean(values, 3)
+    for n in range(17):
+        window = values[max(0, n - 3) : n + 4]
+        # Differences of running sums of 17 numbers near 1: rounding below 17 * 2**-50.
+        assert smooth[n] == pytest.approx(window.mean(), abs=1e-13)
+
+
+def test_losses_are_smoothed_within_tasks_only_and_bad_values_left_out():
+    records = [
+        {"step": n, "task": n // 4, "images_seen": n, "loss": value, "loss_ce": value}
+        for n, value in enumerate([1.0, 1.0, 1.0, 1.0, 5.0, math.nan, 5.0, 5.0])
+    ]
+    figure = figures.loss_curves(records, "t")
+    lines = [line for line in figure.axes[0].lines if line.get_linewidth() > 1.5]
+    assert [line.get_ydata().tolist() for line in lines] == [[1.0] * 4, [5.0] * 3]
+    assert figures.loss_curves([{"images_seen": 1, "loss": math.nan}], "t") is None
+
+
+def test_circuit_becomes_wires_boxes_and_controls():
+    axes = figures.circuit(CIRCUIT, "t").axes[0]
+    boxes = [text.get_text() for text in axes.texts if text.get_bbox_patch()]
+    assert boxes == ["RY(0.10)", "RY(0.20)", "RY(0.30)"]
+    controls = [line for line in axes.lines if line.get_marker() == "o"]
+    targets = [line for line in axes.lines if line.get_marker() == "+"]
+    verticals = [
+        line for line in axes.lines if line.get_marker() == "None" and np.ptp(line.get_ydata())
+    ]
+    assert len(targets) == 2 and len(controls) == 4  # a target is a ring and a cross
+    ends = [line.get_xdata()[0] for line in verticals]
+    # Two connections, half of each on each of its wires; and a bracket of three pieces.
+    assert sorted(ends) == [15, 15, 18, 18, 22, 22, 22]
+    wires = [line for line in axes.lines if line.get_marker() == "None"]
+    assert len(wires) - len(verticals) == 3
+
+
+def columns(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_results_average_finished_seeds_only(tmp_path):
+    experiment = tmp_path / "toy"
+    values = {1: 80.0, 2: 82.0, 3: 87.0}
+    for seed, value in values.items():
+        write_run(experiment / f"qkd/seed{seed}", average_accuracy=value, seed=seed)
+    write_run(experiment / "qkd/seed4", average_accuracy=1.0, seed=4, finished=False)
+    write_run(experiment / "qkd-gate-cosine/seed1", average_accuracy=90.0, routing_accuracy=None)
+    (experiment / "ease/seed1").mkdir(parents=True)
+    (experiment / "ease/notes").mkdir()
+    (experiment / "finetune/seed1").mkdir(parents=True)
+    (experiment / "finetune/seed1/summary.json").write_text('{"finis')
+
+    table = report.write_results(experiment).read_text(encoding="utf-8")
+    results = json.loads((experiment / "results.json").read_text(encoding="utf-8"))
+    row = results["methods"]["qkd"]
+    assert (row["n"], row["seeds"]) == (3, [1, 2, 3])
+    # Two divisions and a root of numbers near 100: relative rounding below 1e-14.
+    assert row["average_accuracy"]["mean"] == pytest.approx(83.0, rel=1e-12)
+    sd = statistics.stdev(values.values())
+    assert row["average_accuracy"]["sd"] == pytest.approx(sd, rel=1e-12)
+    assert row["average_accuracy"]["values"] == [80.0, 82.0, 87.0]
+    assert results["methods"]["qkd-gate-cosine"]["average_accuracy"]["sd"] is None
+    assert results["unfinished"] == ["ease/seed1", "finetune/seed1", "qkd/seed4"]
+
+    lines = [columns(line) for line in table.splitlines() if line.startswith("|")]
+    assert lines[0][:4] == ["method", "n", "average accuracy", "last accuracy"]
+    assert lines[2][:3] == ["qkd-gate-cosine", "1", "90.00"]  # best first, one seed has no sd
+    assert lines[2][5] == "–"  # no routing number
+    assert lines[3][:3] == ["qkd", "3", f"83.00 ± {sd:.2f}"]
+    assert lines[3][6] == "1,189,632"
+    assert all(len(line) == len(lines[0]) for line in lines)
+    for run in results["unfinished"]:
+        assert f"- {run}\n" in table
+    assert "differ" not in table
+
+
+def test_results_warn_when_seeds_were_run_with_different_settings(tmp_path):
+    for seed, epochs in ((1, 5), (2, 20)):
+        folder = tmp_path / f"qkd/seed{seed}"
+        write_run(folder, seed=seed)
+        config = {"method": "qkd", "seed": seed, "train": {"epochs": epochs}}
+        (folder / "config.json").write_text(json.dumps(config))
+    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    assert "**qkd: seeds differ in `train.epochs`**" in table
+
+
+def test_what_a_run_does_not_have_is_a_dash(tmp_path):
+    """Nothing trained; and a folder of before there were these keys."""
+    write_run(tmp_path / "simplecil/seed1", training_images_per_second=None, trainable_parameters=0)
+    write_run(tmp_path / "old/seed1")
+    summary = tmp_path / "old/seed1/summary.json"
+    old = json.loads(summary.read_text())
+    old["train_images_per_second"] = old.pop("training_images_per_second")
+    summary.write_text(json.dumps(old))
+    write_run(tmp_path / "new/seed1", inference_images_per_second=41.26, peak_memory_mb=1234.5)
+    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    header, _, *lines = [columns(line) for line in table.splitlines() if line.startswith("|")]
+    rows = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert rows["simplecil"]["training images/s"] == rows["old"]["training images/s"] == "–"
+    assert rows["simplecil"]["trainable parameters"] == "0"
+    assert rows["new"]["training images/s"] == "800.0"
+    assert rows["new"]["inference images/s"] == "41.3"
+    assert rows["new"]["peak memory, MiB"] == "1,234"
+    assert rows["old"]["inference images/s"] == rows["old"]["peak memory, MiB"] == "–"
+
+
+def test_runs_on_other_weights_or_data_are_named(tmp_path):
+    for method, weights in (("qkd", "a"), ("ease", "a"), ("mos", "b")):
+        folder = tmp_path / f"{method}/seed1"
+        write_run(folder)
+        environment = {"backbone_fingerprint": weights, "data_fingerprint": "d"}
+        (folder / "environment.json").write_text(json.dumps(environment))
+    write_run(tmp_path / "old/seed1")  # did not record them
+    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    assert "**Not all runs have the same weights**; others than most: mos/seed1." in table
+    assert "the same data" not in table
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_comparison_fits_the_console(tmp_path, width):
+    from rich.console import Console
+
+    for method, value in (("qkd", 80.0), ("coda_prompt", 90.0), ("left_out", 70.0)):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{method}/seed{seed}", average_accuracy=value + seed, seed=seed)
+    report.write_results(tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(comparison_table(results, {"qkd", "coda_prompt"}, width))
+    lines = console.export_text().splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    rows = [line.split() for line in lines if "±" in line and "mean" not in line]
+    assert [row[:5] for row in rows] == [
+        ["coda_prompt", "2", "91.50", "±", "0.71"],
+        ["qkd", "2", "81.50", "±", "0.71"],
+    ]
+    assert ("12.5" in "".join(lines)) == (width == 200)  # seconds: where there is room
+
+
+def test_results_without_runs(tmp_path):
+    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 2
+    with pytest.raises(DataError, match="expected an experiment's folder"):
+        report.write_results(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("num_tasks", [3, 12])
+def test_console_table_prints_every_stage_and_the_summary(tmp_path, num_tasks):
+    from rich.console import Console
+
+    correct, total = write_run(tmp_path / "run", num_tasks=num_tasks)
+    summary = metrics.summarise(correct, total) | {"routing_accuracy": 61.234}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.console_table(summary, correct, total))
+    text = console.export_text()
+    rows = [line.split() for line in text.splitlines() if re.match(r"\s*t\d+\s+\d", line)]
+    assert [row[0] for row in rows] == [f"t{i}" for i in range(1, num_tasks + 1)]
+    assert all(row[1] == "87.50" for row in rows)
+    assert all(cell == "87.5" for row in rows for cell in row[2:])
+    assert ("new" not in text) == (num_tasks <= 10) and "…" not in text
+    assert "average 87.50   last 87.50   forgetting 0.00   routing 61.23" in text
+
+
+def test_the_rim_needs_only_numpy_when_imported():
+    """Plots and consoles are imported where they are used, and the trainer never is."""
+    package = Path(report.__file__).parents[1]
+    paths = [*package.glob("reports/*.py"), *package.glob("protocol/*.py")]
+    for path in [*paths, package / "runs" / "progress.py"]:
+        found = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # the top level only
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(".".join(node.module.split(".")[:2]))
+        ours = {name for name in found if name.startswith("qkd_jax.")}
+        assert ours <= {"qkd_jax.errors", "qkd_jax.protocol", "qkd_jax.reports"}, path
+        assert found - ours <= {"numpy"} | sys.stdlib_module_names, path

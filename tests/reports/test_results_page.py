@@ -1,0 +1,99 @@
+"""docs/results.md and README.md show what the recorded runs in results/ say, nothing else."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from qkd_jax.reports.files import read_run
+from qkd_jax.reports.tables import RECORDED, format_number, write_results
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(path.name for path in (ROOT / "results").iterdir() if path.is_dir())
+COLUMNS = (
+    *("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy"),
+    "trainable_parameters",
+)
+
+
+def tables(page):
+    """{title: {first cell: other cells}} of the page's tables below `## ` headings."""
+    found, title = {}, ""
+    for line in (ROOT / page).read_text().splitlines():
+        if line.startswith("## "):
+            title = line.removeprefix("## ")
+        if line.startswith("| `"):
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            found.setdefault(title, {})[name.strip("`")] = cells
+    return found
+
+
+def cells_of(row):
+    cells = [str(row["n"])]
+    for key in COLUMNS:
+        column = row.get(key)
+        if column is None:
+            cells.append("–")
+            continue
+        text = format_number(key, column["mean"])
+        if column["sd"] is not None and key != "trainable_parameters":
+            text += f" ± {format_number(key, column['sd'])}"
+        cells.append(text)
+    return cells
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
+    recorded = json.loads((ROOT / "results" / experiment / "results.json").read_text())
+    shown = tables("docs/results.md")[experiment.capitalize()]
+    assert set(shown) == {name for name in recorded["methods"] if "-" not in name}
+    for name, cells in shown.items():
+        assert cells == cells_of(recorded["methods"][name]), name
+    if experiment == "renditions":
+        front = tables("README.md")["Results"]
+        assert "qkd" in front and len(front) > 5
+        for name, cells in front.items():
+            assert cells == shown[name], name
+    # The best average first.
+    averages = [recorded["methods"][name]["average_accuracy"]["mean"] for name in shown]
+    assert averages == sorted(averages, reverse=True)
+
+
+def speeds_of(name):
+    """Cells of the table of speeds, from the run of seed 1995."""
+    file = ROOT / "results" / "renditions" / name / "seed1995" / "summary.json"
+    summary = json.loads(file.read_text())
+    keys = ("training_images_per_second", "inference_images_per_second", "peak_memory_mb")
+    values = [summary[key] for key in (*keys, "wall_seconds")]
+    return ["–" if value is None else f"{value:,.{int(value < 100)}f}" for value in values]
+
+
+def test_speeds_are_those_of_the_recorded_runs():
+    shown = tables("docs/results.md")["Speed and memory"]
+    assert "qkd" in shown and len(shown) > 4
+    for name, cells in shown.items():
+        assert cells == speeds_of(name), name
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_recorded_table_is_made_of_the_recorded_runs(experiment, tmp_path):
+    folder, copy = ROOT / "results" / experiment, tmp_path / experiment
+    for path in folder.rglob("seed*/*.json"):
+        assert path.name in RECORDED
+        target = copy / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    write_results(copy)
+    for name in ("results.json", "results.md"):
+        assert (copy / name).read_text() == (folder / name).read_text()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_recorded_accuracies_follow_from_the_recorded_matrices(experiment):
+    for folder in sorted((ROOT / "results" / experiment).glob("*/seed*")):
+        run = read_run(folder)
+        curve = 100.0 * run.correct.sum(axis=1) / run.total.sum(axis=1)
+        assert run.summary["accuracy_curve"] == pytest.approx(curve.tolist(), abs=1e-9)
+        assert run.summary["finished"] is True
+        assert not re.search(r'"/|\.\./', json.dumps([run.config, run.environment])), folder

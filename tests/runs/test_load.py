@@ -1,0 +1,194 @@
+"""A run read back from its folder predicts what the run itself recorded."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import qkd_jax
+from qkd_jax.runs.checkpoint import Checkpoints
+from qkd_jax.cli.commands import load_experiment
+from qkd_jax.settings.config import override
+from qkd_jax.errors import CheckpointError
+from qkd_jax.engine import verbs
+from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.runs.folder import exclusive, reading
+from qkd_jax.weights.load import load_backbone
+
+# When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
+pytestmark = [
+    pytest.mark.floor,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def config():
+    smoke = load_experiment("smoke").get_config("qkd")
+    # Two devices: the run must be loadable on one.
+    return override(smoke, "train.devices=2", "train.epochs=1", "data.num_classes=4")
+
+
+@pytest.fixture(scope="module")
+def folder(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    run(config, load_backbone("tiny_random", image_size=32), out)
+    return run_folder(out, config)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_predicts_what_the_run_recorded(config, folder):
+    trained = qkd_jax.runs.load(folder)
+    planned = plan(config)
+    assert trained.config == planned.config
+    assert trained.class_names == planned.data.train.class_names
+    test = planned.data.test
+    images = test.load(range(len(test)), config.backbone.image_size)
+    scores, relevance = qkd_jax.predict_with_relevance(trained.state, images)
+    with np.load(folder / "predictions" / "after_task_1.npz") as saved:
+        assert saved["id"].tolist() == test.ids.tolist()
+        # The run computes features batch by batch on two devices; float32 sums in another order
+        # differ by some 1e-6 here, and only a closer race may change its winner.
+        best = np.sort(np.asarray(scores), axis=1)
+        clear = best[:, -1] - best[:, -2] > 1e-3
+        assert clear.mean() > 0.9
+        predicted = np.asarray(scores).argmax(axis=1)
+        np.testing.assert_array_equal(predicted[clear], saved["predicted"][clear])
+        np.testing.assert_allclose(relevance, saved["relevance"], atol=1e-4)
+
+
+def test_knows_that_every_task_is_learned(folder):
+    state = qkd_jax.runs.load(folder).state
+    with pytest.raises(qkd_jax.ProtocolError, match="room for max_tasks=2"):
+        qkd_jax.begin_task(state, qkd_jax.Task(2, (0,)))
+
+
+def test_refuses_another_backbone(copy):
+    path = copy / "environment.json"
+    environment = json.loads(path.read_text())
+    path.write_text(json.dumps(environment | {"backbone_fingerprint": "0" * 16}))
+    with pytest.raises(CheckpointError, match="another backbone"):
+        qkd_jax.runs.load(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "class_order.json", "environment.json"])
+@pytest.mark.parametrize("content", [None, "{}", '{"seed": '])
+def test_names_a_missing_or_damaged_file(copy, name, content):
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_text(content)
+    with pytest.raises(CheckpointError, match=name):
+        qkd_jax.runs.load(copy)
+
+
+def test_refuses_unknown_settings(copy):
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(settings | {"learning_rat": 1}))
+    with pytest.raises(CheckpointError, match="learning_rat"):
+        qkd_jax.runs.load(copy)
+
+
+def test_refuses_a_folder_without_checkpoints(copy):
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match="nothing was saved"):
+        qkd_jax.runs.load(copy)
+    assert not (copy / "checkpoints").exists()
+    (copy / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        qkd_jax.runs.load(copy)
+
+
+def test_refuses_half_a_task(copy, config):
+    shutil.rmtree(copy / "checkpoints")
+    planned = plan(config)
+    backbone = load_backbone("tiny_random", image_size=32)
+    state = verbs.init_state(jax.random.key(config.seed), backbone, planned.config)
+    state = verbs.begin_task(state, planned.tasks[0], 5)
+    with Checkpoints(copy / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, {"finished_tasks": 0})
+    with pytest.raises(CheckpointError, match="middle of task 1"):
+        qkd_jax.runs.load(copy)
+
+
+def everything_in(folder):
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+            for path in folder.rglob("*")}  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_told_and_nothing_is_changed(copy):
+    """The newest is cut: an error, or on demand the one before it; the folder stays as it was."""
+    newest = max((copy / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    for path in newest.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = everything_in(copy)
+    with pytest.raises(CheckpointError, match="newest checkpoint of") as told:
+        qkd_jax.runs.load(copy)
+    assert f"{newest}: " in str(told.value) and "allow_older=True" in str(told.value)
+    assert len(str(told.value)) < 1500  # what tensorstore writes is cut
+    assert everything_in(copy) == before
+    older = next(p for p in (copy / "checkpoints").glob("[0-9]*") if p != newest)
+    if int(older.name) % 10_000_000:
+        with pytest.raises(CheckpointError, match="middle of task 2"):
+            qkd_jax.runs.load(copy, allow_older=True)
+    else:
+        trained = qkd_jax.runs.load(copy, allow_older=True)
+        assert int(trained.state.task) == 0
+    assert everything_in(copy) == before
+
+
+def test_reading_changes_nothing(copy):
+    before = everything_in(copy)
+    qkd_jax.runs.load(copy)
+    assert everything_in(copy) == before
+
+
+def test_a_folder_that_is_being_trained_in_is_refused(copy):
+    with exclusive(copy), pytest.raises(CheckpointError, match="another process is running in"):
+        qkd_jax.runs.load(copy)
+    with reading(copy):  # two may read
+        qkd_jax.runs.load(copy)
+    with reading(copy), pytest.raises(CheckpointError, match="running in or reading"):
+        with exclusive(copy):
+            raise AssertionError("two processes in one folder")
+
+
+def test_a_copy_without_its_lock_is_just_read(copy):
+    (copy / ".lock").unlink()
+    qkd_jax.runs.load(copy)
+    assert not (copy / ".lock").exists()
+
+
+@pytest.mark.parametrize("locks", ["exclusive", "reading"])
+def test_a_file_system_without_locks_is_told_and_used(copy, monkeypatch, caplog, locks):
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with {"exclusive": exclusive, "reading": reading}[locks](copy):
+        pass
+    assert "cannot be locked" in caplog.text and "start no second process" in caplog.text
+
+
+def test_import_stays_light():
+    """`import qkd_jax` brings load_run, but neither orbax nor anything else that is heavy."""
+    code = (
+        "import sys, qkd_jax\n"
+        "assert callable(qkd_jax.runs.load)\n"
+        "heavy = {'orbax', 'tensorflow', 'torch', 'matplotlib', 'pennylane', 'onnx'}\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))\n"
+        "import qkd_jax.runs.load\n"
+        "assert callable(qkd_jax.runs.load)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

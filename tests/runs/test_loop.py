@@ -1,0 +1,387 @@
+"""The run folder: its files, its numbers recomputed from what it left behind, and its refusals.
+
+All runs here have one config, so that they share what is compiled; it is the experiment `smoke`.
+"""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from qkd_jax import predict_with_relevance
+from qkd_jax.protocol import tasks as protocol
+from qkd_jax.runs.checkpoint import Checkpoints
+from qkd_jax.cli.commands import load_experiment
+from qkd_jax.settings.config import override
+from qkd_jax.data.image_set import Split
+from qkd_jax.errors import CheckpointError, ConfigError, QkdError
+from qkd_jax.engine import verbs
+from qkd_jax.learners.shape import learner_of
+from qkd_jax.reports.tables import write_results
+from qkd_jax.runs.loop import _Loop, plan, run, run_folder
+from qkd_jax.runs.folder import exclusive, trim_log
+from qkd_jax.runs.slot_features import SlotFeatures
+from qkd_jax.weights.load import load_backbone
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+TASKS, CLASSES_PER_TASK, TRAIN, TEST, EPOCHS, BATCH = 3, 2, 20, 5, 2, 8
+FILES = {
+    ".lock",
+    "config.json",
+    "environment.json",
+    "class_order.json",
+    "circuit.txt",
+    "metrics.jsonl",
+    "images.npz",
+    "matrix.json",
+    "summary.json",
+    *(f"predictions/after_task_{t}.npz" for t in range(TASKS)),
+}
+
+
+def smoke(method="qkd", *settings):
+    config = load_experiment("smoke").get_config(method)
+    return override(config, "train.devices=1", "gate.encoding=angle", *settings)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("tiny_random", image_size=32)
+
+
+@pytest.fixture(scope="module")
+def finished(backbone, tmp_path_factory):
+    """(folder, summary) of a finished run, and where it lives."""
+    out = tmp_path_factory.mktemp("runs")
+    summary = run(smoke(), backbone, out)
+    return out, run_folder(out, smoke()), summary
+
+
+def predictions(folder, task):
+    with np.load(folder / f"predictions/after_task_{task}.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def test_the_folder_holds_these_files_and_no_others(finished):
+    _, folder, _ = finished
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {name for name in found if not name.startswith("checkpoints/")} == FILES
+    assert any(name.startswith("checkpoints/30000000/") for name in found)
+
+
+def test_every_json_file_is_well_formed(finished):
+    _, folder, summary = finished
+
+    def no_nan(text):
+        raise AssertionError(f"{text} is no JSON number")
+
+    for path in folder.glob("*.json"):
+        assert isinstance(json.loads(path.read_text(), parse_constant=no_nan), dict), path
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=no_nan)
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert json.loads((folder / "config.json").read_text())["num_classes"] == 6
+    order = json.loads((folder / "class_order.json").read_text())
+    assert sorted(order["order"]) == list(range(6))
+    assert [c for task in order["tasks"] for c in task] == order["order"]
+    assert len(order["class_names"]) == 6
+
+
+def test_summary_has_the_promised_keys(finished):
+    _, _, summary = finished
+    promised = {
+        *("experiment", "method", "seed", "num_tasks", "average_accuracy", "last_accuracy"),
+        *("accuracy_curve", "forgetting", "routing_accuracy", "wall_seconds"),
+        *("training_images_per_second", "inference_images_per_second", "peak_memory_mb"),
+        *("train_seconds", "eval_seconds"),
+        *("trainable_parameters", "compilations", "finished"),
+    }
+    assert promised <= summary.keys()
+    assert summary["finished"] is True and summary["method"] == "qkd" and summary["seed"] == 1993
+    assert summary["compilations"] == 1 and summary["devices"] == 1
+    for rate in ("wall_seconds", "training_images_per_second", "inference_images_per_second"):
+        assert summary[rate] > 0
+    assert summary["train_seconds"] + summary["eval_seconds"] < summary["wall_seconds"]
+
+
+def test_throughput_is_of_the_steps_after_the_first_and_of_new_images(finished):
+    """A run that trains nothing has no rate of training; the state remembers what was timed."""
+    out, folder, summary = finished
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        planned = plan(smoke()).config
+        state = verbs.init_state(
+            jax.random.key(planned.seed), load_backbone("tiny_random", image_size=32), planned
+        )
+        spent = checkpoints.restore(state)[1]["spent"]
+    steps = TASKS * EPOCHS * CLASSES_PER_TASK * TRAIN // BATCH
+    assert spent["timed_images"] == (steps - 1) * BATCH  # the first step compiles
+    rate = spent["timed_images"] / spent["steps"]
+    assert summary["training_images_per_second"] == pytest.approx(rate, rel=1e-12)
+    assert spent["steps"] < spent["train"] and 0 < spent["peak_memory_mb"]
+    assert summary["peak_memory_mb"] >= spent["peak_memory_mb"]
+    idle = run(smoke("simplecil"), load_backbone("tiny_random", image_size=32), out)
+    assert idle["training_images_per_second"] is None and idle["trainable_parameters"] == 0
+    assert idle["inference_images_per_second"] > 0
+
+
+def test_predictions_hold_every_seen_test_image_once(finished):
+    _, folder, _ = finished
+    planned = plan(smoke())
+    task_of_class = protocol.task_of_class(planned.tasks, 6)
+    for t in range(TASKS):
+        saved = predictions(folder, t)
+        seen = [c for task in planned.tasks[: t + 1] for c in task.classes]
+        rows = np.flatnonzero(np.isin(planned.data.test.labels, seen))
+        np.testing.assert_array_equal(saved["id"], planned.data.test.ids[rows])
+        np.testing.assert_array_equal(saved["label"], planned.data.test.labels[rows])
+        np.testing.assert_array_equal(saved["task"], task_of_class[saved["label"]])
+        np.testing.assert_array_equal(saved["predicted"], saved["top5"][:, 0])
+        assert np.isin(saved["predicted"], seen).all()
+        assert all(len(set(row)) == len(row) for row in saved["top5"].tolist())
+        weights = saved["relevance"]
+        assert weights.shape == (len(rows), TASKS)
+        assert (weights[:, t + 1 :] == 0).all()
+        # A softmax of T float32 numbers sums to one within T rounding errors.
+        np.testing.assert_allclose(weights.sum(1), 1.0, atol=4e-7)
+
+
+def test_accuracies_recomputed_from_predictions_equal_the_summary(finished):
+    """A brute-force count over the npz files alone gives matrix, curve, A-bar, A_B and routing."""
+    _, folder, summary = finished
+    matrix = json.loads((folder / "matrix.json").read_text())
+    correct, total, curve = np.zeros((3, 3), int), np.zeros((3, 3), int), []
+    for t in range(TASKS):
+        saved = predictions(folder, t)
+        for task, label, guess in zip(
+            saved["task"].tolist(),
+            saved["label"].tolist(),
+            saved["predicted"].tolist(),
+            strict=True,
+        ):
+            total[t, task] += 1
+            correct[t, task] += label == guess
+        curve.append(100.0 * correct[t].sum() / total[t].sum())
+    assert matrix["correct"] == correct.tolist()  # row = after task, column = evaluated task
+    assert matrix["total"] == total.tolist()
+    assert total.tolist() == [[10, 0, 0], [10, 10, 0], [10, 10, 10]]
+    assert summary["accuracy_curve"] == pytest.approx(curve, abs=1e-12)
+    assert summary["average_accuracy"] == pytest.approx(np.mean(curve), abs=1e-12)
+    assert summary["last_accuracy"] == pytest.approx(curve[-1], abs=1e-12)
+    last = predictions(folder, 2)
+    routed = 100.0 * (last["relevance"].argmax(1) == last["task"]).mean()
+    assert summary["routing_accuracy"] == pytest.approx(routed, abs=1e-12)
+
+
+def test_every_image_and_slot_is_computed_once(finished):
+    """Closed form: an image meets slot s when trained (its own task's and older) and when tested.
+
+    Training images of task t: slots 0..t. Test images, over the run: every class with every slot.
+    """
+    _, _, summary = finished
+    train = sum(CLASSES_PER_TASK * TRAIN * (t + 1) for t in range(TASKS))
+    test = sum(
+        CLASSES_PER_TASK * TEST * (t + 1) + CLASSES_PER_TASK * TEST * t for t in range(TASKS)
+    )
+    assert test == TASKS * CLASSES_PER_TASK * TEST * TASKS
+    assert summary["extracted_features"] == train + test
+    assert summary["train_images"] == TASKS * CLASSES_PER_TASK * TRAIN * EPOCHS
+
+
+def test_log_is_one_rising_line_a_step(finished):
+    _, folder, _ = finished
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = EPOCHS * CLASSES_PER_TASK * TRAIN // BATCH
+    assert [(r["task"], r["step"]) for r in lines] == [
+        (t, s) for t in range(TASKS) for s in range(1, steps + 1)
+    ]
+    assert [r["epoch"] for r in lines] == [e for _ in range(3) for e in (0, 1) for _ in range(5)]
+    assert [r["images_seen"] for r in lines] == [BATCH * (n + 1) for n in range(len(lines))]
+    walls = [r["wall_s"] for r in lines]
+    assert walls == sorted(walls)
+    assert {"loss", "loss_ce", "loss_kd", "gate_entropy", "learning_rate"} <= lines[-1].keys()
+    assert lines[0]["loss_kd"] == 0.0 < lines[-1]["loss_kd"]  # no teacher in the first task
+
+
+def final_state(folder, backbone):
+    config = plan(smoke()).config
+    state = verbs.init_state(jax.random.key(config.seed), backbone, config)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        return checkpoints.restore(state)
+
+
+def test_numbers_equal_those_of_predict_without_any_cache(finished, backbone):
+    """The run scores cached features of batches of 8; `predict` sees 30 fresh images at once."""
+    _, folder, _ = finished
+    state, meta = final_state(folder, backbone)
+    assert meta["finished_tasks"] == TASKS
+    saved, test = predictions(folder, 2), plan(smoke()).data.test
+    images = test.load(np.arange(len(test)), 32)
+    scores, relevance = predict_with_relevance(state, images)
+    scores = np.asarray(scores)
+    # Batch shapes change the order of float32 sums: 1e-4 on relevances of order 1.
+    np.testing.assert_allclose(saved["relevance"], np.asarray(relevance), atol=1e-4)
+    top = np.sort(scores, axis=1)
+    clear = top[:, -1] - top[:, -2] > 1e-3  # ties may fall either way
+    assert clear.sum() >= 25
+    np.testing.assert_array_equal(saved["predicted"][clear], scores.argmax(1)[clear])
+
+
+def test_eight_devices_give_the_same_predictions(backbone, tmp_path):
+    """Float32 sums in another order: relevance within 1e-3; a prediction may differ only at a tie.
+
+    Error budget, on any processor: 30 steps of rate 0.05 and momentum 0.9 add gradients whose
+    rounding is some 8 eps of their size, which is below 10: parameters and features within
+    30 * 0.05 / 0.1 * 8 * 6e-8 * 10 = 7e-5. A fidelity of 5 qubits and 2 layers turns by at most
+    half of what each of its 10 angles does, and an angle by pi times its feature: 1e-3 at the very
+    most; typically the roundings cancel and a hundredth of it is left. Relevance, a softmax at
+    temperature 1 of the fidelity, moves by at most a quarter of that. What would amplify rounding
+    without bound is left out: the logarithm of small fidelities, and calibration, whose Adam steps
+    divide by small gradients.
+    """
+    runs = []
+    bounded = ("gate.calibration_steps=0", "gate.score=fidelity", "gate.temperature=1")
+    for devices in (1, 8):
+        config = smoke("qkd", *bounded, f"train.devices={devices}")
+        summary = run(config, backbone, tmp_path / str(devices))
+        assert (summary["devices"], summary["compilations"]) == (devices, 1)
+        runs.append((run_folder(tmp_path / str(devices), config), summary))
+    (one, summary_one), (eight, summary_eight) = runs
+    assert summary_one["extracted_features"] == summary_eight["extracted_features"]
+    for t in range(TASKS):
+        a, b = predictions(one, t), predictions(eight, t)
+        np.testing.assert_array_equal(a["id"], b["id"])
+        np.testing.assert_allclose(a["relevance"], b["relevance"], atol=1e-3)
+        assert np.sum(a["predicted"] != b["predicted"]) <= 1
+
+
+def test_a_finished_run_is_only_read(finished, backbone, monkeypatch):
+    out, folder, summary = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+    def never(*_, **__):
+        raise AssertionError("a finished run computed something")
+
+    monkeypatch.setattr(base, "init_state", never)
+    monkeypatch.setattr(SlotFeatures, "fill", never)
+    began = time.perf_counter()
+    assert run(smoke(), backbone, out) == summary
+    assert time.perf_counter() - began < 5.0
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_other_settings_are_refused_key_by_key(finished, backbone):
+    out, _, _ = finished
+    with pytest.raises(CheckpointError) as refused:
+        run(smoke("qkd", "train.epochs=3", "gate.rank=5"), backbone, out)
+    message = str(refused.value)
+    assert "train.epochs: 2 -> 3" in message and "gate.rank: 12 -> 5" in message
+    assert message.count("->") == 2 and "--variant" in message
+
+
+def test_other_weights_and_other_data_are_refused(finished, backbone, monkeypatch):
+    out, _, _ = finished
+    other = backbone.replace(params=jax.tree.map(lambda a: a + 1.0, backbone.params))
+    with pytest.raises(CheckpointError, match="another backbone"):
+        run(smoke(), other, out)
+    planned = plan(smoke())
+    fewer = planned.data.train.take(np.arange(len(planned.data.train) - 1))
+    changed = planned._replace(data=Split(fewer, planned.data.test))
+    monkeypatch.setattr("qkd_jax.runs.loop.plan", lambda config: changed)
+    with pytest.raises(CheckpointError, match="other data"):
+        run(smoke(), backbone, out)
+
+
+def test_a_folder_in_use_is_refused(backbone, tmp_path):
+    folder = run_folder(tmp_path, smoke())
+    told = "another process is running in or reading"
+    with exclusive(folder), pytest.raises(CheckpointError, match=told):
+        run(smoke(), backbone, tmp_path)
+    with exclusive(folder):
+        pass  # free again
+
+
+def test_bad_settings_leave_nothing_behind(backbone, tmp_path):
+    for method, setting, message in [
+        ("nosuch", "train.epochs=1", "unknown method 'nosuch'.*qkd"),
+        ("qkd", "adapter.bottleneck=33", "adapter.bottleneck: 33"),
+        ("qkd", "data.num_classes=11", r"data.num_classes=11: expected 1..10"),
+        ("qkd", "data.num_classes=-1", r"data.num_classes: expected 0 \(all\) or more, found -1"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            run(smoke(method, setting), backbone, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_loss_stops_and_names_task_and_step(backbone, tmp_path):
+    """Nothing was learned yet, so the same folder may then be begun with a sane rate."""
+    settings = ("finetune", "train.checkpoint_every=1")
+    with pytest.raises(QkdError) as stopped:
+        run(smoke(*settings, "train.learning_rate=1e30"), backbone, tmp_path)
+    message = str(stopped.value)
+    assert "NaN or infinite" in message and "task 1 of 3" in message and "step " in message
+    folder = run_folder(tmp_path, smoke(*settings))
+    assert str(folder / "checkpoints") in message and "learning_rate" in message
+    config = plan(smoke(*settings)).config
+    state = verbs.init_state(jax.random.key(0), backbone, config)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        found = checkpoints.restore(state)  # raises if what was kept is not finite
+    assert found is None or int(found[0].step) < 2
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rate"),
+    [
+        ("ssiat", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+        ("mos", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+        ("tuna", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+        ("qkd", ("gate.calibration_rate=1e38",), "gate.calibration_rate"),
+    ],
+)
+def test_what_diverges_when_a_task_ends_names_its_own_rate(
+    backbone, tmp_path, method, settings, rate
+):
+    with pytest.raises(QkdError) as stopped:
+        run(smoke(method, "train.epochs=0", *settings), backbone, tmp_path)
+    message = str(stopped.value)
+    assert f"Lower {rate} " in message and "train.learning_rate" not in message
+    assert "of 3, when the task ended" in message
+
+
+def test_several_seeds_give_mean_and_sd(finished, backbone, tmp_path):
+    """The mean and the standard deviation with n - 1, of two cheap runs."""
+    values = []
+    for seed in (1, 2):
+        config = smoke("simplecil", f"seed={seed}", f"protocol.order_seed={seed}")
+        values.append(run(config, backbone, tmp_path)["average_accuracy"])
+    write_results(tmp_path / "smoke")
+    row = json.loads((tmp_path / "smoke/results.json").read_text())["methods"]["simplecil"]
+    assert row["average_accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert row["average_accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert (tmp_path / "smoke/results.md").read_text().count("simplecil") >= 1
+
+
+def test_trimming_the_log_drops_what_will_be_written_again(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"task": t, "step": s}) for t in (0, 1) for s in (1, 2, 3)]
+    log.write_text("\n".join([*lines, '{"task": 1, "st']))  # the last line is torn
+    trim_log(log, 1, 2)
+    assert log.read_text().splitlines() == lines[:5]
+    log.write_text("\n".join([*lines[:2], "\0\0\0"]))
+    trim_log(log, 1, 2)
+    assert log.read_text().splitlines() == lines[:2]
+    trim_log(log, -1, 0)
+    assert log.read_text() == ""
+    trim_log(Path(tmp_path / "none.jsonl"), 1, 2)
+
+
+@pytest.mark.parametrize("later, expected", [(0, [2, 2, 2]), (1, [2, 1, 1])])
+def test_later_tasks_may_have_fewer_epochs(later, expected):
+    config = smoke("ssiat", f"train.later_epochs={later}")
+    loop = SimpleNamespace(config=config, learner=learner_of(config))
+    tasks = [protocol.Task(t, (2 * t, 2 * t + 1)) for t in range(TASKS)]
+    assert [_Loop.epochs_of(loop, task) for task in tasks] == expected

@@ -1,0 +1,41 @@
+"""What a run fixes before its first step."""
+
+import numpy as np
+import pytest
+
+from qkd_jax.settings.config import Config, override
+from qkd_jax.data.image_set import Split, from_arrays
+from qkd_jax.data.sources import load_split
+from qkd_jax.errors import DataError
+from qkd_jax.runs.plan import plan
+
+
+def test_a_run_can_hold_out_training_styles_instead_of_testing():
+    config = override(Config(), "data.source=renditions", "data.validation=0.34")
+    data = plan(config).data
+    assert len(data.train) == 400 and len(data.test) == 200
+    styles = [{name.split("/")[0] for name in part.ids} for part in data]
+    assert [len(s) for s in styles] == [4, 2] and not styles[0] & styles[1]
+    assert not {name for name in load_split("renditions").test.ids} & set(data.test.ids)
+
+
+def test_shapes_come_from_the_largest_task():
+    """Six classes in tasks of four: 4, 2; synthetic classes have equally many images."""
+    config = override(
+        Config(), "data.source=synthetic", "data.num_classes=6", "protocol.increment=4"
+    )
+    planned = plan(config)
+    per_class = np.bincount(planned.data.train.labels)
+    assert planned.config.num_classes == 6 and planned.config.max_tasks == 2
+    assert planned.config.max_task_classes == 4
+    assert planned.config.max_task_images == per_class[list(planned.tasks[0].classes)].sum()
+
+
+def test_a_class_without_training_images_is_named(monkeypatch):
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    train = from_arrays(
+        images, np.array([0, 0, 2, 2]), ["crow", "finch", "owl"], name="birds/train"
+    )
+    monkeypatch.setattr("qkd_jax.runs.plan.load_split", lambda *_, **__: Split(train, train))
+    with pytest.raises(DataError, match=r"birds/train: .* training image .* none of .finch"):
+        plan(override(Config(), "protocol.increment=1"))
