@@ -29,7 +29,7 @@ from benchmarks.transformer import (
 )
 from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
-from qkd_jax.nn.vit import Backbone, stack_blocks
+from qkd_jax.nn.backbone import Backbone, stack_blocks
 
 
 def compile_seconds(make, *arguments) -> float:

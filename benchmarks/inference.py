@@ -23,7 +23,8 @@ from qkd_jax.engine import verbs
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
-from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.settings.config import Config, override
 
 CLASSES_A_TASK = 10

@@ -40,7 +40,7 @@ def write_photographs(root: Path, count: int) -> None:
         for i in range(number):
             folder = root / part / f"class_{i % CLASSES}"
             folder.mkdir(parents=True, exist_ok=True)
-            pixels = drawings.load([i % len(drawings)], 128)[0]
+            pixels = drawings.load([i % len(drawings)], 128)["image"][0]
             image = np.asarray(Image.fromarray(pixels).resize((WIDTH, HEIGHT)), np.float32)
             grain = generator.normal(0.0, 8.0, image.shape)
             image = np.clip(image + grain, 0, 255).astype(np.uint8)
@@ -52,7 +52,7 @@ def our_epoch(images: ImageSet, epoch: int) -> int:
     place = {"seed": 0, "task": 0, "epoch": epoch}
     batches = epoch_batches(len(images), BATCH, **place)
     loaded = prefetch(
-        (images.load(indices, SIZE, crop_draws(indices, **place)), mask)
+        (images.load(indices, SIZE, crop_draws(indices, **place))["image"], mask)
         for indices, mask in batches
     )
     count = 0

@@ -27,7 +27,8 @@ from benchmarks.pairs import Row, check, compare, table
 from qkd_jax.engine import verbs
 from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.encode import encode
-from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config, override
 

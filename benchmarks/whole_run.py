@@ -31,7 +31,8 @@ from qkd_jax.cli.commands import load_experiment
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches
 from qkd_jax.engine import verbs
-from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.runs.loop import run
 from qkd_jax.runs.plan import plan
 from qkd_jax.settings.config import Config, override
@@ -48,7 +49,7 @@ def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:
     """Images classified right after each task [T]; every feature is computed when it is asked."""
     config, data, tasks, _ = plan(config)
     settings, size = config.train, config.backbone.image_size
-    pixels = {id(part): part.load(np.arange(len(part)), size) for part in data}
+    pixels = {id(part): part.load(np.arange(len(part)), size)["image"] for part in data}
     state = verbs.init_state(jax.random.key(config.seed), backbone, config)
 
     def looped(images: np.ndarray, num_slots: int) -> np.ndarray:

@@ -120,7 +120,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from qkd_jax.engine import hosts
-    from qkd_jax.engine.engine import keep_compiled_programs
+    from qkd_jax.engine.compiled_programs import keep_compiled_programs
     from qkd_jax.learners.shape import learner_of
     from qkd_jax.reports.page import write_report
     from qkd_jax.reports.tables import write_results

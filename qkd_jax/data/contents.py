@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from qkd_jax.data.image_set import Encoded, ImageSet, Split
+from qkd_jax.data.examples import Split
+from qkd_jax.data.image_set import Encoded, ImageSet
 from qkd_jax.data.images import decode
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import DataError

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qkd_jax.data.image_set import ImageSet, Split
+from qkd_jax.data.examples import Split
+from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import DataError
 

@@ -4,7 +4,6 @@ import concurrent.futures
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from qkd_jax.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N labelled images.
+    """N labelled images, a set of `Examples`.
 
     Raises:
       DataError: labels or ids are not N, a label is outside [0, C), an id repeats or is no UTF-8.
@@ -61,39 +60,39 @@ class ImageSet:
     def load(
         self,
         indices: Sequence[int] | np.ndarray,
-        image_size: int,
+        size: int,
         draws: np.ndarray | None = None,
-    ) -> np.ndarray:
+    ) -> dict[str, np.ndarray]:
         """Decodes images in a pool of threads.
 
         Args:
           indices: n positions in the set.
-          image_size: side S of the result in pixels.
+          size: side S of the result in pixels.
           draws: of `crop_draws`, [n, NUM_DRAWS]: random crops and flips, to train on. None: the
             test view, the shorter side resized and the central square.
 
         Returns:
-          uint8 [n, S, S, 3].
+          {"image": uint8 [n, S, S, 3]}.
 
         Raises:
           DataError: an image cannot be read; names it.
         """
         indices = np.asarray(indices, np.int64)
-        shorter_side = image_size * 256 // 224 if self.margin else image_size
+        shorter_side = size * 256 // 224 if self.margin else size
         sources = self.fetch(indices.tolist())
-        views = np.zeros((len(indices), image_size, image_size, 3), np.uint8)
+        views = np.zeros((len(indices), size, size, 3), np.uint8)
 
         def one(row: int) -> None:
             image = decode(sources[row], f"{self.name}: {self.ids[indices[row]]}")
             if draws is None:
-                views[row] = centre_view(image, image_size, shorter_side)
+                views[row] = centre_view(image, size, shorter_side)
             else:
-                views[row] = random_view(image, image_size, draws[row])
+                views[row] = random_view(image, size, draws[row])
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(one, range(len(indices))):  # raises what a thread raised
                 pass
-        return views
+        return {"image": views}
 
     def take(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> "ImageSet":
         """The images at `indices`, in that order, as a set of their own."""
@@ -129,13 +128,6 @@ def concatenate(parts: Sequence[ImageSet], name: str) -> ImageSet:
         fetch=fetch,
         margin=parts[0].margin,
     )
-
-
-class Split(NamedTuple):
-    """What is trained on and what is tested on; both have the same `class_names`."""
-
-    train: ImageSet
-    test: ImageSet
 
 
 def from_arrays(

@@ -6,7 +6,8 @@ import pathlib
 
 import numpy as np
 
-from qkd_jax.data.image_set import ImageSet, Split, from_arrays
+from qkd_jax.data.examples import Split
+from qkd_jax.data.image_set import ImageSet, from_arrays
 from qkd_jax.errors import DataError
 
 RENDITIONS = pathlib.Path(__file__).with_name("renditions.npz")

@@ -9,8 +9,9 @@ import shlex
 import numpy as np
 
 from qkd_jax.data import packaged, splits
+from qkd_jax.data.examples import Split
 from qkd_jax.data.folder import Splitter, find_parts, open_folder
-from qkd_jax.data.image_set import ImageSet, Split, from_arrays
+from qkd_jax.data.image_set import ImageSet, from_arrays
 from qkd_jax.data.tfds_source import open_tfds, prepare
 from qkd_jax.errors import DataError
 

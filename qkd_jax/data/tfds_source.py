@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qkd_jax.data.examples import Split
 from qkd_jax.data.folder import Splitter
-from qkd_jax.data.image_set import ImageSet, Split
+from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.splits import fifth_to_test, summarise
 from qkd_jax.errors import DataError
 

@@ -1,7 +1,6 @@
-"""What the verbs take: one check of images, labels and masks, on the host, before anything learns.
+"""What the verbs take: one check of inputs, labels, masks and tasks, before anything learns.
 
-Shapes and types are read off; the range of floating pixels is computed where the array lives, so
-that images on a device stay there. Padded rows may hold anything.
+What the inputs themselves must be, the backbone's spec knows. Padded rows may hold anything.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,18 +12,19 @@ import numpy as np
 
 from qkd_jax.errors import DataError, ProtocolError
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.settings.config import Config
+from qkd_jax.nn.inputs import Raw
+from qkd_jax.protocol.tasks import Task
 
 Batch = Mapping[str, Any]
-# Room for the rounding of whoever divided by 255 or resized; more is another range.
-ROUNDING = 1e-3
 
 
 def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) -> dict[str, Any]:
-    """Checks a batch of the current task; returns the fields that a step reads, as it takes them.
+    """Checks a batch of the current task; returns it as a compiled step takes it: {"inputs",
+    "label", "mask"}, and "features" where they are given.
 
     Args:
-      batch: {"image": [B, H, W, 3], "label": [B]}, optionally "mask" [B].
+      batch: the backbone's fields, such as "image" [B, H, W, 3], and "label" [B]; optionally "mask"
+        [B] and "features" [B, S, D].
       of_steps: whether a leading axis of steps is allowed, [S, B, ...].
 
     Raises:
@@ -33,17 +33,14 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
     """
     if int(state.task) < 0:
         raise ProtocolError("no task has begun: call begin_task first")
+    wanted = (*state.backbone.spec.fields, "label")
+    names = " and ".join(map(repr, wanted))
     if not isinstance(batch, Mapping):
-        raise DataError(
-            f"batch: expected a dict with 'image' and 'label', found {type(batch).__name__}"
-        )
-    for name in ("image", "label"):
-        if name not in batch:
-            found = sorted(map(str, batch))
-            raise DataError(f"batch: expected 'image' and 'label', found {found}")
-    check_shape(state.config, batch["image"], "image", of_steps=of_steps)
-    image = _native(batch["image"])
-    rows = image.shape[:-3]
+        raise DataError(f"batch: expected a dict with {names}, found {type(batch).__name__}")
+    if not all(name in batch for name in wanted):
+        raise DataError(f"batch: expected {names}, found {sorted(map(str, batch))}")
+    spec = state.backbone.spec
+    fields, rows = spec.check_form({name: batch[name] for name in spec.fields}, of_steps=of_steps)
     label = _on_host("label", batch["label"])
     if label.shape != rows:
         raise DataError(f"label: expected shape {list(rows)}, found {list(label.shape)}")
@@ -71,8 +68,8 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
             f"label: expected classes of task {int(state.task)}, {sorted(allowed.tolist())}, "
             f"found {found}"
         )
-    check_pixels(image, "image", mask)
-    checked = {"image": image, "label": label.astype(np.int32), "mask": mask}
+    spec.check_values(fields, mask)
+    checked = {"inputs": Raw(fields), "label": label.astype(np.int32), "mask": mask}
     return checked if features is None else checked | {"features": features}
 
 
@@ -85,64 +82,60 @@ def check_batches(batches: Any) -> Iterable[Batch]:
     return batches
 
 
-def check_images(config: Config, images: Any) -> Any:
-    """Checks images [B, H, W, 3] to predict; what is being traced is checked by shape alone.
-    Returns them as a compiled program takes them.
+def check_inputs(state: LearnerState, inputs: Any) -> Raw:
+    """Checks inputs to predict: an array [B, ...], or a dict of them where the backbone reads more
+    than one. What is being traced is checked by shape alone.
 
     Raises:
       DataError: as `check_batch`.
     """
-    check_shape(config, images, "images")
-    if isinstance(images, jax.core.Tracer):
-        return images
-    images = _native(images)
-    check_pixels(images, "images", np.ones(images.shape[:1], bool))
-    return images
+    spec = state.backbone.spec
+    fields = dict(inputs) if isinstance(inputs, Mapping) else {spec.fields[0]: inputs}
+    if set(fields) != set(spec.fields):
+        raise DataError(f"inputs: expected {sorted(spec.fields)}, found {sorted(fields)}")
+    fields, rows = spec.check_form(fields)
+    if not any(isinstance(field, jax.core.Tracer) for field in fields.values()):
+        spec.check_values(fields, np.ones(rows, bool))
+    return Raw(fields)
 
 
-def check_shape(config: Config, images: Any, name: str, *, of_steps: bool = False) -> None:
-    """Raises DataError unless `images` is an array [B, H, W, 3] of at least one image."""
-    size = config.backbone.image_size
-    wanted = f"[B, {size}, {size}, 3]" + f" or [S, B, {size}, {size}, 3]" * of_steps
-    if not isinstance(images, np.ndarray | jax.Array):
-        raise DataError(f"{name}: expected an array {wanted}, found {type(images).__name__}")
-    shape = tuple(images.shape)
-    if len(shape) not in ((4, 5) if of_steps else (4,)) or shape[-3:] != (size, size, 3):
-        raise DataError(
-            f"{name}: expected {wanted} (backbone.image_size={size}), found {list(shape)}"
+def check_task(state: LearnerState, task: Task, num_steps: int) -> jax.Array:
+    """Checks that a task may begin; returns its classes int32 [M], padded with -1.
+
+    Raises:
+      ProtocolError: task out of turn, classes seen before, out of range, or more than the config
+        has room for.
+    """
+    config = state.config
+    for name, value in (("num_steps", num_steps), *(("a task's class", c) for c in task.classes)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ProtocolError(f"{name}: expected a whole number, found {value!r}")
+    if num_steps < 0:
+        raise ProtocolError(f"num_steps: expected 0 (constant rate) or more, found {num_steps}")
+    classes = np.asarray(task.classes, np.int32)
+    seen = np.flatnonzero(np.asarray(state.task_of_class) >= 0)
+    expected = int(state.task) + 1
+    if task.index != expected:
+        raise ProtocolError(f"task {task.index} cannot start: the next task is {expected}")
+    if task.index >= config.max_tasks:
+        raise ProtocolError(
+            f"task {task.index}: the state has room for max_tasks={config.max_tasks}"
         )
-    if 0 in shape:
-        raise DataError(f"{name}: expected at least one image, found {list(shape)}")
-    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise DataError(f"{name}: expected uint8 or floats in [0, 1], found {images.dtype}")
-
-
-def check_pixels(images: Any, name: str, mask: np.ndarray) -> None:
-    """Raises DataError unless floating pixels of real rows (mask [B] or [S, B]) are in [0, 1]."""
-    if images.dtype == np.uint8:
-        return
-    low, high = (np.asarray(bound) for bound in _bounds(images))
-    # NaN fails both comparisons.
-    bad = mask & ~((low >= -ROUNDING) & (high <= 1 + ROUNDING))
-    if not bad.any():
-        return
-    row = tuple(np.argwhere(bad)[0].tolist())
-    where = f"image {row[0] if len(row) == 1 else list(row)} of the batch"
-    if not (np.isfinite(low[row]) and np.isfinite(high[row])):
-        raise DataError(f"{name}: {where} has NaN or infinite pixels")
-    raise DataError(
-        f"{name}: expected floats in [0, 1], found {low[row]:g} to {high[row]:g} in {where}. "
-        "Divide pixels of 0 to 255 by 255 or pass them as uint8, clip what resizing left outside, "
-        "and do not normalise: the backbone's own mean and standard deviation are applied inside"
-    )
-
-
-def _native(images: Any) -> Any:
-    """Floats of another byte order or wider than 64 bits, which jax does not take, as float32."""
-    strange = isinstance(images, np.ndarray) and (
-        not images.dtype.isnative or images.dtype.itemsize > 8
-    )
-    return images.astype(np.float32) if strange else images
+    if not 1 <= len(classes) <= config.max_task_classes:
+        raise ProtocolError(
+            f"task {task.index} has {len(classes)} classes; the state has room for 1 to "
+            f"max_task_classes={config.max_task_classes}"
+        )
+    if len(set(classes.tolist())) != len(classes) or np.intersect1d(classes, seen).size:
+        raise ProtocolError(f"task {task.index} repeats classes: {classes.tolist()}")
+    if classes.min() < 0 or classes.max() >= config.num_classes:
+        raise ProtocolError(
+            f"task {task.index}: expected classes 0 to {config.num_classes - 1}, found "
+            f"{classes.tolist()}"
+        )
+    padded = np.full(config.max_task_classes, -1, np.int32)
+    padded[: len(classes)] = classes
+    return jnp.asarray(padded)
 
 
 def _on_host(name: str, values: Any) -> np.ndarray:
@@ -150,17 +143,3 @@ def _on_host(name: str, values: Any) -> np.ndarray:
         return np.asarray(values)
     except ValueError as error:  # rows of different lengths
         raise DataError(f"{name}: expected an array, found what is none ({error})") from None
-
-
-def _bounds(images: Any) -> tuple[Any, Any]:
-    """Least and largest pixel of each image, float32; NaN where there is one."""
-    if isinstance(images, jax.Array):
-        return _bounds_on_device(images)
-    pixels = images.reshape(*images.shape[:-3], -1)
-    return pixels.min(-1).astype(np.float32), pixels.max(-1).astype(np.float32)
-
-
-@jax.jit
-def _bounds_on_device(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    axes = (-3, -2, -1)
-    return jnp.min(images, axes).astype(jnp.float32), jnp.max(images, axes).astype(jnp.float32)

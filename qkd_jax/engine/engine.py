@@ -1,19 +1,17 @@
-"""The only file that knows devices.
+"""The engine: every compiled function of a method, for one device or for many.
 
-One device runs the per-device functions under `jax.jit`; several run the same functions under
-`jax.pmap` with `axis_name="data"`. What every device reads is passed as one logical copy
-(`in_axes=None`) and placed on all of them once a task, not once a step.
+The functions themselves are pure and know no device (`learners/passes.py`, `learners/step.py`). One
+device runs them under `jax.jit`; several run the same functions under `jax.pmap` with
+`axis_name="data"`. The five verbs (`verbs.py`) are the engine on one device; a run takes the engine
+that its settings ask for (`engine_of` in `sharding.py`).
 
 Several hosts run the same program, each with its own copy of the state. A host reads, decodes and
 encodes its own rows of every batch (`hosts.own_rows`); gradients are averaged over the devices of
 all hosts, features and scores are gathered. All else every host computes from the same numbers.
 """
 
-import hashlib
-import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,159 +21,238 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax.engine import hosts
-from qkd_jax.errors import ConfigError
+from qkd_jax.engine.checks import check_task
+from qkd_jax.errors import ConfigError, DataError
+from qkd_jax.learners import passes
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState, Moving
-from qkd_jax.learners.step import device_step, frozen_prefix, prepare_images
-from qkd_jax.weights.fetch import cache_folder
+from qkd_jax.learners.step import device_step
+from qkd_jax.nn.inputs import Raw, Stem, num_inputs
+from qkd_jax.protocol.tasks import Task
 
 AXIS = "data"
-CPU_FACTS = Path("/proc/cpuinfo")  # Linux
 
 
-def keep_compiled_programs() -> None:
-    """Later processes load what this one compiles, from `compiled/` beside the fetched weights.
+class Engine:
+    """The compiled functions on one device, the one where the arrays of the state are.
 
-    Another folder that jax was told (`JAX_COMPILATION_CACHE_DIR`) stays. Programs for one CPU may
-    not run on another, so every kind of CPU has its own.
-    """
-    if jax.config.jax_compilation_cache_dir:
-        return
-    kind = platform.machine()
-    if CPU_FACTS.exists():
-        flags = [line for line in CPU_FACTS.read_text().splitlines() if line.startswith("flags")]
-        kind += "-" + hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / kind))
-
-
-class Runner:
-    """Compiled steps and passes over a fixed set of devices.
-
-    `compilations` counts how often the training step was traced: one a run.
+    `compilations` counts how often the training step was traced: once for a run.
     """
 
-    def __init__(self, num_devices: int = 0):
-        """`num_devices`: how many local devices to use; 0 = all. Several hosts use all of theirs.
+    num_devices = 1  # of all hosts
+    num_parts = 1  # how many parts a batch is divided into
 
-        Raises:
-          ConfigError: more devices are asked for than there are, or some of several hosts'.
-        """
-        available = jax.local_devices()
-        self.num_hosts = hosts.count()
-        if self.num_hosts > 1 and num_devices not in (0, len(available)):
-            raise ConfigError(
-                f"train.devices={num_devices}: with {self.num_hosts} hosts every device is used; "
-                "leave it at 0"
-            )
-        if num_devices > len(available):
-            raise ConfigError(
-                f"train.devices={num_devices}, but this process has {len(available)} "
-                f"({available[0].platform})"
-            )
-        self.devices = available[: num_devices or len(available)]
+    def __init__(self):
         self.compilations = 0
-        self._backbones: tuple[Any, Any] = (None, None)  # on one device, and the same on all
-        self.all_devices = jax.devices() if self.num_hosts > 1 else self.devices
-        self._step = self._build(self._counted_step, self.all_devices, (None, None, 0), None, (1,))
+        # Axes: None = one copy for all, 0 = divided over the devices by rows.
+        self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
         # What needs no other device runs on this host's alone, whatever the other hosts do.
-        self._extract = self._build(_extract, self.devices, (None, 0, None, 0), 0)
-        self._survey = self._build(self._summed_survey, self.devices, (None, 0, 0), None)
-        self._prefix = self._build(frozen_prefix, self.devices, (None, 0), 0)
-        self._predict = self._build(_predict, self.devices, (None, 0), 0)
-
-    @property
-    def num_devices(self) -> int:
-        """Devices of all hosts."""
-        return len(self.all_devices)
-
-    @property
-    def num_parts(self) -> int:
-        """How many parts a batch is divided into."""
-        return self.num_devices
+        self._extract = self._build_here(passes.extract, (None, 0, 0, None, None), 0)
+        self._survey = self._build_here(self._summed_survey, (None, 0, 0), None)
+        self._shared = self._build_here(passes.shared_part, (None, 0), 0)
+        self._predict = self._build_here(passes.predict, (None, 0), 0)
+        # What happens once for each task, all devices would only repeat (`alone`).
+        self._scan = jax.jit(self._scanned_steps, donate_argnums=1)
+        self._begin, self._freeze = jax.jit(passes.begin), jax.jit(passes.freeze)
+        self._before, self._after = jax.jit(passes.before), jax.jit(passes.after)
+        self._accumulate, self._finish = jax.jit(passes.accumulate), jax.jit(passes.finish)
+        self._score = jax.jit(passes.score)
 
     def padded(self, batch_size: int) -> int:
         """Rows of a batch that divides over the devices: the next multiple of `num_parts`."""
         return -(-batch_size // self.num_parts) * self.num_parts
 
     def place(self, state: LearnerState) -> LearnerState:
-        """The state with one copy on every device of this host, for the passes below."""
-        if len(self.devices) == 1:
-            return jax.device_put(state, self.devices[0])
-        single, copies = self._backbones
-        known = _same_arrays(state.backbone, single)
-        mesh = Mesh(np.asarray(self.devices), (AXIS,))
-        placed = jax.device_put(
-            state.replace(backbone=copies) if known else state, NamedSharding(mesh, PartitionSpec())
-        )
-        self._backbones = (state.backbone, placed.backbone)
-        return placed
+        """The state with one copy on every device of this host, for passes over inputs."""
+        return state
 
     def alone(self, state: LearnerState) -> LearnerState:
-        """The state on one device: what is done once a task, all devices would only repeat.
+        """The state on one device, for what is done once for each task."""
+        return state
 
-        On CPU it is also a must: several devices in LAPACK at once can block one another for good
-        (each waits for threads that the others hold; jaxlib 0.10).
+    def open_task(self, state: LearnerState, task: Task, num_steps: int = 0) -> LearnerState:
+        """The state in a new task, before the look at its inputs (`survey`, `before`).
+
+        Raises:
+          ProtocolError: see `begin_task`.
         """
-        single, copies = self._backbones
-        if _same_arrays(state.backbone, copies):
-            state = state.replace(backbone=single)
-        return jax.device_put(jax.tree.map(hosts.own_copy, state), self.devices[0])
+        classes = check_task(state, task, num_steps)
+        return self._begin(state, classes, jnp.int32(task.index), jnp.int32(num_steps))
 
-    def step(
-        self, held: LearnerState, moving: Moving, batch: Mapping[str, np.ndarray]
-    ) -> tuple[Moving, dict[str, jax.Array]]:
-        """One optimisation step on this host's rows of a batch; `moving` is donated."""
-        return self._step(held, moving, batch)
+    def survey(self, state: LearnerState, batches: Iterable[Mapping[str, Any]]) -> Any:
+        """The learner's survey of this host's batches {"inputs", "mask"}, summed over all hosts.
 
-    def extract(
-        self, state: LearnerState, images: np.ndarray, slot: int, features: np.ndarray
-    ) -> np.ndarray:
-        """Features [B, D] of one filled slot, of a whole batch and on the host, from this host's
-        rows: images [b, H, W, 3] or kept tokens [b, N, D], features [b, S, D] of the slots
-        extracted before.
-        """
-        found = self._extract(state, images, jnp.int32(slot), features)
-        return hosts.gathered(np.asarray(found).reshape(len(images), -1))
-
-    def survey(self, state: LearnerState, batches: Iterable[Mapping[str, np.ndarray]]) -> Any:
-        """The learner's survey of images in batches of this host's rows {"image", "mask"}, summed
-        over batches and hosts.
+        Raises:
+          DataError: there is no batch.
         """
         total = None
         for batch in batches:
-            sums = self._survey(state, batch["image"], batch["mask"])
+            sums = self._survey(state, batch["inputs"], batch["mask"])
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
-        if self.num_hosts > 1:
-            total = jax.tree.map(lambda a: hosts.gathered(np.asarray(a)[None]).sum(0), total)
-        return jax.device_put(total, self.devices[0]) if len(self.devices) > 1 else total
+        if total is None:
+            raise DataError(f"{state.config.method} looks at a task's images, but none was given")
+        return self._gathered_sums(total)
 
-    def prefix(self, state: LearnerState, images: np.ndarray) -> np.ndarray:
-        """The residual stream [B, N, D] before the first adapter, on the host."""
-        tokens = np.asarray(self._prefix(state, images))
-        return tokens.reshape(len(images), *tokens.shape[-2:])
+    def before(self, state: LearnerState, sums: Any) -> LearnerState:
+        """What the survey of a task's inputs changes before the first step."""
+        return self._before(state, sums)
 
-    def predict(self, state: LearnerState, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(scores [B, C], relevance [B, T]) of a whole batch for settings that read images, from
-        this host's rows: pixels or kept tokens.
+    def step(
+        self, held: LearnerState, moving: Moving, batch: Mapping[str, Any]
+    ) -> tuple[Moving, dict[str, jax.Array]]:
+        """One optimisation step on this host's rows of a batch (`step.device_step`); `moving` is
+        donated.
         """
-        found = self._predict(state, images)
-        return tuple(hosts.gathered(np.asarray(part).reshape(len(images), -1)) for part in found)
+        return self._step(held, moving, batch)
+
+    def steps(
+        self, held: LearnerState, moving: Moving, batches: Mapping[str, Any]
+    ) -> tuple[Moving, dict[str, jax.Array]]:
+        """As many steps as the batches' leading axis is long, in one call."""
+        return self._scan(held, moving, batches)
+
+    def freeze(self, state: LearnerState) -> LearnerState:
+        """What was trained becomes a filled slot and can be extracted."""
+        return self._freeze(state)
+
+    def after(self, state: LearnerState, sums: Any) -> LearnerState:
+        """What the survey of the inputs leaves in memory, after `freeze`."""
+        return self._after(state, sums)
+
+    def shared(self, state: LearnerState, inputs: Raw) -> Raw | Stem:
+        """What all slots share of this host's rows, to be kept (`passes.shared_part`)."""
+        return self._shared(state, inputs)
+
+    def features(
+        self,
+        state: LearnerState,
+        inputs: Raw | Stem,
+        slots: Sequence[int],
+        known: Any = None,
+    ) -> Any:
+        """Features [B, S, D] of a whole batch from this host's rows.
+
+        Args:
+          slots: those to compute, in order of extraction; the others are as in `known`.
+          known: [b, S, D] of the slots extracted before; None = zeros.
+        """
+        size, width = learner_of(state.config).num_slots(state.config), state.backbone.spec.width
+        if known is None:
+            known = np.zeros((num_inputs(inputs), size, width), np.float32)
+        order = jnp.asarray([*slots, *[0] * (size - len(slots))], jnp.int32)
+        return self._gathered(self._extract(state, inputs, known, order, jnp.int32(len(slots))))
+
+    def finish(self, state: LearnerState, batches: Iterable[Mapping[str, Any]]) -> LearnerState:
+        """The state after a task, from its inputs' slot features: batches {"features", "label",
+        "mask"}.
+
+        Raises:
+          DataError: a class of the task has no input, or there are more than `max_task_images`.
+        """
+        config, learner = state.config, learner_of(state.config)
+        sums = learner.sums.empty(config, learner.num_slots(config), state.backbone.spec.width)
+        missing, given = set(np.asarray(state.task_classes).tolist()) - {-1}, 0
+        for batch in batches:
+            label, mask = np.asarray(batch["label"]), np.asarray(batch["mask"])
+            missing -= set(label[mask].tolist())
+            given += int(mask.sum())
+            features = jnp.asarray(batch["features"])
+            sums = self._accumulate(state, sums, features, jnp.asarray(label), jnp.asarray(mask))
+        if missing:
+            raise DataError(f"end_task: no image of classes {sorted(missing)} was given")
+        if 0 < config.max_task_images < given:
+            raise DataError(
+                f"end_task: {given} images were given, more than max_task_images="
+                f"{config.max_task_images}; set it to the training images of the largest task, "
+                "or to 0"
+            )
+        return self._finish(state, sums)
+
+    def score(self, state: LearnerState, features: Any) -> tuple[jax.Array, jax.Array | None]:
+        """(scores [B, C], relevance [B, T] or None) from slot features [B, S, D]."""
+        return self._score(state, features)
+
+    def predict(self, state: LearnerState, inputs: Raw | Stem) -> tuple[Any, Any]:
+        """(scores, relevance) of a whole batch from this host's rows, for settings whose passes
+        depend on the inputs (`Learner.predict`).
+        """
+        return jax.tree.map(self._gathered, self._predict(state, inputs))
+
+    def _build(self, function: Callable, in_axes: tuple, out_axes: Any, donate: tuple = ()):
+        """`function` compiled for the devices of all hosts."""
+        return jax.jit(function, donate_argnums=donate)
+
+    def _build_here(self, function: Callable, in_axes: tuple, out_axes: Any):
+        """`function` compiled for the devices of this host."""
+        return jax.jit(function)
 
     def _counted_step(self, held, moving, batch):
         self.compilations += 1
-        return device_step(held, moving, batch, self._axis(self.all_devices))
+        return device_step(held, moving, batch, self._axis(everywhere=True))
 
-    def _summed_survey(self, state, images, mask):
-        sums = learner_of(state.config).survey(state, prepare_images(state, images), mask)
-        axis = self._axis(self.devices)
+    def _scanned_steps(self, held, moving, batches):
+        return lax.scan(lambda carry, batch: device_step(held, carry, batch), moving, batches)
+
+    def _summed_survey(self, state, inputs, mask):
+        sums = passes.survey(state, inputs, mask)
+        axis = self._axis(everywhere=False)
         return lax.psum(sums, axis) if axis else sums
 
-    def _axis(self, devices) -> str | None:
-        """The axis that a function compiled for `devices` is mapped over."""
-        return AXIS if len(devices) > 1 else None
+    def _axis(self, everywhere: bool) -> str | None:
+        """The axis that a function compiled for the devices (of all hosts) is mapped over."""
+        return None
 
-    def _build(self, function: Callable, devices, in_axes, out_axes, donate=()) -> Callable:
-        """`function` compiled for `devices`; arguments with axis 0 are this host's rows."""
+    def _gathered(self, rows: Any) -> Any:
+        """The rows of all hosts."""
+        return rows
+
+    def _gathered_sums(self, sums: Any) -> Any:
+        """The sums of all hosts, on one device."""
+        return sums
+
+
+class MappedEngine(Engine):
+    """The same under `jax.pmap`, over some devices of one host or over all devices of several.
+
+    What every device reads is passed as one logical copy (`in_axes=None`) and placed on all of them
+    once for each task, not once for each step.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        """`devices`: of this host."""
+        self.devices = list(devices)
+        self.all_devices = jax.devices() if hosts.count() > 1 else self.devices
+        self.num_devices = self.num_parts = len(self.all_devices)
+        self._frozen: tuple[Any, Any] = (None, None)  # on one device, and the same on all
+        super().__init__()
+
+    def place(self, state: LearnerState) -> LearnerState:
+        single, copies = self._frozen
+        known = _same_arrays(state.frozen, single)
+        mesh = Mesh(np.asarray(self.devices), (AXIS,))
+        placed = jax.device_put(
+            state.replace(frozen=copies) if known else state, NamedSharding(mesh, PartitionSpec())
+        )
+        self._frozen = (state.frozen, placed.frozen)
+        return placed
+
+    def alone(self, state: LearnerState) -> LearnerState:
+        """On CPU this is also a must: several devices in LAPACK at once can block one another for
+        good (each waits for threads that the others hold; jaxlib 0.10).
+        """
+        single, copies = self._frozen
+        if _same_arrays(state.frozen, copies):
+            state = state.replace(frozen=single)
+        return jax.device_put(jax.tree.map(hosts.own_copy, state), self.devices[0])
+
+    def _build(self, function, in_axes, out_axes, donate=()):
+        return self._mapped(function, self.all_devices, in_axes, out_axes, donate)
+
+    def _build_here(self, function, in_axes, out_axes):
+        return self._mapped(function, self.devices, in_axes, out_axes, ())
+
+    def _mapped(self, function, devices, in_axes, out_axes, donate):
+        """Arguments with axis 0 are this host's rows, and so are results, on the host."""
         if len(devices) == 1:
             return jax.jit(function, donate_argnums=donate)
         mapped = jax.pmap(
@@ -190,29 +267,52 @@ class Runner:
 
         def call(*arguments):
             pairs = zip(arguments, in_axes, strict=True)
-            return mapped(*(divide(a) if axis == 0 else a for a, axis in pairs))
+            found = mapped(*(divide(a) if axis == 0 else a for a, axis in pairs))
+            return jax.tree.map(_joined_rows, found) if out_axes == 0 else found
 
         return call
 
+    def _axis(self, everywhere):
+        return AXIS if len(self.all_devices if everywhere else self.devices) > 1 else None
 
-def _split_rows(parts: int, array: np.ndarray) -> np.ndarray:
+    def _gathered(self, rows):
+        return hosts.gathered(np.asarray(rows))
+
+    def _gathered_sums(self, sums):
+        if hosts.count() > 1:
+            sums = jax.tree.map(lambda a: hosts.gathered(np.asarray(a)[None]).sum(0), sums)
+        return jax.device_put(sums, self.devices[0])
+
+
+def local_devices(count: int) -> list[jax.Device]:
+    """`count` devices of this host; 0 = all. Several hosts use all of theirs.
+
+    Raises:
+      ConfigError: more devices are asked for than there are, or some of several hosts'.
+    """
+    available = jax.local_devices()
+    if hosts.count() > 1 and count not in (0, len(available)):
+        raise ConfigError(
+            f"train.devices: expected 0, since with {hosts.count()} hosts every device is used, "
+            f"found {count}"
+        )
+    if count > len(available):
+        raise ConfigError(
+            f"train.devices: expected at most {len(available)} ({available[0].platform}), the "
+            f"devices of this process, found {count}"
+        )
+    return available[: count or len(available)]
+
+
+def _split_rows(parts: int, array: Any) -> Any:
     return array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
+
+
+def _joined_rows(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    return array.reshape(-1, *array.shape[2:])
 
 
 def _same_arrays(tree: Any, other: Any) -> bool:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=False)
     return other is not None and all(a is b for a, b in pairs)
-
-
-def _extract(
-    state: LearnerState, images: jax.Array, slot: jax.Array, features: jax.Array
-) -> jax.Array:
-    if images.ndim == 4:
-        images = prepare_images(state, images)
-    return learner_of(state.config).extract(state, images, slot, features)
-
-
-def _predict(state: LearnerState, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if images.ndim == 4:
-        images = prepare_images(state, images)
-    return learner_of(state.config).predict(state, images)

@@ -3,17 +3,18 @@
 The devices form a mesh [data, model]. A batch is divided over the first axis; the backbone and what
 finished tasks left are divided over the second, each array along its longest side. What trains is
 small and has a copy everywhere. The compiler places the exchanges (GSPMD); the functions are those
-of `parallel.Runner`, so results differ by rounding alone.
+of `engine.Engine`, so results differ by rounding alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qkd_jax.engine.engine import AXIS, Runner
+from qkd_jax.engine import hosts
+from qkd_jax.engine.engine import AXIS, Engine, MappedEngine, local_devices
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.settings.config import TrainConfig
@@ -21,52 +22,48 @@ from qkd_jax.settings.config import TrainConfig
 MODEL = "model"
 
 
-def runner_of(config: TrainConfig) -> Runner:
-    """The runner that the settings ask for."""
-    if config.model_devices == 1:
-        return Runner(config.devices)
-    return ShardedRunner(config.devices, config.model_devices)
+def engine_of(config: TrainConfig) -> Engine:
+    """The engine that the settings ask for.
+
+    Raises:
+      ConfigError: there are no such devices, or they do not form groups of `model_devices`.
+    """
+    devices = local_devices(config.devices)
+    if config.model_devices > 1:
+        return ShardedEngine(devices, config.model_devices)
+    if len(devices) > 1 or hosts.count() > 1:
+        return MappedEngine(devices)
+    return Engine()
 
 
-class ShardedRunner(Runner):
-    """A runner whose frozen arrays are divided over groups of `model_devices` devices."""
+class ShardedEngine(Engine):
+    """The engine whose frozen arrays are divided over groups of `model_devices` devices."""
 
-    def __init__(self, num_devices: int, model_devices: int):
-        """See `Runner`.
-
-        Raises:
-          ConfigError: the devices do not form such groups, or there are several hosts.
-        """
-        self.model_devices = model_devices
-        super().__init__(num_devices)
-        if self.num_hosts > 1:
+    def __init__(self, devices: Sequence[jax.Device], model_devices: int):
+        """See `engine_of`."""
+        if hosts.count() > 1:
             raise ConfigError("train.model_devices: above 1 it works on one host only")
-
-    @property
-    def num_parts(self) -> int:
-        return self.num_devices // self.model_devices
-
-    @property
-    def mesh(self) -> Mesh:
-        if len(self.devices) % self.model_devices:
+        if len(devices) % model_devices:
             raise ConfigError(
-                f"train.model_devices: {len(self.devices)} devices do not form groups of "
-                f"{self.model_devices}"
+                f"train.model_devices: {len(devices)} devices do not form groups of {model_devices}"
             )
-        return Mesh(np.asarray(self.devices).reshape(-1, self.model_devices), (AXIS, MODEL))
+        self.model_devices, self.num_devices = model_devices, len(devices)
+        self.num_parts = len(devices) // model_devices
+        self.mesh = Mesh(np.asarray(devices).reshape(-1, model_devices), (AXIS, MODEL))
+        super().__init__()
 
     def place(self, state: LearnerState) -> LearnerState:
         """Frozen arrays divided, the others with a copy on every device."""
-        mesh = self.mesh
-        copied = NamedSharding(mesh, PartitionSpec())
+        copied = NamedSharding(self.mesh, PartitionSpec())
+
+        def divided(path, array):
+            return jax.device_put(array, NamedSharding(self.mesh, self._division(path, array)))
+
         frozen = {
-            name: jax.tree_util.tree_map_with_path(
-                lambda path, a: jax.device_put(a, NamedSharding(mesh, self._division(path, a))),
-                getattr(state, name),
-            )
-            for name in ("backbone", "memory")
+            name: jax.tree_util.tree_map_with_path(divided, getattr(state, name))
+            for name in ("frozen", "memory")
         }
-        rest = jax.device_put(state.replace(backbone=None, memory=None), copied)
+        rest = jax.device_put(state.replace(frozen=None, memory=None), copied)
         return rest.replace(**frozen)
 
     def alone(self, state: LearnerState) -> LearnerState:
@@ -84,10 +81,7 @@ class ShardedRunner(Runner):
         longest = max(sides, key=lambda i: (array.shape[i], -i if "out" in names else i))
         return PartitionSpec(*[MODEL if i == longest else None for i in range(np.ndim(array))])
 
-    def _axis(self, devices) -> str | None:
-        return None
-
-    def _build(self, function: Callable, devices, in_axes, out_axes, donate=()) -> Callable:
+    def _build(self, function, in_axes, out_axes, donate=()):
         divided, copied = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((AXIS,), ()))
         compiled = jax.jit(
             function,
@@ -100,3 +94,6 @@ class ShardedRunner(Runner):
             return compiled(*(jax.device_put(a, divided) if axis == 0 else a for a, axis in pairs))
 
         return call
+
+    def _build_here(self, function, in_axes, out_axes):
+        return self._build(function, in_axes, out_axes)

@@ -16,11 +16,10 @@ changes no decision, so scores here are plain cosines.
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.shape import Learner, class_columns, register
-from qkd_jax.learners.task_adapters import encode_with, new_tuned
+from qkd_jax.learners.shape import Learner, Slots, class_columns, register
+from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits
 
@@ -54,12 +53,10 @@ def finish(state, statistics, key):
     return state.replace(memory={**state.memory, "rows": rows})
 
 
-def extract(state, images, slot, features):
-    return lax.cond(
-        slot == FROZEN,
-        lambda: encode_with(state, None, images),
-        lambda: encode_with(state, state.memory["adapter"], images),
-    )
+def extract(state, inputs, slot, features):
+    """An adapter of zeros is the frozen model."""
+    adapter = jax.tree.map(lambda a: jnp.where(slot == FROZEN, 0.0, a), state.memory["adapter"])
+    return encode_with(state, adapter, inputs)
 
 
 def score(state, features):
@@ -78,7 +75,8 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (FROZEN, TUNED),
+        slots=Slots(score=lambda task: (FROZEN, TUNED)),
+        first_block=first_adapter_block,
         trains=lambda config, task: task == 0,
     )
 )

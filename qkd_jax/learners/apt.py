@@ -26,8 +26,8 @@ images, we score every image.
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.prompted import encode_prompted
-from qkd_jax.learners.shape import Learner, register
+from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.shape import Learner, Slots, register
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, new_linear_head
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
@@ -60,21 +60,21 @@ def begin(state, key):
     return {"prompt": state.trainable["prompt"], "head": head}, state.memory
 
 
-def encode_added(state, prompt, images):
+def encode_added(state, prompt, inputs):
     """[B, D] feature with a prompt {"key", "value"}, each [L, D], on the class token."""
-    inserts = tuple(
+    added = tuple(
         AttentionInsert(class_key=key, class_value=value)
         for key, value in zip(prompt["key"], prompt["value"], strict=True)
     )
-    return encode_prompted(state, Inserts(attention=inserts), images)
+    return class_feature(state, inputs, Inserts(attention=added))
 
 
 def logits_of(features, rows):
     return standardize(features, HEAD_EPS) @ unit(rows).T
 
 
-def loss(trainable, state, images, batch, rows):
-    features = encode_added(state, trainable["prompt"], images)
+def loss(trainable, state, inputs, batch, context):
+    features = encode_added(state, trainable["prompt"], inputs)
     return class_terms(state, logits_of(features, trainable["head"]["rows"]), batch["label"])
 
 
@@ -88,8 +88,8 @@ def freeze(state):
     return state.replace(memory={**state.memory, "prompt": prompt})
 
 
-def extract(state, images, slot, features):
-    return encode_added(state, state.memory["prompt"], images)
+def extract(state, inputs, slot, features):
+    return encode_added(state, state.memory["prompt"], inputs)
 
 
 def score(state, features):
@@ -107,8 +107,6 @@ LEARNER = register(
         finish=finish_with_head,
         extract=extract,
         score=score,
-        slots=lambda task: (task,),
-        finish_slots=lambda task: (),
-        first_block=lambda config: 0,
+        slots=Slots(score=lambda task: (task,), finish=lambda task: ()),
     )
 )

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
+from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.prompted import classification, prompt_learner, query_of
 from qkd_jax.learners.shape import register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
 from qkd_jax.nn.encode import Inserts
@@ -200,10 +201,10 @@ def penalty(state, pool):
     return sum(map(distance, flat_pool(pool).values()))
 
 
-def loss(trainable, state, images, batch, rows):
+def loss(trainable, state, inputs, batch, context):
     pool = with_trained(state, trainable["prompt"])
-    inserts = inserts_of(state, pool, query_of(state, images, batch))
-    features = encode_prompted(state, inserts, images)
+    inserts = inserts_of(state, pool, query_of(state, inputs, batch))
+    features = class_feature(state, inputs, inserts)
     terms = classification(trainable["head"], state, features, batch["label"])
     if state.config.coda_prompt.penalty == 0:
         return terms

@@ -30,10 +30,10 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners.features import class_feature
 from qkd_jax.learners.prompted import (
     class_scores,
     classification,
-    encode_prompted,
     prompt_learner,
     query_of,
 )
@@ -104,14 +104,14 @@ def inserts(state, general, experts):
     return Inserts(attention=in_blocks(state.backbone.spec.depth, prefixes))
 
 
-def loss(trainable, state, images, batch, rows):
-    settings, query = state.config.dualprompt, query_of(state, images, batch)
+def loss(trainable, state, inputs, batch, context):
+    settings, query = state.config.dualprompt, query_of(state, inputs, batch)
     experts = [(block[0], block[1]) for block in trainable["expert"]]
-    features = encode_prompted(state, inserts(state, trainable["general"], experts), images)
+    features = class_feature(state, inputs, inserts(state, trainable["general"], experts))
     terms = classification(trainable["head"], state, features, batch["label"])
     only = jnp.zeros((query.shape[0], 1), jnp.int32)
     pulls = [
-        key_loss(cosines(query, k[None]), only, settings.key_loss, rows.mask, rows.gather)
+        key_loss(cosines(query, k[None]), only, settings.key_loss, context.mask, context.gather)
         for k in trainable["keys"]
     ]
     return with_term(terms, "key", settings.key_weight, sum(pulls))

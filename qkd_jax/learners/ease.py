@@ -23,15 +23,15 @@ CUB and OmniBenchmark in their files) is left out.
 import jax.numpy as jnp
 
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, class_columns, register
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     complemented,
     empty_adapters,
     encode_with,
+    first_adapter_block,
     means_in_slots,
     new_tuned,
-    shared_stem,
     store_adapter,
     store_rows,
 )
@@ -61,8 +61,8 @@ def finish(state, statistics, key):
     return state.replace(memory={**state.memory, "rows": rows})
 
 
-def extract(state, images, slot, features):
-    return encode_with(state, adapter_of(state, slot), images)
+def extract(state, inputs, slot, features):
+    return encode_with(state, adapter_of(state, slot), inputs)
 
 
 def score(state, features):
@@ -84,8 +84,8 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
-        shared=shared_stem,
         score=score,
-        slots=lambda task: range(task + 1),
+        slots=Slots(score=lambda task: range(task + 1)),
+        first_block=first_adapter_block,
     )
 )

@@ -6,8 +6,8 @@ under them moves. Cross-entropy over the current task's classes only, as for eve
 
 import jax.numpy as jnp
 
-from qkd_jax.learners.shape import Learner, register
-from qkd_jax.learners.task_adapters import encode_with, new_tuned
+from qkd_jax.learners.shape import Learner, Slots, register
+from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
 from qkd_jax.learners.task_heads import (
     class_logits,
     finish_with_head,
@@ -27,8 +27,8 @@ def begin(state, key):
     return trainable, state.memory
 
 
-def loss(trainable, state, images, batch, rows):
-    features = encode_with(state, trainable["adapter"], images, rows.keys)
+def loss(trainable, state, inputs, batch, context):
+    features = encode_with(state, trainable["adapter"], inputs, context.keys)
     return head_loss(trainable["head"], state, features, batch["label"])
 
 
@@ -36,8 +36,8 @@ def freeze(state):
     return state
 
 
-def extract(state, images, slot, features):
-    return encode_with(state, state.trainable["adapter"], images)
+def extract(state, inputs, slot, features):
+    return encode_with(state, state.trainable["adapter"], inputs)
 
 
 def score(state, features):
@@ -55,6 +55,7 @@ LEARNER = register(
         finish=finish_with_head,
         extract=extract,
         score=score,
-        slots=lambda task: (task,),
+        slots=Slots(score=lambda task: (task,)),
+        first_block=first_adapter_block,
     )
 )

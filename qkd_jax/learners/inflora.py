@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.prompted import classification, encode_prompted
-from qkd_jax.learners.shape import Learner, register
+from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.prompted import classification
+from qkd_jax.learners.shape import Learner, Slots, Survey, register
 from qkd_jax.learners.task_heads import (
     empty_linear_head,
     finish_with_head,
@@ -74,13 +75,12 @@ def stored_branch(state, up):
     return jax.tree.map(lambda all_, one: all_.at[:, state.task].set(one), state.memory["up"], up)
 
 
-def survey(state, images, mask):
+def add_moments(state, inputs, mask):
     """Sums over images for M of every block, with the branches that are in memory."""
     backbone, dtype = state.backbone, jnp.dtype(state.config.backbone.compute_dtype)
     inserts = branch_inserts(state.memory["down"], state.memory["up"])
-    tokens = jnp.sum(mask.astype(jnp.float32)) * backbone.spec.num_tokens
-    sums = attention_moments(backbone.params, backbone.spec, images, mask, inserts, dtype)
-    return {"moments": sums, "tokens": tokens}
+    moments, tokens = attention_moments(backbone, inputs, mask, inserts, dtype)
+    return {"moments": moments, "tokens": tokens}
 
 
 def moments_of(sums):
@@ -88,16 +88,16 @@ def moments_of(sums):
     return sums["moments"] / jnp.maximum(sums["tokens"], 1.0)
 
 
-def prepare(state, sums, key):
+def new_directions(state, sums, key):
     rank, occupied = state.config.inflora.rank, state.memory["occupied"]
     found = jax.vmap(lambda m, p: free_directions(m, p, rank))(moments_of(sums), occupied)
     down = state.memory["down"].at[:, :, state.task].set(DOWN_LENGTH * found)
     return state.replace(memory={**state.memory, "down": down})
 
 
-def loss(trainable, state, images, batch, rows):
+def loss(trainable, state, inputs, batch, context):
     inserts = branch_inserts(state.memory["down"], stored_branch(state, trainable["up"]))
-    features = encode_prompted(state, inserts, images)
+    features = class_feature(state, inputs, inserts)
     return classification(trainable["head"], state, features, batch["label"])
 
 
@@ -106,7 +106,7 @@ def freeze(state):
     return state.replace(memory={**state.memory, "up": up})
 
 
-def absorb(state, sums):
+def occupied_directions(state, sums):
     settings = state.config.inflora
     progress = state.task.astype(jnp.float32) / state.config.max_tasks
     threshold = settings.lamb + (settings.lame - settings.lamb) * progress
@@ -117,9 +117,9 @@ def absorb(state, sums):
     return state.replace(memory={**state.memory, "occupied": occupied})
 
 
-def extract(state, images, slot, features):
+def extract(state, inputs, slot, features):
     inserts = branch_inserts(state.memory["down"], state.memory["up"])
-    return encode_prompted(state, inserts, images)
+    return class_feature(state, inputs, inserts)
 
 
 def score(state, features):
@@ -139,11 +139,7 @@ LEARNER = register(
         finish=finish_with_head,
         extract=extract,
         score=score,
-        slots=lambda task: (task,),
-        finish_slots=lambda task: (),
-        first_block=lambda config: 0,
-        survey=survey,
-        prepare=prepare,
-        absorb=absorb,
+        slots=Slots(score=lambda task: (task,), finish=lambda task: ()),
+        survey=Survey(add=add_moments, before=new_directions, after=occupied_directions),
     )
 )

@@ -33,8 +33,9 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.prompted import classification, encode_prompted, prompt_learner, query_of
-from qkd_jax.learners.shape import register
+from qkd_jax.learners.features import added_feature, class_feature
+from qkd_jax.learners.prompted import classification, prompt_learner, query_of, query_slots
+from qkd_jax.learners.shape import Sums, register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, stored_head, with_term
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.prompts import (
@@ -115,19 +116,27 @@ def inserts(state, prompts, chosen):
     return Inserts(attention=in_blocks(state.backbone.spec.depth, prefixes))
 
 
+def prompted_feature(state, inputs, inserts):
+    """[B, D]: the mean output of the prompts, or of the class token where they are prefixes."""
+    read = added_feature if state.config.l2p.form == "official" else class_feature
+    return read(state, inputs, inserts)
+
+
 def inserts_of(state, query):
     found = choose(state, state.trainable["keys"], query, training=False)
     return inserts(state, state.trainable["prompts"], [chosen for _, chosen in found])
 
 
-def loss(trainable, state, images, batch, rows):
-    settings, query = state.config.l2p, query_of(state, images, batch)
+def loss(trainable, state, inputs, batch, context):
+    settings, query = state.config.l2p, query_of(state, inputs, batch)
     found = choose(state, trainable["keys"], query, training=True)
     insert = inserts(state, trainable["prompts"], [chosen for _, chosen in found])
-    features = encode_prompted(state, insert, images)
+    features = prompted_feature(state, inputs, insert)
     terms = classification(trainable["head"], state, features, batch["label"])
     reduction = settings.key_loss
-    pulls = [key_loss(cos, chosen, reduction, rows.mask, rows.gather) for cos, chosen in found]
+    pulls = [
+        key_loss(cos, chosen, reduction, context.mask, context.gather) for cos, chosen in found
+    ]
     return with_term(terms, "key", settings.key_weight, sum(pulls))
 
 
@@ -156,8 +165,8 @@ LEARNER = register(
         loss=loss,
         inserts_of=inserts_of,
         finish=finish,
-        finish_slots=lambda task: (0,),
-        statistics=empty_counts,
-        accumulate=count_choices,
+        slots=query_slots(finish=(0,)),
+        sums=Sums(empty_counts, count_choices),
+        feature=prompted_feature,
     )
 )

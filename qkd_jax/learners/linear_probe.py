@@ -9,7 +9,7 @@ starts the scale of the cosine head, later ones go on from it: one scale for all
 import jax.numpy as jnp
 
 from qkd_jax.learners.prompted import query_of
-from qkd_jax.learners.shape import Learner, register
+from qkd_jax.learners.shape import Learner, Slots, register
 from qkd_jax.learners.simplecil import extract
 from qkd_jax.learners.task_heads import (
     class_logits,
@@ -30,8 +30,8 @@ def begin(state, key):
     return {"head": next_head(state, key)}, state.memory
 
 
-def loss(trainable, state, images, batch, rows):
-    return head_loss(trainable["head"], state, query_of(state, images, batch), batch["label"])
+def loss(trainable, state, inputs, batch, context):
+    return head_loss(trainable["head"], state, query_of(state, inputs, batch), batch["label"])
 
 
 def score(state, features):
@@ -49,7 +49,6 @@ LEARNER = register(
         finish=finish_with_head,
         extract=extract,
         score=score,
-        slots=lambda task: (0,),
-        teachers=lambda task: (0,),
+        slots=Slots(score=lambda task: (0,), loss=lambda task: (0,)),
     )
 )

@@ -32,14 +32,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     empty_adapters,
     encode_with,
+    first_adapter_block,
     new_adapter,
-    shared_stem,
     store_adapter,
 )
 from qkd_jax.learners.task_heads import (
@@ -146,13 +146,13 @@ def orthogonality(state, features, mask):
     return -jnp.mean(own, where=real)
 
 
-def loss(trainable, state, images, batch, rows):
+def loss(trainable, state, inputs, batch, context):
     adapter = trainable["adapter"]
     if state.config.mos.merge == "every_pass":
         adapter = as_in_forward(state, adapter)
-    features = encode_with(state, adapter, images, rows.keys)
+    features = encode_with(state, adapter, inputs, context.keys)
     terms = class_terms(state, logits_of(trainable["head"], features), batch["label"])
-    apart = orthogonality(state, rows.gather(features), rows.gather(rows.mask))
+    apart = orthogonality(state, context.gather(features), context.gather(context.mask))
     return with_term(terms, "orthogonality", state.config.mos.orthogonality, apart)
 
 
@@ -196,8 +196,8 @@ def finish(state, statistics, key):
     return state.replace(memory=memory)
 
 
-def extract(state, images, slot, features):
-    return encode_with(state, adapter_of(state, slot), images)
+def extract(state, inputs, slot, features):
+    return encode_with(state, adapter_of(state, slot), inputs)
 
 
 def score(state, features):
@@ -231,12 +231,10 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
-        shared=shared_stem,
         score=score,
-        slots=lambda task: range(task + 1),
-        finish_slots=lambda task: sorted({0, task}),
-        statistics=statistics,
-        accumulate=accumulate,
+        slots=Slots(score=lambda task: range(task + 1), finish=lambda task: sorted({0, task})),
+        sums=Sums(statistics, accumulate),
+        first_block=first_adapter_block,
         end_rate="alignment.learning_rate",
         project=project,
     )

@@ -27,9 +27,14 @@ import jax.numpy as jnp
 
 from qkd_jax.learners.ease import begin, extract, freeze
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, class_columns, register
 from qkd_jax.learners.state import seen_classes
-from qkd_jax.learners.task_adapters import empty_adapters, new_tuned, shared_stem, store_rows
+from qkd_jax.learners.task_adapters import (
+    empty_adapters,
+    first_adapter_block,
+    new_tuned,
+    store_rows,
+)
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, head_logits
 from qkd_jax.nn.losses import MASKED
@@ -90,9 +95,8 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
-        shared=shared_stem,
         score=score,
-        slots=lambda task: range(task + 1),
-        finish_slots=lambda task: (task,),
+        slots=Slots(score=lambda task: range(task + 1), finish=lambda task: (task,)),
+        first_block=first_adapter_block,
     )
 )

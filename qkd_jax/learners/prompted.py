@@ -10,28 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.shape import Learner
+from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.shape import Learner, Slots, Sums
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen
-from qkd_jax.nn.encode import Inserts, encode
 from qkd_jax.nn.heads import linear_logits
+from qkd_jax.nn.inputs import Raw
 
 
-def query_of(state: LearnerState, images: jax.Array, batch: dict) -> jax.Array:
-    """[B, D]: the frozen query of training images, from the batch where it is cached."""
-    cached = batch["features"][:, 0] if "features" in batch else encode_with(state, None, images)
+def query_of(state: LearnerState, inputs: Raw, batch: dict) -> jax.Array:
+    """[B, D]: the frozen query of training inputs, from the batch where it is cached."""
+    cached = batch["features"][:, 0] if "features" in batch else class_feature(state, inputs)
     return lax.stop_gradient(cached)
-
-
-def encode_prompted(state: LearnerState, inserts: Inserts, images: jax.Array) -> jax.Array:
-    """[B, D] feature of images [B, H, W, 3] with prompts inserted."""
-    backbone, dtype = state.backbone, jnp.dtype(state.config.backbone.compute_dtype)
-    feature = encode(backbone.params, backbone.spec, images, inserts, compute_dtype=dtype)
-    return feature.astype(jnp.float32)
 
 
 def classification(
@@ -48,6 +40,13 @@ def class_scores(state: LearnerState, features: jax.Array) -> jax.Array:
     return mask_unseen(state, logits)
 
 
+def query_slots(finish: tuple[int, ...] = ()) -> Slots:
+    """Slot 0 and the last model's; `finish` are the slots that the end of a task reads."""
+    return Slots(
+        score=lambda task: (0, 1 + task), finish=lambda task: finish, loss=lambda task: (0,)
+    )
+
+
 def prompt_learner(
     name: str,
     *,
@@ -55,20 +54,22 @@ def prompt_learner(
     begin: Callable,
     loss: Callable,
     inserts_of: Callable,
+    feature: Callable = class_feature,
     **others: Any,
 ) -> Learner:
     """A `Learner` with slots and head as above.
 
     Args:
       inserts_of: (state, query [B, D]) -> `Inserts` of the model after the last task.
+      feature: (state, inputs, inserts) -> [B, D].
       others: fields of `Learner` in which the method differs.
     """
 
-    def extract(state, images, slot, features):
+    def extract(state, inputs, slot, features):
         return lax.cond(
             slot == 0,
-            lambda: encode_with(state, None, images),
-            lambda: encode_prompted(state, inserts_of(state, features[:, 0]), images),
+            lambda: class_feature(state, inputs),
+            lambda: feature(state, inputs, inserts_of(state, features[:, 0])),
         )
 
     shared = {
@@ -76,11 +77,10 @@ def prompt_learner(
         "finish": finish_with_head,
         "extract": extract,
         "score": lambda state, features: (class_scores(state, features), None),
-        "slots": lambda task: (0, 1 + task),
-        "finish_slots": lambda task: (),
-        "teachers": lambda task: (0,),
-        "statistics": lambda config, num_slots, width: (),
-        "accumulate": lambda state, statistics, features, labels, mask: statistics,
-        "first_block": lambda config: 0,
+        "slots": query_slots(),
+        "sums": Sums(
+            empty=lambda config, num_slots, width: (),
+            add=lambda state, sums, features, labels, mask: sums,
+        ),
     }
     return Learner(name=name, init=init, begin=begin, loss=loss, **{**shared, **others})

@@ -35,9 +35,9 @@ from jax import lax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import aper
 from qkd_jax.learners.finetune import loss
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels
-from qkd_jax.learners.task_adapters import encode_with, new_tuned
+from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import unit
 
@@ -69,8 +69,8 @@ def freeze(state):
     return aper.freeze(state) if state.config.ranpac.first_session else state
 
 
-def extract(state, images, slot, features):
-    return encode_with(state, state.memory.get("adapter"), images)
+def extract(state, inputs, slot, features):
+    return encode_with(state, state.memory.get("adapter"), inputs)
 
 
 def statistics(config, num_slots, width):
@@ -197,9 +197,9 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (0,),
-        statistics=statistics,
-        accumulate=accumulate,
+        slots=Slots(score=lambda task: (0,)),
+        sums=Sums(statistics, accumulate),
+        first_block=first_adapter_block,
         trains=lambda config, task: config.ranpac.first_session and task == 0,
     )
 )

@@ -12,13 +12,13 @@ from qkd_jax.nn import heads
 from qkd_jax.settings.config import Config
 
 
-class Rows(NamedTuple):
-    """What belongs to the rows of a batch beside images and labels.
+class Context(NamedTuple):
+    """What belongs to the rows of a batch beside inputs and labels.
 
     Attributes:
       keys: [B] typed keys, each row's own.
       mask: bool [B], False where a row is padding.
-      gather: [B, ...] -> [all rows of all devices, ...], for losses that couple images.
+      gather: [B, ...] -> [all rows of all devices, ...], for losses that couple rows.
     """
 
     keys: jax.Array
@@ -36,40 +36,80 @@ def add_classes(state, statistics, features, labels, mask):
     return heads.add_to_statistics(statistics, features, local_labels(state, labels), mask)
 
 
+class Slots(NamedTuple):
+    """Which slots are read when, each a function task -> slots in order of extraction.
+
+    Attributes:
+      score: read by `Learner.score` when `task` is the last one that was learned.
+      finish: read by `Learner.finish` when `task` ends; None = as `score`.
+      loss: slots whose features of the current inputs `Learner.loss` reads: the teachers of
+        distillation, or the frozen query of prompts.
+    """
+
+    score: Callable
+    finish: Callable | None = None
+    loss: Callable = lambda task: ()
+
+    def at_end(self, task: int) -> tuple[int, ...]:
+        """The slots that are extracted from the inputs of a task that ends."""
+        return tuple((self.finish or self.score)(task))
+
+
+class Sums(NamedTuple):
+    """What `Learner.finish` reads, summed up over a task's inputs in one pass.
+
+    Attributes:
+      empty: (config, S, D) -> an empty accumulator.
+      add: (state, sums, features [B, S, D], labels [B], mask [B]) -> sums.
+    """
+
+    empty: Callable = class_statistics
+    add: Callable = add_classes
+
+
+class Survey(NamedTuple):
+    """A look at a task's inputs before training, and another one after it.
+
+    Attributes:
+      add: (state, inputs, mask [B]) -> sums over the inputs.
+      before: (state, sums, key) -> state, after `begin`, before the first step.
+      after: (state, sums) -> state, after `freeze`.
+    """
+
+    add: Callable
+    before: Callable
+    after: Callable
+
+
 class Learner(NamedTuple):
     """The parts of a method.
 
-    A *slot* is one frozen way to turn images into features, such as one task's adapter. A feature
-    of a filled slot never changes again, so a run computes each (image, slot) pair once. A method
-    whose one model changes with every task has a slot a task.
+    A *slot* is one frozen way to turn inputs into features, such as one task's adapter. A feature
+    of a filled slot never changes again, so a run computes each (input, slot) pair once. A method
+    whose one model changes with every task has a slot for each task.
+
+    Inputs are `Raw`, or the `Stem` that all adapters share where `first_block` allows it.
 
     Attributes:
+      name: as in `config.method`.
       init: (key, backbone, config) -> (trainable, memory), arrays in their final shapes.
       begin: (state, key) -> (trainable, memory) for the task that starts.
-      loss: (trainable, state, images [B, H, W, 3], batch, Rows) -> dict of [B] arrays with key
-        "loss"; None where nothing is trained.
+      loss: (trainable, state, inputs, batch, Context) -> dict of [B] arrays with key "loss"; None
+        where nothing is trained.
       freeze: state -> state with what was trained moved to memory as a filled slot.
-      finish: (state, statistics, key) -> state with the prototypes and states of the finished task.
-      extract: (state, images [B, H, W, 3], slot, features [B, S, D] of the slots extracted before)
-        -> [B, D] features of a filled slot.
-      shared: (state, images [B, H, W, 3]) -> what `extract` takes in place of images and every slot
-        begins with. Given, slots do not read one another and are extracted several at a time.
+      finish: (state, sums, key) -> state with the prototypes and states of the finished task.
+      extract: (state, inputs, slot, features [B, S, D] of the slots extracted before) -> [B, D]
+        features of a filled slot.
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
-      slots: task -> the slots that `score` reads when `task` is the last, in order of extraction.
-      finish_slots: the same for `finish`; None = `slots`.
-      teachers: task -> the slots whose features of the current images `loss` reads.
-      statistics: (config, S, D) -> what `finish` reads, of no image.
-      accumulate: (state, statistics, features [B, S, D], labels [B], mask [B]) -> statistics.
-      first_block: config -> the first block that differs from the frozen model's.
-      trains: (config, task) -> whether the task has optimisation steps.
+      slots: which slots are read when.
+      sums: what `finish` reads.
+      survey: what one must know about a task's inputs before and after training; None = nothing.
+      predict: config -> None, or for settings whose passes depend on the input a function
+        (state, inputs) -> (scores, relevance), which is asked in place of `score`.
       project: (trainable, state) -> trainable, after every optimisation step.
-      survey: (state, images, mask [B]) -> sums over the images, for what one must know about the
-        task's images before training and after it. None = nothing.
-      prepare: (state, sums, key) -> state, after `begin`, before the first step.
-      absorb: (state, sums) -> state, after `freeze`.
-      all_at_once: a run gives all classes in one task (joint training, the upper reference).
-      reads_images: config -> whether the score needs the images themselves, not only slot features.
-      predict: (state, images or kept tokens) -> (scores, relevance), for such settings.
+      first_block: config -> the first block in which an adapter is inserted: what comes before it
+        is shared by all slots and computed once. None where something else is inserted.
+      trains: (config, task) -> whether the task has optimisation steps.
       end_rate: the setting with the rate of what is trained when a task ends; "" = nothing is.
     """
 
@@ -81,26 +121,20 @@ class Learner(NamedTuple):
     finish: Callable
     extract: Callable
     score: Callable
-    slots: Callable
-    finish_slots: Callable | None = None
-    teachers: Callable = lambda task: ()
-    shared: Callable | None = None
-    statistics: Callable = class_statistics
-    accumulate: Callable = add_classes
-    first_block: Callable = lambda config: config.adapter.first_block
-    trains: Callable = lambda config, task: True
+    slots: Slots
+    sums: Sums = Sums()
+    survey: Survey | None = None
+    predict: Callable = lambda config: None
     project: Callable = lambda trainable, state: trainable
-    survey: Callable | None = None
-    prepare: Callable | None = None
-    absorb: Callable | None = None
+    first_block: Callable = lambda config: None
+    trains: Callable = lambda config, task: True
     all_at_once: bool = False
-    reads_images: Callable = lambda config: False
-    predict: Callable | None = None
     end_rate: str = ""
 
-    def slots_at_end(self, task: int) -> tuple[int, ...]:
-        """The slots that are extracted from the images of a task that ends."""
-        return tuple((self.finish_slots or self.slots)(task))
+    def num_slots(self, config: Config) -> int:
+        """S: how many slots a feature array has."""
+        last = config.max_tasks - 1
+        return 1 + max(0, *self.slots.score(last), *self.slots.at_end(last))
 
 
 _REGISTRY: dict[str, Learner] = {}

@@ -14,9 +14,9 @@ Here the score is the cosine between whitened vectors, centred at the mean of th
 
 import jax.numpy as jnp
 
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import seen_classes
-from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, empty_statistics, head_logits, within_class_scatter
 from qkd_jax.nn.whitening import identity_metric, learned_metric, whiten
@@ -55,8 +55,8 @@ def finish(state, statistics, key):
     return state.replace(memory={**memory, "whitened_rows": whiten(metric, rows)})
 
 
-def extract(state, images, slot, features):
-    return encode_with(state, None, images)
+def extract(state, inputs, slot, features):
+    return class_feature(state, inputs)
 
 
 def score(state, features):
@@ -76,7 +76,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (0,),
-        statistics=statistics,
+        slots=Slots(score=lambda task: (0,)),
+        sums=Sums(empty=statistics),
     )
 )

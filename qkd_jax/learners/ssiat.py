@@ -32,9 +32,9 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.finetune import freeze
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes
-from qkd_jax.learners.task_adapters import encode_with, new_adapter
+from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_adapter
 from qkd_jax.learners.task_heads import (
     aligned,
     class_terms,
@@ -74,21 +74,21 @@ def logits_of(state, features, rows):
     return head_logits(features, rows, jnp.float32(state.config.ssiat.scale), "cosine")
 
 
-def loss(trainable, state, images, batch, rows):
+def loss(trainable, state, inputs, batch, context):
     settings = state.config.ssiat
-    features = encode_with(state, trainable["adapter"], images, rows.keys)
+    features = encode_with(state, trainable["adapter"], inputs, context.keys)
     logits = logits_of(state, features, trainable["head"]["rows"])
     return class_terms(state, logits, batch["label"], settings.scale * settings.margin)
 
 
-def extract(state, images, slot, features):
+def extract(state, inputs, slot, features):
     """The current adapter in the current task's slot; any other slot is the one before."""
     adapter = jax.tree.map(
         lambda now, before: jnp.where(slot == state.task, now, before),
         state.trainable["adapter"],
         state.memory["previous"],
     )
-    return encode_with(state, adapter, images)
+    return encode_with(state, adapter, inputs)
 
 
 def statistics(config, num_slots, width):
@@ -160,10 +160,12 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=lambda task: (task,),
-        finish_slots=lambda task: (task - 1, task) if task else (task,),
-        statistics=statistics,
-        accumulate=accumulate,
+        slots=Slots(
+            score=lambda task: (task,),
+            finish=lambda task: (task - 1, task) if task else (task,),
+        ),
+        sums=Sums(statistics, accumulate),
+        first_block=first_adapter_block,
         end_rate="alignment.learning_rate",
     )
 )

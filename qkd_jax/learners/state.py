@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.nn.vit import Backbone
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.settings.config import Config
 
 
@@ -15,7 +15,7 @@ class LearnerState:
     """Everything a learner knows. Shapes depend on the config only, never on the task.
 
     Attributes:
-      backbone: the frozen transformer; never written.
+      frozen: {"backbone": ...}, what no task ever writes and no checkpoint holds.
       config: static settings.
       key: typed PRNG key of the run; never advanced. Keys are derived from (key, task, step), so a
         resumed run draws the same numbers.
@@ -29,7 +29,7 @@ class LearnerState:
       memory: what finished tasks left; frozen while a task trains.
     """
 
-    backbone: Backbone
+    frozen: dict[str, Backbone]
     config: Config = flax.struct.field(pytree_node=False)
     key: jax.Array
     task: jax.Array
@@ -40,6 +40,11 @@ class LearnerState:
     trainable: Any
     opt_state: Any
     memory: Any
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen transformer."""
+        return self.frozen["backbone"]
 
 
 @flax.struct.dataclass
@@ -80,7 +85,7 @@ def valid_task_classes(state: LearnerState) -> jax.Array:
 def local_labels(state: LearnerState, labels: jax.Array) -> jax.Array:
     """int32 [B]: position of each label among the current task's classes.
 
-    A label of another task maps to 0; `learners.inputs.check_batch` refuses such batches.
+    A label of another task maps to 0; `engine.checks.check_batch` refuses such batches.
     """
     match = labels[:, None] == state.task_classes[None, :]
     return jnp.argmax(match, axis=1)

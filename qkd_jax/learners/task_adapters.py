@@ -11,21 +11,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners.features import class_feature
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_heads import new_head
 from qkd_jax.nn.adapters import init_adapter
-from qkd_jax.nn.encode import (
-    Inserts,
-    Stem,
-    encode,
-    encode_from,
-    encode_from_stem,
-    encode_prefix,
-    encode_stem,
-)
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
+from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.nn.losses import MASKED
-from qkd_jax.nn.vit import Backbone
 from qkd_jax.settings.config import Config
 
 
@@ -60,38 +54,22 @@ def new_tuned(key: jax.Array, backbone: Backbone, config: Config) -> dict:
 def encode_with(
     state: LearnerState,
     adapter: dict | None,
-    images: jax.Array,
+    inputs: Raw | Stem,
     dropout_keys: jax.Array | None = None,
     hidden_factors: jax.Array | None = None,
 ) -> jax.Array:
-    """[B, D] feature under one adapter (None: the frozen model).
-
-    `images` is [B, H, W, 3], or the residual stream [B, N, D] before the first adapter's block,
-    kept from an earlier pass (`base.frozen_prefix`), or what all adapters share (`shared_stem`).
-    """
-    config, backbone = state.config, state.backbone
-    inserts = None if adapter is None else Inserts(adapter, config.adapter, hidden_factors)
-    options = {
-        "dropout_key": dropout_keys if config.adapter.dropout > 0 else None,
-        "compute_dtype": jnp.dtype(config.backbone.compute_dtype),
-    }
-    if isinstance(images, Stem):
-        feature = encode_from_stem(backbone.params, backbone.spec, images, inserts, **options)
-    elif images.ndim == 3:
-        start = config.adapter.first_block
-        feature = encode_from(backbone.params, backbone.spec, images, inserts, start, **options)
-    else:
-        feature = encode(backbone.params, backbone.spec, images, inserts, **options)
-    return feature.astype(jnp.float32)
+    """[B, D] feature of the class token under one adapter (None: the frozen model)."""
+    config = state.config
+    inserts = keys = None
+    if adapter is not None:
+        inserts = Inserts(adapter, config.adapter, hidden_factors)
+        keys = dropout_keys if config.adapter.dropout > 0 else None
+    return class_feature(state, inputs, inserts, keys)
 
 
-def shared_stem(state: LearnerState, images: jax.Array) -> Stem:
-    """What the passes of all adapters over the same images [B, H, W, 3] begin with."""
-    backbone, first = state.backbone, state.config.adapter.first_block
-    dtype = jnp.dtype(state.config.backbone.compute_dtype)
-    params, spec = backbone.params, backbone.spec
-    tokens = encode_prefix(params, spec, images, first, compute_dtype=dtype)
-    return encode_stem(params, spec, tokens, first, compute_dtype=dtype)
+def first_adapter_block(config: Config) -> int:
+    """`Learner.first_block` of methods that insert nothing but adapters."""
+    return config.adapter.first_block
 
 
 def adapter_of(state: LearnerState, slot: jax.Array) -> dict:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from qkd_jax.learners.shape import class_columns
 from qkd_jax.learners.state import LearnerState, local_labels, seen_classes, valid_task_classes
 from qkd_jax.nn.alignment import Gaussians, align_head
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.heads import head_logits, init_rows
 from qkd_jax.nn.losses import cross_entropy
-from qkd_jax.nn.vit import Backbone
 from qkd_jax.settings.config import Config
 
 

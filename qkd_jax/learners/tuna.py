@@ -30,14 +30,14 @@ Where we differ from the authors' code (commit 77d4f10 of a public copy with the
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     empty_adapters,
     encode_with,
+    first_adapter_block,
     new_adapter,
-    shared_stem,
     store_adapter,
 )
 from qkd_jax.learners.task_heads import (
@@ -99,9 +99,9 @@ def overlap(state, adapter):
     return jnp.sum(jnp.where(jnp.arange(len(each)) < state.task, each, 0.0))
 
 
-def loss(trainable, state, images, batch, rows):
+def loss(trainable, state, inputs, batch, context):
     settings = state.config.tuna
-    features = encode_with(state, trainable["adapter"], images, rows.keys)
+    features = encode_with(state, trainable["adapter"], inputs, context.keys)
     logits = logits_of(state, features, trainable["head"]["rows"])
     margin = settings.scale * settings.margin
     terms = class_terms(state, logits, batch["label"], margin)
@@ -168,12 +168,12 @@ def mean_factors(state):
     return 0.9 + 0.1 * share
 
 
-def extract(state, images, slot, features):
+def extract(state, inputs, slot, features):
     adapter = adapter_of(state, slot // 2)
     if state.config.tuna.universal == "fused":
         odd, universal = slot % 2 == 1, state.memory["universal"]
         adapter = jax.tree.map(lambda one, all_: jnp.where(odd, all_, one), adapter, universal)
-    return encode_with(state, adapter, images)
+    return encode_with(state, adapter, inputs)
 
 
 def score(state, features):
@@ -200,12 +200,13 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
-        shared=shared_stem,
         score=score,
-        slots=lambda task: (*range(0, 2 * task + 1, 2), 2 * task + 1),
-        finish_slots=lambda task: (2 * task,),
-        statistics=statistics,
-        accumulate=accumulate,
+        slots=Slots(
+            score=lambda task: (*range(0, 2 * task + 1, 2), 2 * task + 1),
+            finish=lambda task: (2 * task,),
+        ),
+        sums=Sums(statistics, accumulate),
+        first_block=first_adapter_block,
         end_rate="alignment.learning_rate",
     )
 )

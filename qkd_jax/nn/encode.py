@@ -1,4 +1,8 @@
-"""The forward pass of a vision transformer as pure functions, with what is inserted in it.
+"""The forward pass of a frozen transformer as pure functions, with what is inserted in it.
+
+`encode` starts from whatever form the inputs are in (`inputs.py`), dispatches on the backbone's
+spec, and returns the rows of the last block that were asked for. Pooling is up to the caller: the
+class token, the mean over prompts or over real tokens, or an added token are all rows.
 
 A list of blocks is unrolled (fastest on CPU), a stacked dict is scanned (compiles once for all
 blocks: TPU and deep models); both run the same `block`. The weights are frozen: callers close over
@@ -19,16 +23,18 @@ from flax import struct
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, dropout_mask, split_blocks
+from qkd_jax.nn.backbone import Backbone, Spec, block_at
+from qkd_jax.nn.inputs import Raw, Stem, Tokens
 from qkd_jax.nn.layers import (
     ACTIVATIONS,
     AttentionInsert,
     as_row,
-    at_least_float32,
     attention,
     layer_norm,
     linear,
 )
-from qkd_jax.nn.vit import ViTSpec, block_at
+
+CLASS_TOKEN = (0,)  # rows
 
 
 @struct.dataclass
@@ -40,10 +46,10 @@ class Inserts:
 
     Attributes:
         adapter, adapter_spec: one adapter for each block from `adapter_spec.first_block` on.
-        hidden_factors: [B, R], a factor on each hidden unit of the adapter, for each image.
+        hidden_factors: [B, R], a factor on each hidden unit of the adapter, for each input.
         attention: one `AttentionInsert` or None for each block; empty for none at all.
-        tokens: [F, D] or [B, F, D], more tokens, without positions; the feature is then the mean of
-            their outputs instead of the class token's (L2P).
+        tokens: [F, D] or [B, F, D], more tokens, without positions. They are the last F rows,
+            -F to -1; attention does not see the order of tokens.
     """
 
     adapter: Any = None
@@ -53,112 +59,71 @@ class Inserts:
     tokens: Any = None
 
 
-@struct.dataclass
-class Stem:
-    """What every adapter of an image shares: the frozen model up to where the first adapter adds.
-
-    Attributes:
-        residual: [B, N, D], the stream after attention in the first adapter's block (only the
-            class token, N = 1, if that is the last block).
-        mlp: [B, N, D], the output of that block's MLP.
-    """
-
-    residual: jax.Array
-    mlp: jax.Array
-
-
-def embed(
-    params: dict, spec: ViTSpec, images: jax.Array, *, compute_dtype=jnp.float32
-) -> jax.Array:
-    """Patches, class token, positions and CLIP's first LayerNorm.
-
-    Args:
-        images: [B, H, W, 3] floating point, already normalised, H = W = spec.image_size.
-
-    Returns:
-        [B, N, D] residual stream (float32, or float64 for float64), class token first.
-
-    Raises:
-        ConfigError: images or positions do not fit the spec.
-    """
-    side, patch, width = spec.image_size, spec.patch_size, spec.width
-    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-        raise ConfigError(
-            f"images: expected [B, {side}, {side}, 3], found {list(images.shape)}. "
-            "Resize the images, or load the backbone with another image_size."
-        )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ConfigError(
-            f"images: expected floating point, found {images.dtype}. Use `normalize` first."
-        )
-    if params["position"].shape[0] != spec.num_tokens:
-        raise ConfigError(
-            f"position has {params['position'].shape[0]} rows; image_size {side} needs "
-            f"{spec.num_tokens}. Use `resample_positions` (load_backbone does)."
-        )
-    wide = at_least_float32(compute_dtype)
-    batch, grid = images.shape[0], side // patch
-    folded = images.reshape(batch, grid, patch, grid, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-    folded = folded.reshape(batch, grid * grid, patch * patch * 3)
-    tokens = linear(params["patch"], folded, compute_dtype).astype(wide)
-    class_token = jnp.broadcast_to(
-        params["class_token"].astype(wide)[None, None, :], (batch, 1, width)
+def embed(backbone: Backbone, inputs: Raw | Tokens, *, compute_dtype=jnp.float32) -> Tokens:
+    """The residual stream before the first block that is still to run."""
+    if isinstance(inputs, Tokens):
+        return inputs
+    return backbone.spec.embed(
+        backbone.params, inputs.fields, backbone.preprocessing, compute_dtype
     )
-    x = jnp.concatenate([class_token, tokens], axis=1)
-    x = x + params["position"].astype(wide)[None]
-    if spec.pre_norm:
-        x = layer_norm(params["pre_norm"], x, spec.eps)
-    return x
 
 
 # Jitted, so that a deep model traces one block and not all of them.
-@partial(jax.jit, static_argnames=("spec", "adapter_spec", "asking", "compute_dtype"))
+@partial(jax.jit, static_argnames=("spec", "adapter_spec", "rows", "compute_dtype"))
 def block(
     block_params: dict,
-    spec: ViTSpec,
+    spec: Spec,
     x: jax.Array,
     *,
+    token_mask: jax.Array | None = None,
     adapter: dict | None = None,
     adapter_spec: AdapterSpec | None = None,
-    mask: jax.Array | None = None,
+    dropout: jax.Array | None = None,
     attention_insert: AttentionInsert | None = None,
-    asking: tuple[int, int] | None = None,
+    rows: tuple[int, ...] | None = None,
     compute_dtype=jnp.float32,
 ) -> jax.Array:
-    """One transformer block: x + attention(LN1(x)), then + MLP(LN2(x)), with optional inserts.
+    """One transformer block, with optional inserts.
+
+    With `spec.post_norm` False: x + attention(LN1(x)), then + MLP(LN2(x)). True, as in BERT:
+    LN1(x + attention(x)), then LN2(x + MLP(x)).
 
     Args:
         block_params: one entry of `params["blocks"]`.
         x: [B, N, D] residual stream.
+        token_mask: bool [B, N], the tokens that may be attended to; None is all.
         adapter: this block's adapter, or None (see `adapters.apply_adapter`).
-        mask: [B, M, R] dropout factors of the adapter, or None.
+        dropout: [B, M, R] factors on the adapter's hidden units, or None.
         attention_insert: this block's, or None.
-        asking: (start, stop), return only these M tokens; None is all. Keys and values still come
-            from all tokens, so this is exact for a last block and saves nearly all its other work.
+        rows: return only these M tokens; None is all. Keys and values still come from all tokens,
+            so this is exact for a last block and saves nearly all its other work.
 
     Returns:
         [B, M, D].
     """
-    stem, normed = _block_stem(block_params, spec, x, attention_insert, asking, compute_dtype)
-    return _with_adapter(stem, normed, adapter, adapter_spec, mask, compute_dtype)
+    stem, normed = _block_stem(
+        block_params, spec, x, token_mask, attention_insert, rows, compute_dtype
+    )
+    return _block_output(
+        block_params, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype
+    )
 
 
-def _block_stem(p, spec, x, attention_insert, asking, compute_dtype):
+def _block_stem(p, spec, x, token_mask, attention_insert, rows, compute_dtype):
     """What a block computes without its adapter, and the MLP's input."""
     wide = x.dtype
-    normed = layer_norm(p["norm1"], x, spec.eps)
-    queries_from = normed
-    if asking is not None:
-        rows = slice(*asking)
-        x, queries_from = x[:, rows], normed[:, rows]
+    normed = x if spec.post_norm else layer_norm(p["norm1"], x, spec.eps)
+    x, queries_from = _take(x, rows), _take(normed, rows)
     attended = attention(
-        p, queries_from, normed, spec.num_heads, compute_dtype, attention_insert
+        p, queries_from, normed, spec.num_heads, compute_dtype, attention_insert, token_mask
     ).astype(wide)
     if spec.layer_scale:
         attended = attended * as_row(p["scale1"].astype(wide), x)
     x = x + attended
-
-    normed = layer_norm(p["norm2"], x, spec.eps)
+    if spec.post_norm:
+        x = normed = layer_norm(p["norm1"], x, spec.eps)
+    else:
+        normed = layer_norm(p["norm2"], x, spec.eps)
     hidden = ACTIVATIONS[spec.activation](linear(p["fc1"], normed, compute_dtype))
     mlp = linear(p["fc2"], hidden, compute_dtype).astype(wide)
     if spec.layer_scale:
@@ -166,166 +131,218 @@ def _block_stem(p, spec, x, attention_insert, asking, compute_dtype):
     return Stem(x, mlp), normed
 
 
-def _with_adapter(stem, normed, adapter, adapter_spec, mask, compute_dtype):
-    """The block's output: residual + MLP + adapter."""
+def _block_output(p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype):
+    """Residual + MLP + adapter, normalised where the block is post-norm.
+
+    `normed` is the MLP's input; it may be None where no adapter reads it.
+    """
     out = stem.residual + stem.mlp
-    if adapter is None:
-        return out
-    if adapter_spec.placement == "sequential":
-        reads = stem.mlp
-    else:
-        reads = stem.residual if adapter_spec.input == "residual" else normed
-    delta = apply_adapter(adapter, reads.astype(compute_dtype), adapter_spec, mask)
-    return out + delta.astype(out.dtype)
+    if adapter is not None:
+        if adapter_spec.placement == "sequential":
+            reads = stem.mlp
+        else:
+            reads = stem.residual if adapter_spec.input == "residual" else normed
+        delta = apply_adapter(adapter, reads.astype(compute_dtype), adapter_spec, dropout)
+        out = out + delta.astype(out.dtype)
+    return layer_norm(p["norm2"], out, spec.eps) if spec.post_norm else out
 
 
 def encode(
-    params: dict,
-    spec: ViTSpec,
-    images: jax.Array,
+    backbone: Backbone,
+    inputs: Raw | Tokens | Stem,
     inserts: Inserts | None = None,
     *,
+    rows: Sequence[int] = CLASS_TOKEN,
     dropout_key: jax.Array | None = None,
     compute_dtype=jnp.float32,
 ) -> jax.Array:
-    """The feature of each image: the class token after the last LayerNorm.
+    """The chosen rows of the last block's output, after the last LayerNorm.
 
     Args:
-        params: parameters as in the module docstring.
-        images: [B, H, W, 3] floating point, already normalised.
+        inputs: from the start, or from what an earlier pass kept (`prefix`, `stem`).
         inserts: what is inserted; None is the frozen model.
-        dropout_key: [B] typed keys, one per image; None is no dropout.
+        rows: which tokens are returned, static; negative ones count from the end, so that the last
+            F are those of `Inserts.tokens`.
+        dropout_key: [B] typed keys, one for each input; None is no dropout.
         compute_dtype: dtype of the matrix products.
 
     Returns:
-        [B, D] float32 (float64 when computing in float64).
-    """
-    x = embed(params, spec, images, compute_dtype=compute_dtype)
-    return encode_from(
-        params, spec, x, inserts, 0, dropout_key=dropout_key, compute_dtype=compute_dtype
-    )
-
-
-def encode_prefix(
-    params: dict, spec: ViTSpec, images: jax.Array, stop_block: int, *, compute_dtype=jnp.float32
-) -> jax.Array:
-    """The residual stream [B, N, D] before block `stop_block`, of the frozen model.
-
-    It does not depend on adapters whose `first_block` is `stop_block` or later, so it can be
-    computed once an image and kept. `encode_from` continues from it.
-    """
-    x = embed(params, spec, images, compute_dtype=compute_dtype)
-    if not 0 <= stop_block < spec.depth:
-        raise ConfigError(f"stop_block: expected 0 to {spec.depth - 1}, found {stop_block}")
-    return _run(params, spec, x, 0, stop_block, None, None, None, compute_dtype)
-
-
-def encode_from(
-    params: dict,
-    spec: ViTSpec,
-    tokens: jax.Array,
-    inserts: Inserts | None,
-    start_block: int,
-    *,
-    dropout_key: jax.Array | None = None,
-    compute_dtype=jnp.float32,
-) -> jax.Array:
-    """Continue from the residual stream before `start_block` to the feature.
-
-    Args:
-        tokens: [B, N, D] as from `encode_prefix` or `embed`.
-        start_block: first block that is still to run.
-
-    Returns:
-        [B, D], as `encode`.
+        [B, M, D] float32 (float64 when computing in float64).
 
     Raises:
-        ConfigError: adapters sit in blocks that were already run.
+        ConfigError: inserts sit in blocks that were already run, or do not fit the spec.
     """
-    early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
-    if adapter_spec is not None and adapter_spec.first_block < start_block:
-        raise ConfigError(
-            f"adapters start at block {adapter_spec.first_block}, but the cached tokens "
-            f"are those before block {start_block}; cache at most up to the first adapter."
+    if isinstance(inputs, Stem):
+        return _encode_from_stem(
+            backbone, inputs, inserts, rows, dropout_key=dropout_key, compute_dtype=compute_dtype
         )
-    if not 0 <= start_block < spec.depth:
-        raise ConfigError(f"start_block: expected 0 to {spec.depth - 1}, found {start_block}")
-    last = spec.depth - 1
-    mask_of = partial(_mask, inserts, dropout_key, compute_dtype)
+    params, spec = backbone.params, backbone.spec
+    tokens = _with_added(inserts, embed(backbone, inputs, compute_dtype=compute_dtype))
+    early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
+    if adapter_spec is not None and adapter_spec.first_block < tokens.block:
+        raise ConfigError(
+            f"adapter.first_block: expected at least {tokens.block}, since the blocks before it "
+            f"were run already, found {adapter_spec.first_block}"
+        )
+    last, chosen = spec.depth - 1, _positions(rows, tokens)
+    mask_of = partial(_dropout, inserts, dropout_key, compute_dtype)
     inserted = _attention_inserts(inserts, spec)
-    tokens, asking = _with_tokens(inserts, tokens, start_block)
-    x = _run(
-        params,
-        spec,
-        tokens,
-        start_block,
-        last,
-        early,
-        adapter_spec,
-        mask_of,
-        compute_dtype,
-        inserted,
-    )
+    x = _run(params, spec, tokens, last, early, adapter_spec, mask_of, compute_dtype, inserted)
     x = block(
         block_at(params, last),
         spec,
         x,
+        token_mask=tokens.mask,
         adapter=last_adapter,
         adapter_spec=adapter_spec,
-        mask=mask_of(last, asking[1] - asking[0]),
+        dropout=mask_of(last, len(chosen)),
         attention_insert=inserted[last] if inserted else None,
-        asking=asking,
+        rows=chosen,
         compute_dtype=compute_dtype,
     )
-    return jnp.mean(layer_norm(params["norm"], x, spec.eps), axis=1)
+    return _last_norm(backbone, x)
 
 
-def encode_stem(
-    params: dict, spec: ViTSpec, tokens: jax.Array, first_block: int, *, compute_dtype=jnp.float32
-) -> Stem:
-    """The frozen part of the block of the first adapter, for `encode_from_stem`.
+def prefix(
+    backbone: Backbone, inputs: Raw | Tokens, stop_block: int, *, compute_dtype=jnp.float32
+) -> Tokens:
+    """The residual stream before block `stop_block`, of the frozen model.
 
-    Args:
-        tokens: [B, N, D] before block `first_block`, from `encode_prefix` or `embed`.
+    It does not depend on adapters whose `first_block` is `stop_block` or later, so it can be
+    computed once for each input and kept; `encode` goes on from it.
     """
-    asking = (0, 1) if first_block == spec.depth - 1 else None
-    stem, _ = _block_stem(block_at(params, first_block), spec, tokens, None, asking, compute_dtype)
-    return stem
+    params, spec = backbone.params, backbone.spec
+    if not 0 <= stop_block < spec.depth:
+        raise ConfigError(f"stop_block: expected 0 to {spec.depth - 1}, found {stop_block}")
+    tokens = embed(backbone, inputs, compute_dtype=compute_dtype)
+    x = _run(params, spec, tokens, stop_block, None, None, None, compute_dtype)
+    return Tokens(x, tokens.mask, stop_block)
 
 
-def encode_from_stem(
-    params: dict,
-    spec: ViTSpec,
-    stem: Stem,
-    inserts: Inserts,
+def stem(
+    backbone: Backbone,
+    inputs: Raw | Tokens,
+    first_block: int,
+    *,
+    rows: Sequence[int] = CLASS_TOKEN,
+    compute_dtype=jnp.float32,
+) -> Stem:
+    """What every adapter of these inputs shares, up to where one adds in block `first_block`.
+
+    `rows` are those that `encode` will be asked for: they matter where that is the last block.
+    """
+    tokens = prefix(backbone, inputs, first_block, compute_dtype=compute_dtype)
+    in_last = first_block == backbone.spec.depth - 1
+    found, _ = _block_stem(
+        block_at(backbone.params, first_block),
+        backbone.spec,
+        tokens.stream,
+        tokens.mask,
+        None,
+        _positions(rows, tokens) if in_last else None,
+        compute_dtype,
+    )
+    rows = tuple(rows) if in_last else None
+    return found.replace(mask=tokens.mask, block=first_block, rows=rows)
+
+
+def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dtype):
+    """`encode` from what all adapters share."""
+    params, spec, first = backbone.params, backbone.spec, stem.block
+    if inserts is not None and (inserts.attention or inserts.tokens is not None):
+        raise ConfigError("a stem is shared by adapters alone; start from the inputs instead.")
+    early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
+    if adapter_spec is not None and adapter_spec.first_block != first:
+        raise ConfigError(
+            f"adapter.first_block: expected {first}, the block of the stem, found "
+            f"{adapter_spec.first_block}"
+        )
+    in_last, p, normed = first == spec.depth - 1, block_at(params, first), None
+    if in_last and tuple(rows) != stem.rows:
+        raise ConfigError(f"rows: expected {stem.rows}, those of the stem, found {tuple(rows)}")
+    adapter = None
+    if adapter_spec is not None:
+        adapter = last_adapter if in_last else jax.tree.map(lambda a: a[0], early)
+        if adapter_spec.input == "norm":
+            normed = stem.residual
+            normed = normed if spec.post_norm else layer_norm(p["norm2"], normed, spec.eps)
+    dropout = _dropout(inserts, dropout_key, compute_dtype, first, stem.residual.shape[1])
+    x = _block_output(p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype)
+    if in_last:
+        return _last_norm(backbone, x)
+    if adapter_spec is not None:
+        inserts = inserts.replace(
+            adapter=jax.tree.map(lambda a: a[1:], inserts.adapter),
+            adapter_spec=dataclasses.replace(adapter_spec, first_block=first + 1),
+        )
+    tokens = Tokens(x, stem.mask, first + 1)
+    options = {"dropout_key": dropout_key, "compute_dtype": compute_dtype}
+    return encode(backbone, tokens, inserts, rows=rows, **options)
+
+
+def encode_all(
+    backbone: Backbone,
+    inputs: Raw | Tokens,
+    inserts: Inserts | None = None,
     *,
     dropout_key: jax.Array | None = None,
     compute_dtype=jnp.float32,
-) -> jax.Array:
-    """The feature [B, D] under one adapter, from what all adapters share; equals `encode`.
+) -> list[jax.Array]:
+    """Every intermediate result, for tests, probes and plots; slower than `encode`.
 
-    Raises:
-        ConfigError: more than an adapter is inserted: the stem knows of no prompts.
+    Returns:
+        L + 2 arrays [B, N, D]: after the embedding, after each block, after the last LayerNorm
+        (inserted tokens are the last rows).
     """
-    if inserts.attention or inserts.tokens is not None:
-        raise ConfigError("a stem is shared by adapters alone; start from the images instead.")
+    params, spec = backbone.params, backbone.spec
     early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
-    first = adapter_spec.first_block
-    in_last = first == spec.depth - 1
-    adapter = last_adapter if in_last else jax.tree.map(lambda a: a[0], early)
-    p, normed = block_at(params, first), None
-    if adapter_spec.input == "norm":
-        normed = layer_norm(p["norm2"], stem.residual, spec.eps)
-    mask = _mask(inserts, dropout_key, compute_dtype, first, stem.residual.shape[1])
-    x = _with_adapter(stem, normed, adapter, adapter_spec, mask, compute_dtype)
-    if in_last:
-        return jnp.mean(layer_norm(params["norm"], x, spec.eps), axis=1)
-    rest = inserts.replace(
-        adapter=jax.tree.map(lambda a: a[1:], inserts.adapter),
-        adapter_spec=dataclasses.replace(adapter_spec, first_block=first + 1),
-    )
-    options = {"dropout_key": dropout_key, "compute_dtype": compute_dtype}
-    return encode_from(params, spec, x, rest, first + 1, **options)
+    adapters = [None] * spec.depth
+    if adapter_spec is not None:
+        adapters[adapter_spec.first_block :] = [*split_blocks(early), last_adapter]
+    inserted = _attention_inserts(inserts, spec) or [None] * spec.depth
+    tokens = _with_added(inserts, embed(backbone, inputs, compute_dtype=compute_dtype))
+    x = tokens.stream
+    results = [x]
+    for index, adapter in enumerate(adapters):
+        dropout = None
+        if adapter is not None:
+            dropout = _dropout(inserts, dropout_key, compute_dtype, index, x.shape[1])
+        x = block(
+            block_at(params, index),
+            spec,
+            x,
+            token_mask=tokens.mask,
+            adapter=adapter,
+            adapter_spec=adapter_spec,
+            dropout=dropout,
+            attention_insert=inserted[index],
+            compute_dtype=compute_dtype,
+        )
+        results.append(x)
+    return [*results, _last_norm(backbone, x)]
+
+
+def _last_norm(backbone, x):
+    """The LayerNorm after the last block; a post-norm block has done it."""
+    spec = backbone.spec
+    return x if spec.post_norm else layer_norm(backbone.params["norm"], x, spec.eps)
+
+
+def _take(x, rows):
+    """Rows of x [B, N, D]; None = all."""
+    if rows is None:
+        return x
+    if rows == tuple(range(rows[0], rows[0] + len(rows))):
+        return x[:, rows[0] : rows[-1] + 1]
+    return jnp.stack([x[:, row] for row in rows], axis=1)
+
+
+def _positions(rows, tokens):
+    """`rows` as places from 0 on."""
+    count, rows = tokens.stream.shape[1], tuple(rows)
+    if not rows or not all(-count <= row < count for row in rows):
+        raise ConfigError(f"rows: expected some of {count} tokens, found {rows}")
+    return tuple(row % count for row in rows)
 
 
 def _attention_inserts(inserts, spec):
@@ -339,59 +356,19 @@ def _attention_inserts(inserts, spec):
     return found
 
 
-def _with_tokens(inserts, x, start_block):
-    """(x with the inserted tokens at the end, which rows give the feature). Attention does not see
-    the order of tokens, so in front and at the end are the same.
-    """
+def _with_added(inserts, tokens):
+    """The tokens with the inserted ones behind them."""
     if inserts is None or inserts.tokens is None:
-        return x, (0, 1)
-    if start_block != 0:
-        raise ConfigError(f"tokens are inserted before block 0, not before block {start_block}.")
-    extra = jnp.broadcast_to(
+        return tokens
+    if tokens.block != 0:
+        raise ConfigError(f"tokens are inserted before block 0, not before block {tokens.block}.")
+    x, mask = tokens.stream, tokens.mask
+    added = jnp.broadcast_to(
         inserts.tokens.astype(x.dtype), (x.shape[0], *inserts.tokens.shape[-2:])
     )
-    return jnp.concatenate([x, extra], axis=1), (x.shape[1], x.shape[1] + extra.shape[1])
-
-
-def encode_all(
-    params: dict,
-    spec: ViTSpec,
-    images: jax.Array,
-    inserts: Inserts | None = None,
-    *,
-    dropout_key: jax.Array | None = None,
-    compute_dtype=jnp.float32,
-) -> list[jax.Array]:
-    """Every intermediate result, for tests, probes and plots; slower than `encode`.
-
-    Returns:
-        L + 2 arrays [B, N, D]: after the embedding, after each block, after the last LayerNorm
-        (its row 0 is the feature; inserted tokens are the last rows).
-    """
-    early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
-    adapters = [None] * spec.depth
-    if adapter_spec is not None:
-        adapters[adapter_spec.first_block :] = [*split_blocks(early), last_adapter]
-    inserted = _attention_inserts(inserts, spec) or [None] * spec.depth
-    x = embed(params, spec, images, compute_dtype=compute_dtype)
-    x, _ = _with_tokens(inserts, x, 0)
-    results = [x]
-    for index, adapter in enumerate(adapters):
-        mask = None
-        if adapter is not None:
-            mask = _mask(inserts, dropout_key, compute_dtype, index, x.shape[1])
-        x = block(
-            block_at(params, index),
-            spec,
-            x,
-            adapter=adapter,
-            adapter_spec=adapter_spec,
-            mask=mask,
-            attention_insert=inserted[index],
-            compute_dtype=compute_dtype,
-        )
-        results.append(x)
-    return [*results, layer_norm(params["norm"], x, spec.eps)]
+    if mask is not None:
+        mask = jnp.concatenate([mask, jnp.ones(added.shape[:2], bool)], axis=1)
+    return Tokens(jnp.concatenate([x, added], axis=1), mask)
 
 
 def _split_inserts(inserts, spec):
@@ -412,7 +389,7 @@ def _split_inserts(inserts, spec):
     return early, last, inserts.adapter_spec
 
 
-def _mask(inserts, dropout_key, dtype, index, num_tokens):
+def _dropout(inserts, dropout_key, dtype, index, num_tokens):
     """Factors on the adapter's hidden units in one block: dropout, given ones, or None."""
     if inserts is None or inserts.adapter is None:
         return None
@@ -423,21 +400,23 @@ def _mask(inserts, dropout_key, dtype, index, num_tokens):
     return dropout_mask(dropout_key, inserts.adapter_spec, index, num_tokens, dtype)
 
 
-def _run(params, spec, x, start, stop, adapters, adapter_spec, mask_of, dtype, inserted=()):
-    """Blocks start, ..., stop - 1 on all tokens. `adapters` holds those of [first_block, L - 1)."""
+def _run(params, spec, tokens, stop, adapters, adapter_spec, mask_of, dtype, inserted=()):
+    """The stream before block `stop`, with the adapters of [first_block, L - 1)."""
+    x, start = tokens.stream, tokens.block
     first = stop if adapter_spec is None else min(adapter_spec.first_block, stop)
 
     def one(x, index, adapter, insert=None):
-        mask = None
+        dropout = None
         if adapter is not None:
-            mask = mask_of(index, x.shape[1])
+            dropout = mask_of(index, x.shape[1])
         return block(
             block_at(params, index),
             spec,
             x,
+            token_mask=tokens.mask,
             adapter=adapter,
             adapter_spec=adapter_spec,
-            mask=mask,
+            dropout=dropout,
             attention_insert=insert,
             compute_dtype=dtype,
         )

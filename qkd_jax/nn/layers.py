@@ -163,6 +163,7 @@ def attention(
     num_heads: int,
     dtype,
     insert: AttentionInsert | None = None,
+    token_mask: jax.Array | None = None,
 ) -> jax.Array:
     """Multi-head self-attention of some tokens to all tokens.
 
@@ -172,6 +173,7 @@ def attention(
         x: [B, N, D], the normalised tokens that answer, the class token first.
         num_heads: H; each head is D / H wide.
         insert: what is inserted in the keys and values of this block.
+        token_mask: bool [B, N], the tokens that may answer; None is all. Prefix rows always may.
 
     Returns:
         [B, M, D] in `dtype`.
@@ -191,6 +193,10 @@ def attention(
     k, v = heads(key), heads(value)
     wide = at_least_float32(dtype)
     logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide)
+    if token_mask is not None:
+        prefix = k.shape[2] - token_mask.shape[1]
+        answering = jnp.pad(token_mask, ((0, 0), (prefix, 0)), constant_values=True)
+        logits = jnp.where(answering[:, None, None, :], logits, jnp.finfo(wide).min)
     # softmax(l) v = exp(l - max) v / sum(exp(l - max)): dividing the [M, D/H] result is cheaper
     # than dividing the [M, N] weights. The maximum cancels, so it needs no derivative.
     weights = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))

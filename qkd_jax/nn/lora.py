@@ -14,9 +14,10 @@ small directions in float32.
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.nn.encode import Inserts, encode_all
+from qkd_jax.nn.backbone import Backbone, block_at
+from qkd_jax.nn.encode import Inserts, embed, encode_all
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.layers import AttentionInsert, layer_norm
-from qkd_jax.nn.vit import ViTSpec, block_at
 
 
 def branch_inserts(down: jax.Array, up: dict[str, jax.Array]) -> Inserts:
@@ -40,27 +41,36 @@ def branch_inserts(down: jax.Array, up: dict[str, jax.Array]) -> Inserts:
 
 
 def attention_moments(
-    params: dict,
-    spec: ViTSpec,
-    images: jax.Array,
+    backbone: Backbone,
+    inputs: Raw,
     mask: jax.Array,
     inserts: Inserts,
     compute_dtype=jnp.float32,
-) -> jax.Array:
-    """[L, D, D]: sum of x x^T over all tokens x that enter each block's attention.
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of x x^T over all tokens x that enter each block's attention, and how many they are.
 
     Args:
-      images: [B, H, W, 3], normalised.
-      mask: bool [B]; images where it does not hold are left out.
+      mask: bool [B]; inputs where it does not hold are left out.
+
+    Returns:
+      ([L, D, D], float32 []).
     """
-    streams = encode_all(params, spec, images, inserts, compute_dtype=compute_dtype)
+    params, spec = backbone.params, backbone.spec
+    tokens = embed(backbone, inputs, compute_dtype=compute_dtype)
+    streams = encode_all(backbone, tokens, inserts, compute_dtype=compute_dtype)
+    real = jnp.broadcast_to(mask[:, None], tokens.stream.shape[:2])
+    if tokens.mask is not None:
+        real = real & tokens.mask
 
     def of_block(index):
-        x = layer_norm(block_at(params, index)["norm1"], streams[index], spec.eps)
-        x = jnp.where(mask[:, None, None], x, 0.0).reshape(-1, spec.width)
+        x = streams[index]
+        if not spec.post_norm:
+            x = layer_norm(block_at(params, index)["norm1"], x, spec.eps)
+        x = jnp.where(real[:, :, None], x, 0.0).reshape(-1, spec.width)
         return jnp.matmul(x.T, x, precision="highest")
 
-    return jnp.stack([of_block(index) for index in range(spec.depth)])
+    moments = jnp.stack([of_block(index) for index in range(spec.depth)])
+    return moments, jnp.sum(real.astype(jnp.float32))
 
 
 def free_directions(moment: jax.Array, occupied: jax.Array, rank: int) -> jax.Array:

@@ -1,28 +1,28 @@
-"""What a vision transformer is made of: its spec and its parameters (`encode.py` runs it).
+"""A vision transformer: its spec, its parameters and its embedding (`encode.py` runs its blocks).
 
 Parameters are a plain pytree:
 
     {"patch": {"kernel": [P*P*3, D], "bias"?: [D]},      kernel rows ordered (row, column, channel)
      "class_token": [D], "position": [1+N, D], "pre_norm"?: {"scale", "bias"},
-     "blocks": list of L dicts, or one dict of arrays with a leading axis L (see `stack_blocks`),
+     "blocks": list of L dicts, or one dict of arrays with a leading axis L (`stack_blocks`),
          {"norm1", "query", "key", "value", "out", "norm2", "fc1", "fc2", "scale1"?, "scale2"?},
      "norm": {"scale", "bias"}, "projection"?: [D, E]}
 
 One description holds ViT and DeiT (AugReg), CLIP and DINOv2.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.nn.layers import ACTIVATIONS, as_row
+from qkd_jax.nn import pixels
+from qkd_jax.nn.inputs import Tokens
+from qkd_jax.nn.layers import ACTIVATIONS, at_least_float32, layer_norm, linear
 
 
 @dataclass(frozen=True)
@@ -73,53 +73,76 @@ class ViTSpec:
                 f"{self.image_size}; try {near}"
             )
 
+    fields: ClassVar[tuple[str, ...]] = ("image",)
+    post_norm: ClassVar[bool] = False
+
+    @property
+    def input_size(self) -> int:
+        """What `Examples.load` needs to know: the side of an image, pixels."""
+        return self.image_size
+
     @property
     def num_tokens(self) -> int:
         """The class token and the patches of one image."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
+    def check_form(
+        self, fields: dict[str, Any], *, of_steps: bool = False
+    ) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The fields as a compiled function takes them, and the shape of their rows, (B,) or
+        (S, B); only shapes and types are looked at.
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How pixels in [0, 1] become the input: resize, crop, subtract mean, divide by std.
+        Raises:
+            DataError: not [B, H, W, 3] of uint8 or floats (or [S, B, H, W, 3] with `of_steps`).
+        """
+        image = fields["image"]
+        pixels.check_shape(image, self.image_size, "image", of_steps=of_steps)
+        return {"image": pixels.as_native(image)}, tuple(image.shape[:-3])
 
-    Attributes:
-        mean, std: of each channel (RGB).
-        interpolation: of the resize, e.g. "bicubic".
-        crop_fraction: side of the centre crop over the side of the resized image, for evaluation.
-    """
+    def check_values(self, fields: dict[str, Any], mask: np.ndarray) -> None:
+        """Raises DataError unless the pixels of real images (mask [B] or [S, B]) are in range."""
+        pixels.check_pixels(fields["image"], "image", mask)
 
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    interpolation: str = "bicubic"
-    crop_fraction: float = 0.875
+    def embed(
+        self, params: dict, fields: dict[str, jax.Array], preprocessing: Any, compute_dtype: Any
+    ) -> Tokens:
+        """Patches, class token, positions and CLIP's first LayerNorm; the class token is row 0.
 
+        Args:
+            fields: {"image": [B, H, W, 3]}, uint8 in 0..255 or floating point in [0, 1].
+            preprocessing: a `Preprocessing`; None = pixels are as the weights were trained on.
 
-@struct.dataclass
-class Backbone:
-    """A frozen transformer: parameters (pytree) and everything static about it."""
+        Returns:
+            Tokens [B, N, D] in float32 (float64 when computing in float64).
 
-    params: Any
-    spec: ViTSpec = struct.field(pytree_node=False)
-    preprocessing: Preprocessing = struct.field(pytree_node=False, default=Preprocessing())
-    name: str = struct.field(pytree_node=False, default="")
-
-
-def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32) -> jax.Array:
-    """Turn pixels into the transformer's input.
-
-    Args:
-        images: [B, H, W, 3]; uint8 in 0..255, or floating point in [0, 1].
-
-    Returns:
-        [B, H, W, 3] in `dtype`.
-    """
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        images = images.astype(dtype) * jnp.asarray(1.0 / 255.0, dtype)
-    images = images.astype(dtype)
-    mean = as_row(jnp.asarray(preprocessing.mean, dtype), images)
-    std = as_row(jnp.asarray(preprocessing.std, dtype), images)
-    return (images - mean) / std
+        Raises:
+            ConfigError: images or positions do not fit the spec.
+        """
+        images, side, patch = fields["image"], self.image_size, self.patch_size
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+            raise ConfigError(
+                f"image: expected [B, {side}, {side}, 3], found {list(images.shape)}. "
+                "Resize the images, or load the backbone with another image_size."
+            )
+        if params["position"].shape[0] != self.num_tokens:
+            raise ConfigError(
+                f"position: expected {self.num_tokens} rows for image_size {side}, found "
+                f"{params['position'].shape[0]}. `load_backbone` resamples them."
+            )
+        wide = at_least_float32(compute_dtype)
+        images = pixels.normalize(images, preprocessing or pixels.Preprocessing(), wide)
+        batch, grid = images.shape[0], side // patch
+        folded = images.reshape(batch, grid, patch, grid, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        folded = folded.reshape(batch, grid * grid, patch * patch * 3)
+        tokens = linear(params["patch"], folded, compute_dtype).astype(wide)
+        class_token = jnp.broadcast_to(
+            params["class_token"].astype(wide)[None, None, :], (batch, 1, self.width)
+        )
+        x = jnp.concatenate([class_token, tokens], axis=1)
+        x = x + params["position"].astype(wide)[None]
+        if self.pre_norm:
+            x = layer_norm(params["pre_norm"], x, self.eps)
+        return Tokens(x)
 
 
 def param_shapes(spec: ViTSpec) -> dict:
@@ -181,19 +204,3 @@ def init_random(key: jax.Array, spec: ViTSpec, dtype=jnp.float32) -> dict:
         else:
             leaves.append(0.1 * values)
     return treedef.unflatten(leaves)
-
-
-def stack_blocks(params: dict) -> dict:
-    """Turn the list of blocks into one dict of arrays with a leading axis L (the scanned form)."""
-    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"])
-    return {**params, "blocks": blocks}
-
-
-def block_at(params: dict, index: int | jax.Array) -> dict:
-    """Parameters of one block, from either form; `index` may be traced in the stacked form."""
-    blocks = params["blocks"]
-    if isinstance(blocks, Sequence):
-        return blocks[index]
-    return jax.tree.map(
-        lambda a: jax.lax.dynamic_index_in_dim(a, index, axis=0, keepdims=False), blocks
-    )

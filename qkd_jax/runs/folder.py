@@ -22,12 +22,13 @@ from qkd_jax.settings import config as configuration
 from qkd_jax.protocol import tasks as protocol
 from qkd_jax.settings.config import Config
 from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, joined, rows_of
-from qkd_jax.data.image_set import Split, concatenate
+from qkd_jax.data.examples import Split
+from qkd_jax.data.image_set import concatenate
 from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import CheckpointError, ConfigError
 from qkd_jax.learners.qkd.gate import drawing
-from qkd_jax.nn.vit import Backbone
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.runs.plan import Plan
 from qkd_jax.reports.files import write_atomically
 

@@ -27,7 +27,7 @@ def load_run(
 ) -> LoadedRun:
     """What a run has learned so far, from its folder `runs/<experiment>/<method>/seed<k>`.
 
-        trained = qkd_jax.runs.load("runs/renditions/qkd/seed1993")
+        trained = qkd_jax.load_run("runs/renditions/qkd/seed1993")
         scores = qkd_jax.predict(trained.state, images)              # [B, C]
         names = [trained.class_names[label] for label in scores.argmax(axis=1)]
 

@@ -23,13 +23,14 @@ from qkd_jax.protocol import tasks as protocol
 from qkd_jax.settings.config import Config
 from qkd_jax.data.contents import read_contents, told_leaks, verify
 from qkd_jax.data.crops import crop_draws
-from qkd_jax.data.image_set import ImageSet
+from qkd_jax.data.examples import Examples
 from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
 from qkd_jax.errors import CheckpointError, QkdError, check_system
 from qkd_jax.learners.qkd.gate import num_parameters
 from qkd_jax.engine import verbs
 from qkd_jax.learners.shape import learner_of
-from qkd_jax.nn.vit import Backbone
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.runs.plan import Plan, plan
 from qkd_jax.runs.progress import NullProgress, Progress, counting
 from qkd_jax.runs.folder import (
@@ -40,7 +41,7 @@ from qkd_jax.runs.folder import (
     exclusive,
     run_folder,
 )
-from qkd_jax.engine.sharding import runner_of
+from qkd_jax.engine.sharding import engine_of
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.learners.state import LearnerState, join, split
 
@@ -125,11 +126,11 @@ class _Loop:
         self.folder, self.variant = folder, variant
         self.show_progress, self.progress = show_progress, NullProgress()
         self.learner = learner_of(self.config)
-        self.runner = runner_of(self.config.train)
+        self.engine = engine_of(self.config.train)
         self.writer = Writer(folder, hosts.is_first())
         key = jax.random.key(self.config.seed)
         # On one device; `everywhere` has the copies of all.
-        self.state = self.runner.alone(verbs.init_state(key, backbone, self.config))
+        self.state = self.engine.alone(verbs.init_state(key, backbone, self.config))
         self._placed: tuple[LearnerState, LearnerState] | None = None
         self.task_of_class = protocol.task_of_class(self.tasks, self.config.num_classes)
         self.correct, self.total = metrics.empty_matrix(len(self.tasks))
@@ -149,7 +150,7 @@ class _Loop:
         """The state with a copy on every device, made when it is first asked for."""
         if self._placed is None or self._placed[0] is not self.state:
             self._placed = None  # gives its memory back first
-            self._placed = (self.state, self.runner.place(self.state))
+            self._placed = (self.state, self.engine.place(self.state))
         return self._placed[1]
 
     def epochs_of(self, task: protocol.Task) -> int:
@@ -203,7 +204,7 @@ class _Loop:
             self.writer.trim_log("metrics.jsonl", -1, 0)
             return 0, 0
         state, meta = found
-        self.state = self.runner.alone(state)
+        self.state = self.engine.alone(state)
         names = ("correct", "total", "within_task")
         self.correct, self.total, self.within_task = (np.asarray(meta[k], np.int64) for k in names)
         self.confusion = None if meta["confusion"] is None else np.asarray(meta["confusion"])
@@ -213,7 +214,7 @@ class _Loop:
         learned = np.flatnonzero((self.task_of_class >= 0) & (self.task_of_class < first))
         if 0 < first < len(self.tasks):
             # Counted when they were first computed; a resumed run reports the same number.
-            self._fill(self.test, self.learner.slots(first - 1), learned, count=False)
+            self._fill(self.test, self.learner.slots.score(first - 1), learned, count=False)
         return first, int(self.state.step) if int(self.state.task) == first else 0
 
     def _learn(self, task: protocol.Task, checkpoints) -> None:
@@ -224,30 +225,30 @@ class _Loop:
         features = self._features_of(train)
         self.lap_began = time.monotonic()
         if int(self.state.task) < task.index:
-            self.state = verbs.open_task(self.state, task, num_steps)
+            self.state = self.engine.open_task(self.state, task, num_steps)
             if self.learner.survey is not None:
-                self.state = verbs.prepare(self.state, self._survey(features))
+                self.state = self.engine.before(self.state, self._survey(features))
         if num_steps:
             if not self.config.data.augment:
                 # Resumed within the task: the checkpoint has counted them.
                 fresh = int(self.state.step) == 0
-                self._fill(features, self.learner.teachers(task.index), task.classes, count=fresh)
+                self._fill(features, self.learner.slots.loss(task.index), task.classes, count=fresh)
             self._train(task, train, features, num_steps, checkpoints)
-        self.state = verbs.freeze(self.state)
+        self.state = self.engine.freeze(self.state)
         if self.learner.survey is not None:
-            self.state = verbs.absorb(self.state, self._survey(features))
-        self._fill(features, self.learner.slots_at_end(task.index), task.classes)
-        self.state = verbs.finish(self.state, features.batches())
+            self.state = self.engine.after(self.state, self._survey(features))
+        self._fill(features, self.learner.slots.at_end(task.index), task.classes)
+        self.state = self.engine.finish(self.state, features.batches())
         self._need_finite("when the task ended", self.learner.end_rate)
         self._lap("train")
         self._evaluate(task)
         self._save(checkpoints, task.index + 1)
 
     def _survey(self, features: SlotFeatures) -> Any:
-        return self.runner.survey(self.everywhere, features.images_in_batches())
+        return self.engine.survey(self.everywhere, features.inputs_in_batches())
 
-    def _features_of(self, images: ImageSet) -> SlotFeatures:
-        return SlotFeatures(images, self.config, self.state.backbone.spec, self.runner)
+    def _features_of(self, images: Examples) -> SlotFeatures:
+        return SlotFeatures(images, self.config, self.state.backbone.spec, self.engine)
 
     def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
         """Computes missing features of `classes` under slots first..end-1; the rows of those."""
@@ -264,7 +265,7 @@ class _Loop:
         held, moving = split(start)
         done = int(self.state.step)
         # The same in every task, so that the step is compiled once.
-        cached = not config.data.augment and bool(self.learner.teachers(len(self.tasks)))
+        cached = not config.data.augment and bool(self.learner.slots.loss(len(self.tasks)))
         with self.writer.log("metrics.jsonl") as log:
             for epoch in range(done // per_epoch, epochs):
                 skipped = done - epoch * per_epoch
@@ -273,7 +274,7 @@ class _Loop:
                     len(train),
                     batch_size,
                     start_step=skipped,
-                    padded_to=self.runner.padded(batch_size),
+                    padded_to=self.engine.padded(batch_size),
                     **place,
                 )
                 loaded = prefetch(
@@ -281,7 +282,7 @@ class _Loop:
                 )
                 began = time.monotonic()
                 for batch, real in loaded:
-                    moving, values = self.runner.step(held, moving, batch)
+                    moving, values = self.engine.step(held, moving, batch)
                     done += 1
                     self.counts["trained"] += real
                     record = {name: float(value) for name, value in values.items()}
@@ -295,13 +296,13 @@ class _Loop:
                     if stop or (done % config.train.checkpoint_every == 0 and done < num_steps):
                         log.flush()
                         self._lap("train")
-                        self.state = self.runner.alone(join(held, moving))
+                        self.state = self.engine.alone(join(held, moving))
                         self._need_finite(f"step {done}", TRAINING_RATE)
                         self._save(checkpoints, task.index)
                     if stop:
                         raise Interrupted
                     began = time.monotonic()
-        self.state = self.runner.alone(join(held, moving))
+        self.state = self.engine.alone(join(held, moving))
         self._need_finite(f"step {done}", TRAINING_RATE)
 
     def _need_finite(self, when: str, rate: str) -> None:
@@ -338,10 +339,10 @@ class _Loop:
             indices, mask = hosts.own_rows(every_index), hosts.own_rows(every_mask)
             if config.data.augment:
                 draws = crop_draws(indices, **place)
-                batch = {"image": train.load(indices, config.backbone.image_size, draws)}
+                inputs = Raw(train.load(indices, features.spec.input_size, draws))
             else:
                 inputs = features.inputs(state, indices)
-                batch = {"tokens" if inputs.ndim == 3 else "image": inputs}
+            batch = {"inputs": inputs}
             if cached:
                 batch["features"] = features.values[indices]
             batch |= {"label": train.labels[indices].astype(np.int32), "mask": mask}
@@ -370,16 +371,16 @@ class _Loop:
     def _evaluate(self, task: protocol.Task) -> None:
         """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
         seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
-        from_images = self.learner.reads_images(self.config)
-        rows = self._fill(self.test, () if from_images else self.learner.slots(task.index), seen)
+        from_images = self.learner.predict(self.config) is not None
+        rows = self._fill(self.test, () if from_images else self.learner.slots.score(task.index), seen)
         labels = self.data.test.labels[rows]
         scores, relevance = [], []
         for indices, mask in eval_batches(len(rows), self.test.batch_size):
             if from_images:
                 inputs = self.test.inputs(self.everywhere, rows[hosts.own_rows(indices)])
-                found, weights = self.runner.predict(self.everywhere, inputs)
+                found, weights = self.engine.predict(self.everywhere, inputs)
             else:
-                found, weights = verbs.score(self.state, self.test.values[rows[indices]])
+                found, weights = self.engine.score(self.state, self.test.values[rows[indices]])
             scores.append(np.asarray(found)[mask])
             if weights is not None:
                 relevance.append(np.asarray(weights)[mask])
@@ -426,8 +427,8 @@ class _Loop:
         Decoding is not counted. Compiled programs are warmed on one slot before the clock starts.
         """
         task = len(self.tasks) - 1
-        from_images = self.learner.reads_images(self.config)
-        slots = () if from_images else self.learner.slots(task)
+        from_images = self.learner.predict(self.config) is not None
+        slots = () if from_images else self.learner.slots.score(task)
         size = min(self.test.batch_size, len(self.data.test))
         everything = range(self.config.num_classes)
 
@@ -436,9 +437,9 @@ class _Loop:
             for indices, _ in eval_batches(len(features.set), features.batch_size):
                 if from_images:
                     inputs = features.inputs(self.everywhere, hosts.own_rows(indices))
-                    self.runner.predict(self.everywhere, inputs)
+                    self.engine.predict(self.everywhere, inputs)
                 else:
-                    jax.block_until_ready(verbs.score(self.state, features.values[indices]))
+                    jax.block_until_ready(self.engine.score(self.state, features.values[indices]))
 
         images, seconds = 0, 0.0
         for start in range(0, len(self.data.test) - size + 1, size):
@@ -446,7 +447,7 @@ class _Loop:
             if not images:
                 classify(self._features_of(batch), slots[:1])
             features = self._features_of(batch)
-            features.images(np.arange(size))
+            features.fields(np.arange(size))
             began = time.monotonic()
             classify(features, slots)
             seconds += time.monotonic() - began
@@ -505,8 +506,8 @@ class _Loop:
             "gate_parameters": num_parameters(trainable.get("gate", {})),
             "train_images": self.counts["trained"],
             "extracted_features": self.counts["extracted"],
-            "compilations": self.runner.compilations,
-            "devices": self.runner.num_devices,
+            "compilations": self.engine.compilations,
+            "devices": self.engine.num_devices,
             "wall_seconds": self.clock(),
             "train_seconds": spent["train"],
             "eval_seconds": spent["eval"],

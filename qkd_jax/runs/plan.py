@@ -7,7 +7,8 @@ import numpy as np
 
 from qkd_jax.protocol import tasks as protocol
 from qkd_jax.settings.config import Config
-from qkd_jax.data.image_set import ImageSet, Split
+from qkd_jax.data.examples import Split
+from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.splits import SHOWN, last_of_each_class
 from qkd_jax.errors import ConfigError, DataError

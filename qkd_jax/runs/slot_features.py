@@ -1,105 +1,136 @@
-"""Features of a set's images, each (image, slot) pair computed once in a run.
+"""Features of a set's inputs, each (input, slot) pair computed once in a run.
 
 A filled slot never changes again, so evaluating after each of T tasks costs N T passes and not N
-T^2.
+T^2. What all slots share of an input (`passes.shared_part`) is computed once too.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import numpy as np
 
-from qkd_jax.engine import hosts
-from qkd_jax.settings.config import Config
-from qkd_jax.data.image_set import ImageSet
+from qkd_jax.data.examples import Examples
 from qkd_jax.data.streams import eval_batches, prefetch
-from qkd_jax.engine import verbs
+from qkd_jax.engine import hosts
+from qkd_jax.engine.engine import Engine
 from qkd_jax.learners.shape import learner_of
-from qkd_jax.nn.vit import ViTSpec
-from qkd_jax.engine.engine import Runner
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.backbone import Spec
+from qkd_jax.nn.inputs import Raw, Stem
+from qkd_jax.settings.config import Config
 
-# A decoded set up to this size stays in memory; larger ones are decoded again in every pass.
-KEEP_DECODED_BYTES = 2 * 1024**3
+# Decoded inputs up to this size stay in memory, and so does what slots share; larger sets are
+# decoded and computed again in every pass.
+KEEP_BYTES = 2 * 1024**3
 
 
 class SlotFeatures:
-    """Features [N, S, D] of a set's images under filled slots, each computed once."""
+    """Features [N, S, D] of a set's inputs under filled slots, each computed once."""
 
-    def __init__(self, images: ImageSet, config: Config, spec: ViTSpec, runner: Runner):
-        self.set, self.config, self.spec, self.runner = images, config, spec, runner
-        slots = verbs.num_slots(config)
-        self.values = np.zeros((len(images), slots, spec.width), np.float32)
-        self.known = np.zeros((len(images), slots), bool)
-        self.computed = 0  # (image, slot) pairs so far
-        self.batch_size = runner.padded(config.train.eval_batch_size)
-        size = config.backbone.image_size
-        small = len(images) * size * size * 3 <= KEEP_DECODED_BYTES
-        self._decoded = np.zeros((len(images), size, size, 3), np.uint8) if small else None
-        self._is_decoded = np.zeros(len(images), bool)
-        self._tokens, self._has_tokens = self._token_store(), np.zeros(len(images), bool)
-
-    def _token_store(self) -> np.ndarray | None:
-        """Room for what the blocks before the first adapter give, if there are any and it fits."""
-        config, spec = self.config, self.spec
-        tokens = 1 + (spec.image_size // spec.patch_size) ** 2
-        needed = len(self.set) * tokens * spec.width * 4
-        fits = self._decoded is not None and needed <= KEEP_DECODED_BYTES
+    def __init__(self, examples: Examples, config: Config, spec: Spec, engine: Engine):
+        self.set, self.config, self.spec, self.engine = examples, config, spec, engine
         learner = learner_of(config)
-        if learner.loss is None or learner.first_block(config) == 0 or not fits:
-            return None
-        return np.zeros((len(self.set), tokens, spec.width), np.float32)
+        slots = learner.num_slots(config)
+        self.values = np.zeros((len(examples), slots, spec.width), np.float32)
+        self.known = np.zeros((len(examples), slots), bool)
+        self.computed = 0  # (input, slot) pairs so far
+        self.batch_size = engine.padded(config.train.eval_batch_size)
+        self._fields, self._shared = _Kept(len(examples)), _Kept(len(examples))
+        # Where nothing is trained each pair is computed once anyway.
+        self._shares = learner.loss is not None and learner.first_block(config) is not None
 
-    def inputs(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
-        """What the learner reads for `rows`: kept tokens [n, N, D] where they are stored, else
-        pixels.
+    def inputs(self, state: LearnerState, rows: np.ndarray) -> Raw | Stem:
+        """What the learner reads for `rows`: what slots share where that is kept, else the inputs
+        themselves.
         """
-        if self._tokens is None:
-            return self.images(rows)
-        missing = np.unique(rows[~self._has_tokens[rows]])
+        if self._shares and self._shared.fits:
+            found = self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
+            if found is not None:
+                return found
+        return Raw(self.fields(rows))
+
+    def _shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
         # Hosts miss different rows: what they do here, they do alone.
         size = self.batch_size // hosts.count()
-        for indices, mask in eval_batches(len(missing), size):
-            tokens = self.runner.prefix(state, self.images(missing[indices]))
-            self._tokens[missing[indices[mask]]] = tokens[mask]
-        self._has_tokens[missing] = True
-        return self._tokens[rows]
+        parts = []
+        for indices, mask in eval_batches(len(rows), size):
+            found = self.engine.shared(state, Raw(self.fields(rows[indices])))
+            parts.append(jax.tree.map(lambda a, mask=mask: np.asarray(a)[mask], found))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """Pixels uint8 [n, S, S, 3] as a test sees them; decoded once if they fit in memory."""
-        size = self.config.backbone.image_size
-        if self._decoded is None:
-            return self.set.load(rows, size)
-        missing = np.unique(rows[~self._is_decoded[rows]])
-        if missing.size:
-            self._decoded[missing] = self.set.load(missing, size)
-            self._is_decoded[missing] = True
-        return self._decoded[rows]
+    def fields(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The inputs as a test sees them; decoded once if they fit in memory."""
+
+        def load(missing):
+            return self.set.load(missing, self.spec.input_size)
+
+        found = self._fields.rows(rows, load) if self._fields.fits else None
+        return load(rows) if found is None else found
 
     def fill(self, state: LearnerState, slots, classes) -> np.ndarray:
-        """Computes what is missing for images of `classes` under `slots`; returns the rows of
+        """Computes what is missing for inputs of `classes` under `slots`; returns the rows of
         those classes.
         """
         rows = np.flatnonzero(np.isin(self.set.labels, list(classes)))
-        for slot in slots:
-            missing = rows[~self.known[rows, slot]]
-            batches = [(missing[i], m) for i, m in eval_batches(len(missing), self.batch_size)]
-            own = hosts.own_rows
+        own = hosts.own_rows
+
+        def missing(slot):
+            return rows[~self.known[rows, slot]]
+
+        # Slots that miss the same rows are computed in one pass over them.
+        for _, group in itertools.groupby(slots, lambda slot: missing(slot).tobytes()):
+            group = tuple(group)
+            lacking = missing(group[0])
+            batches = [(lacking[i], m) for i, m in eval_batches(len(lacking), self.batch_size)]
             loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
-            for batch_rows, mask, inputs in loaded:
-                found = self.runner.extract(state, inputs, slot, self.values[own(batch_rows)])
-                self.values[batch_rows[mask], slot] = found[mask]
-                self.known[batch_rows[mask], slot] = True
-                self.computed += int(mask.sum())
+            for part, mask, inputs in loaded:
+                found = self.engine.features(state, inputs, group, self.values[own(part)])
+                found = np.asarray(found)[mask]
+                for slot in group:
+                    self.values[part[mask], slot] = found[:, slot]
+                    self.known[part[mask], slot] = True
+                self.computed += int(mask.sum()) * len(group)
         return rows
 
-    def images_in_batches(self) -> Iterator[dict]:
-        """This host's pixels and mask of the whole set, in batches of one size."""
+    def inputs_in_batches(self) -> Iterator[dict]:
+        """This host's inputs and mask of the whole set, in batches of one size."""
         own = hosts.own_rows
         for indices, mask in eval_batches(len(self.set), self.batch_size):
-            yield {"image": self.images(own(indices)), "mask": own(mask)}
+            yield {"inputs": Raw(self.fields(own(indices))), "mask": own(mask)}
 
     def batches(self) -> Iterator[dict]:
         """Features and labels of the whole set, in order, in batches of one size."""
         for indices, mask in eval_batches(len(self.set), self.batch_size):
             labels = self.set.labels[indices].astype(np.int32)
             yield {"features": self.values[indices], "label": labels, "mask": mask}
+
+
+class _Kept:
+    """Rows of a pytree of arrays, each computed when it is first asked for, then kept."""
+
+    def __init__(self, size: int):
+        self.size, self.fits, self.tree = size, True, None
+        self.has = np.zeros(size, bool)
+
+    def rows(self, rows: np.ndarray, compute: Callable[[np.ndarray], Any]) -> Any:
+        """The pytree of `rows`, or None where all rows together do not fit in memory.
+
+        Args:
+          compute: rows -> pytree of arrays, one row each.
+        """
+        missing = np.unique(rows[~self.has[rows]])
+        if missing.size:
+            found = compute(missing)
+            if self.tree is None:
+                one = sum(leaf.nbytes for leaf in jax.tree.leaves(found)) // len(missing)
+                self.fits = one * self.size <= KEEP_BYTES
+                if not self.fits:
+                    return None
+                self.tree = jax.tree.map(
+                    lambda leaf: np.zeros((self.size, *leaf.shape[1:]), leaf.dtype), found
+                )
+            jax.tree.map(lambda kept, new: kept.__setitem__(missing, new), self.tree, found)
+            self.has[missing] = True
+        return jax.tree.map(lambda leaf: leaf[rows], self.tree)

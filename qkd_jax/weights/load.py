@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.errors import ConfigError, WeightsError
+from qkd_jax.nn.backbone import Backbone, stack_blocks
 from qkd_jax.nn.positions import resample_positions
-from qkd_jax.nn.vit import Backbone, ViTSpec, init_random, param_shapes, stack_blocks
+from qkd_jax.nn.vit import ViTSpec, init_random, param_shapes
 from qkd_jax.weights.fetch import cache_folder, expanded, fetch
 from qkd_jax.weights.hints import hint, prefixes_of
 from qkd_jax.weights.key_maps import KEY_MAPS, SEPARATORS, UNUSED_PREFIXES

@@ -4,7 +4,8 @@ import difflib
 from dataclasses import dataclass, field
 
 from qkd_jax.errors import WeightsError
-from qkd_jax.nn.vit import Preprocessing, ViTSpec
+from qkd_jax.nn.pixels import Preprocessing
+from qkd_jax.nn.vit import ViTSpec
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from qkd_jax.data.contents import (
     told_leaks,
     verify,
 )
-from qkd_jax.data.image_set import Split, from_arrays
+from qkd_jax.data.examples import Split
+from qkd_jax.data.image_set import from_arrays
 from qkd_jax.data.sources import load_split
 from qkd_jax.errors import DataError
 

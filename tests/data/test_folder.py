@@ -36,11 +36,11 @@ def test_a_good_folder(root):
     assert train.class_names == test.class_names == ("Hund", "käse", "猫")
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and train.labels.dtype == np.int32
     assert test.ids.tolist()[2] == "test/käse/0.png" and len(test) == 6
-    loaded = train.load([8, 0], 8, crop_draws([8, 0], seed=0, task=0, epoch=0))
+    loaded = train.load([8, 0], 8, crop_draws([8, 0], seed=0, task=0, epoch=0))["image"]
     assert loaded.shape == (2, 8, 8, 3) and loaded.dtype == np.uint8
     assert loaded[:, 0, 0].tolist() == [[120, 20, 90], [0, 0, 90]]
-    np.testing.assert_array_equal(loaded, train.load([8, 0], 8))  # of one colour
-    assert train.load([], 8).shape == (0, 8, 8, 3)
+    np.testing.assert_array_equal(loaded, train.load([8, 0], 8)["image"])  # of one colour
+    assert train.load([], 8)["image"].shape == (0, 8, 8, 3)
 
 
 def test_accents_composed_in_two_ways_are_one_class(root):
@@ -133,20 +133,20 @@ def test_a_bad_image_is_named_when_it_is_loaded(root):
     (root / "train" / "Hund" / "1.png").write_bytes(b"no image")
     train = open_folder(root).train
     with pytest.raises(DataError, match=r"train/Hund/1\.png: expected an image"):
-        train.load([0, 1, 2], 8)
+        train.load([0, 1, 2], 8)["image"]
 
 
 @pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
 @pytest.mark.parametrize("test", ["test", "Testing", "val", "VALIDATION", "valid"])
 def test_parts_may_be_called_otherwise_and_ids_are_the_same(root, train, test):
     expected = open_folder(root)
-    loaded = [part.load([0, 4], 8) for part in expected]
+    loaded = [part.load([0, 4], 8)["image"] for part in expected]
     (root / "train").rename(root / train)
     (root / "test").rename(root / test)
     found = open_folder(root)
     for one, two, images in zip(found, expected, loaded, strict=True):
         assert one.ids.tolist() == two.ids.tolist() and one.class_names == two.class_names
-        np.testing.assert_array_equal(one.load([0, 4], 8), images)
+        np.testing.assert_array_equal(one.load([0, 4], 8)["image"], images)
     assert found.test.name == f"{root.name}/{test}"  # so that an error leads to the file
 
 
@@ -271,7 +271,7 @@ def test_odd_names_are_images_as_others(root):
         draw(root / part / "hunD" / "0.png")
     train = open_folder(root).train
     assert len(train) == 15 and len(set(train.ids.tolist())) == 15
-    assert train.load(range(15), 8).shape == (15, 8, 8, 3)
+    assert train.load(range(15), 8)["image"].shape == (15, 8, 8, 3)
 
 
 @pytest.mark.parametrize("place", ["train", "train/linked", "train/Hund/linked.png"])

@@ -20,7 +20,7 @@ def split():
 @pytest.fixture(scope="module")
 def pixels(split):
     return {
-        part: images.load(range(len(images)), 128)
+        part: images.load(range(len(images)), 128)["image"]
         for part, images in zip(("train", "test"), split, strict=True)
     }
 
@@ -111,9 +111,9 @@ def test_synthetic_is_deterministic_and_keyed():
     other = packaged.synthetic(seed=4)
     for one, same, another in zip(first, again, other, strict=True):
         indices = range(len(one))
-        images = one.load(indices, 32)
-        np.testing.assert_array_equal(images, same.load(indices, 32))
-        assert (images != another.load(indices, 32)).any()
+        images = one.load(indices, 32)["image"]
+        np.testing.assert_array_equal(images, same.load(indices, 32)["image"])
+        assert (images != another.load(indices, 32)["image"]).any()
         assert len({image.tobytes() for image in images}) == len(images)
     assert (len(first.train), len(first.test)) == (200, 50)
     assert not set(first.train.ids.tolist()) & set(first.test.ids.tolist())
@@ -124,7 +124,7 @@ def test_a_synthetic_class_is_the_same_however_many_there_are(num_classes):
     for some, ten in zip(packaged.synthetic(num_classes), packaged.synthetic(10), strict=True):
         shared = np.flatnonzero(ten.labels < num_classes)
         assert some.labels[: len(shared)].tolist() == ten.labels[shared].tolist()
-        np.testing.assert_array_equal(some.load(np.arange(len(shared)), 32), ten.load(shared, 32))
+        np.testing.assert_array_equal(some.load(np.arange(len(shared)), 32)["image"], ten.load(shared, 32)["image"])
 
 
 @pytest.mark.parametrize("name", ["num_classes", "train_per_class", "test_per_class", "side"])
@@ -138,7 +138,7 @@ def test_synthetic_is_learnable(num_classes):
     train, test = packaged.synthetic(num_classes, train_per_class=30, test_per_class=20)
 
     def features(images):
-        pixels = images.load(range(len(images)), 32) / 255.0
+        pixels = images.load(range(len(images)), 32)["image"] / 255.0
         spectrum = np.abs(np.fft.fft2(pixels.mean(axis=3)))[:, :6, :6].reshape(len(pixels), -1)
         return np.concatenate([pixels.mean(axis=(1, 2)) * 20, spectrum / 30], axis=1)
 

@@ -20,7 +20,8 @@ from qkd_jax.engine import verbs
 from qkd_jax.engine.engine import Runner, keep_compiled_programs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.state import Moving, join, split
-from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config, override
 

@@ -10,7 +10,8 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners.shape import learner_of
-from qkd_jax.nn.vit import Backbone, ViTSpec, init_random
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
 
 SPEC = ViTSpec(width=12, depth=2, num_heads=2, mlp_width=16, patch_size=4, image_size=8, grid=2)

@@ -14,7 +14,8 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import apt
 from qkd_jax.nn.encode import encode
-from qkd_jax.nn.vit import Backbone, ViTSpec
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 2e-5
 COLUMNS = [4, 1, 0, 5, 2]  # classes in the order of the tasks

@@ -12,7 +12,8 @@ import pytest
 import qkd_jax
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import coda_prompt
-from qkd_jax.nn.vit import Backbone, ViTSpec
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 2e-5
 # Nine components in four tasks: two each, one is never used.

@@ -16,7 +16,8 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import dualprompt
 from qkd_jax.nn.prompts import cosines, key_loss
-from qkd_jax.nn.vit import Backbone, ViTSpec
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 6e-6
 SMALL = (

@@ -28,7 +28,8 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners.shape import Rows, learner_of
 from qkd_jax.learners.step import prepare_images
-from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec, param_shapes
 
 BUDGET = 1.2e-5
 SPEC = ViTSpec(width=24, depth=2, num_heads=2, mlp_width=48, patch_size=4, image_size=8, grid=2)

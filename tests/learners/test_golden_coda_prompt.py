@@ -27,7 +27,8 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import coda_prompt
-from qkd_jax.nn.vit import Backbone, ViTSpec, param_shapes
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec, param_shapes
 
 BUDGET = 2.4e-5
 SPEC = ViTSpec(width=12, depth=6, num_heads=2, mlp_width=12, patch_size=4, image_size=8, grid=2)

@@ -42,7 +42,9 @@ from qkd_jax.engine import verbs
 from qkd_jax.learners import inflora
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.nn.lora import free_directions, occupy
-from qkd_jax.nn.vit import Backbone, Preprocessing, ViTSpec
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.pixels import Preprocessing
+from qkd_jax.nn.vit import ViTSpec
 
 BUDGET, SUBSPACE_BUDGET, RUN_BUDGET = 5e-6, 2e-5, 1e-4
 SPEC = ViTSpec(width=16, depth=3, num_heads=2, mlp_width=32, patch_size=4, image_size=8, grid=2)

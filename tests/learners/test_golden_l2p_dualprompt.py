@@ -38,7 +38,8 @@ import qkd_jax
 from qkd_jax.learners import dualprompt, l2p
 from qkd_jax.learners.prompted import encode_prompted
 from qkd_jax.learners.shape import Rows, learner_of
-from qkd_jax.nn.vit import Backbone, ViTSpec
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.weights.load import assemble
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -34,7 +34,7 @@ from qkd_jax.learners import tuna
 from qkd_jax.learners.shape import Rows
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
 from qkd_jax.nn.losses import cross_entropy
-from qkd_jax.nn.vit import stack_blocks
+from qkd_jax.nn.backbone import stack_blocks
 from qkd_jax.protocol.tasks import Task
 
 BUDGET = 2e-5

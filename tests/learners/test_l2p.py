@@ -16,7 +16,8 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import l2p
 from qkd_jax.learners.shape import Rows
-from qkd_jax.nn.vit import Backbone, ViTSpec
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 6e-6
 SMALL = ("method=l2p", "l2p.pool=6", "l2p.top_k=2", "l2p.length=2", "l2p.start=signed")

@@ -24,7 +24,8 @@ from qkd_jax.nn.encode import (
     encode_stem,
 )
 from qkd_jax.nn.layers import AttentionInsert
-from qkd_jax.nn.vit import ViTSpec, init_random, stack_blocks
+from qkd_jax.nn.backbone import stack_blocks
+from qkd_jax.nn.vit import ViTSpec, init_random
 
 SPEC = ViTSpec(width=12, depth=3, num_heads=2, mlp_width=16, patch_size=4, image_size=8, grid=2)
 BATCH = 3

@@ -14,14 +14,9 @@ from qkd_jax.nn.adapters import AdapterSpec, init_adapter
 from qkd_jax.nn.encode import Inserts, block, embed, encode, encode_all, encode_from, encode_prefix
 from qkd_jax.nn.layers import ACTIVATIONS, layer_norm, matmul_trainable, standardize
 from qkd_jax.nn.positions import resample_positions
-from qkd_jax.nn.vit import (
-    Preprocessing,
-    ViTSpec,
-    init_random,
-    normalize,
-    param_shapes,
-    stack_blocks,
-)
+from qkd_jax.nn.backbone import stack_blocks
+from qkd_jax.nn.pixels import Preprocessing, normalize
+from qkd_jax.nn.vit import ViTSpec, init_random, param_shapes
 from qkd_jax.weights.load import assemble
 
 GOLDEN = Path(__file__).parent.parent / "golden"

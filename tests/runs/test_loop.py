@@ -17,7 +17,7 @@ from qkd_jax.protocol import tasks as protocol
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.cli.commands import load_experiment
 from qkd_jax.settings.config import override
-from qkd_jax.data.image_set import Split
+from qkd_jax.data.examples import Split
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.engine import verbs
 from qkd_jax.learners.shape import learner_of
@@ -220,7 +220,7 @@ def test_numbers_equal_those_of_predict_without_any_cache(finished, backbone):
     state, meta = final_state(folder, backbone)
     assert meta["finished_tasks"] == TASKS
     saved, test = predictions(folder, 2), plan(smoke()).data.test
-    images = test.load(np.arange(len(test)), 32)
+    images = test.load(np.arange(len(test)), 32)["image"]
     scores, relevance = predict_with_relevance(state, images)
     scores = np.asarray(scores)
     # Batch shapes change the order of float32 sums: 1e-4 on relevances of order 1.

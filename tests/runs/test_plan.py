@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qkd_jax.settings.config import Config, override
-from qkd_jax.data.image_set import Split, from_arrays
+from qkd_jax.data.examples import Split
+from qkd_jax.data.image_set import from_arrays
 from qkd_jax.data.sources import load_split
 from qkd_jax.errors import DataError
 from qkd_jax.runs.plan import plan

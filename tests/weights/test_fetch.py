@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from qkd_jax.errors import WeightsError
-from qkd_jax.nn.vit import Preprocessing, ViTSpec
+from qkd_jax.nn.pixels import Preprocessing
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.weights import fetch as fetch_module
 from qkd_jax.weights import registry
 from qkd_jax.weights.fetch import cache_folder, fetch, sha256_of

@@ -71,15 +71,15 @@ def score(state, features):
     return mask_unseen(state, fused), found.weights
 
 
-def predict(state, images):
+def predict(state, inputs):
     """(scores [B, C], alpha [B, T]) of images, for the kinds whose passes depend on alpha."""
-    query = encode_with(state, adapter_of(state, 0), images)
+    query = encode_with(state, adapter_of(state, 0), inputs)
     found = route(state, state.trainable["gate"], query, learned(state))
     answer = {"block_mix": mixed_logits, "routed": routed_logits}[state.config.fusion.kind]
-    return mask_unseen(state, answer(state, images, found.weights)), found.weights
+    return mask_unseen(state, answer(state, inputs, found.weights)), found.weights
 
 
-def routed_logits(state, images, weights):
+def routed_logits(state, inputs, weights):
     """sum over each image's k most relevant tasks of alpha_i z^(i), alpha renormalised."""
     count = min(state.config.fusion.top_k, state.config.max_tasks)
     shares, chosen = lax.top_k(weights, count)
@@ -87,7 +87,7 @@ def routed_logits(state, images, weights):
 
     def one(total, choice):
         share, slots = choice  # [B], [B]
-        feature = encode_with(state, chosen_adapters(state, slots), images)
+        feature = encode_with(state, chosen_adapters(state, slots), inputs)
         logits = own_logits(state, slots, feature)
         return total + share[:, None] * logits, None
 
@@ -110,10 +110,10 @@ def own_logits(state, slots, features):
     return lax.fori_loop(0, state.task + 1, keep, nothing)
 
 
-def mixed_logits(state, images, weights):
+def mixed_logits(state, inputs, weights):
     """Logits of the feature under adapters mixed by alpha in every block."""
     adapter, factors = mixed_adapter(state.memory["adapters"], weights)
-    feature = encode_with(state, adapter, images, hidden_factors=factors)
+    feature = encode_with(state, adapter, inputs, hidden_factors=factors)
     # A mixed feature belongs to no slot: every class is read in the slot of its own task.
     rows = state.memory["rows"]
     own = jnp.minimum(jnp.maximum(state.task_of_class, 0), len(rows) - 1)

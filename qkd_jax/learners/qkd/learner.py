@@ -12,16 +12,16 @@ from jax import lax
 
 from qkd_jax.learners.qkd import gate
 from qkd_jax.learners.qkd.fusion import anchors, gate_inputs, metric_of, predict, route, score
-from qkd_jax.learners.shape import Learner, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
 from qkd_jax.learners.task_adapters import (
     adapter_of,
     complemented,
     empty_adapters,
     encode_with,
+    first_adapter_block,
     means_in_slots,
     new_adapter,
-    shared_stem,
     store_adapter,
     store_rows,
 )
@@ -33,6 +33,7 @@ from qkd_jax.nn.heads import (
     unit,
     within_class_scatter,
 )
+from qkd_jax.nn.inputs import num_inputs
 from qkd_jax.nn.losses import (
     cross_entropy,
     distillation,
@@ -104,28 +105,28 @@ def slot_logits(state, features, rows, scale):
     return logits(features, jnp.broadcast_to(rows, (features.shape[1], *rows.shape[1:])))
 
 
-def teacher_features(state, images, batch):
+def teacher_features(state, inputs, batch):
     """[B, T, D] features of the old adapters: brought by the batch, or computed."""
     if "features" in batch:
         return lax.stop_gradient(batch["features"])
-    shape = (images.shape[0], state.config.max_tasks, state.backbone.spec.width)
+    shape = (num_inputs(inputs), state.config.max_tasks, state.backbone.spec.width)
 
     def fill(slot, features):
-        return features.at[:, slot].set(encode_with(state, adapter_of(state, slot), images))
+        return features.at[:, slot].set(encode_with(state, adapter_of(state, slot), inputs))
 
     return lax.stop_gradient(lax.fori_loop(0, state.task, fill, jnp.zeros(shape)))
 
 
-def loss(trainable, state, images, batch, rows):
+def loss(trainable, state, inputs, batch, context):
     """Eq. 15: L = L_CE + lambda_kd L_QKD + lambda_s L_s, per image."""
     config = state.config
     head = trainable["head"]
-    feature = encode_with(state, trainable["adapter"], images, rows.keys)
+    feature = encode_with(state, trainable["adapter"], inputs, context.keys)
     logits = head_logits(feature, head["rows"], head["scale"], config.head.kind)
     labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
     ce = cross_entropy(logits, labels, valid)
 
-    teachers = teacher_features(state, images, batch)
+    teachers = teacher_features(state, inputs, batch)
     tasks = jnp.arange(config.max_tasks)
     gate_params = _still_learning(state, trainable["gate"])
     found = route(state, gate_params, teachers[:, 0], tasks < state.task)
@@ -268,8 +269,8 @@ def _taught_gate(state, key):
     return jax.tree.map(lambda a, b: jnp.where(frozen, a, b), before, taught)
 
 
-def extract(state, images, slot, features):
-    return encode_with(state, adapter_of(state, slot), images)
+def extract(state, inputs, slot, features):
+    return encode_with(state, adapter_of(state, slot), inputs)
 
 
 LEARNER = register(
@@ -281,13 +282,11 @@ LEARNER = register(
         freeze=freeze,
         finish=finish,
         extract=extract,
-        shared=shared_stem,
         score=score,
-        slots=lambda task: range(task + 1),
-        teachers=lambda task: range(task),
-        statistics=statistics,
-        reads_images=lambda config: config.fusion.kind != "logits",
-        predict=predict,
+        slots=Slots(score=lambda task: range(task + 1), loss=lambda task: range(task)),
+        sums=Sums(empty=statistics),
+        predict=lambda config: None if config.fusion.kind == "logits" else predict,
+        first_block=first_adapter_block,
         end_rate="gate.calibration_rate",
     )
 )

@@ -1,0 +1,26 @@
+"""Compiled programs are kept on disk, so that a second run compiles nothing."""
+
+import hashlib
+import platform
+from pathlib import Path
+
+import jax
+
+from qkd_jax.weights.fetch import cache_folder
+
+CPU_FACTS = Path("/proc/cpuinfo")  # Linux
+
+
+def keep_compiled_programs() -> None:
+    """Later processes load what this one compiles, from `compiled/` beside the fetched weights.
+
+    Another folder that jax was told (`JAX_COMPILATION_CACHE_DIR`) stays. Programs for one CPU may
+    not run on another, so every kind of CPU has its own.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    kind = platform.machine()
+    if CPU_FACTS.exists():
+        flags = [line for line in CPU_FACTS.read_text().splitlines() if line.startswith("flags")]
+        kind += "-" + hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / kind))

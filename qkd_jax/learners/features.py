@@ -1,0 +1,37 @@
+"""Features: the frozen transformer with what a method inserts, read off as one vector."""
+
+import jax
+import jax.numpy as jnp
+
+from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.inputs import Raw, Stem
+
+
+def class_feature(
+    state: LearnerState,
+    inputs: Raw | Stem,
+    inserts: Inserts | None = None,
+    dropout_keys: jax.Array | None = None,
+) -> jax.Array:
+    """[B, D] float32: the class token's output; without inserts, the frozen model's."""
+    rows = encode(
+        state.backbone,
+        inputs,
+        inserts,
+        dropout_key=dropout_keys,
+        compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
+    )
+    return rows[:, 0].astype(jnp.float32)
+
+
+def added_feature(state: LearnerState, inputs: Raw, inserts: Inserts) -> jax.Array:
+    """[B, D] float32: the mean output of the tokens that were added (`Inserts.tokens`)."""
+    rows = encode(
+        state.backbone,
+        inputs,
+        inserts,
+        rows=range(-inserts.tokens.shape[-2], 0),
+        compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
+    )
+    return jnp.mean(rows, axis=1).astype(jnp.float32)

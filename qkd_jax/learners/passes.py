@@ -1,0 +1,142 @@
+"""What the parts of a learner become as passes over inputs, as one device runs them; pure.
+
+`engine.Engine` compiles them, for the five verbs and for runs alike. One optimisation step is in
+`step.py`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from qkd_jax.learners.optimiser import optimiser
+from qkd_jax.learners.shape import columns_of, learner_of
+from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.encode import stem
+from qkd_jax.nn.inputs import Raw, Stem
+from qkd_jax.settings.sections import TrainConfig
+
+
+def shared_part(state: LearnerState, inputs: Raw | Stem) -> Raw | Stem:
+    """What all slots of these inputs share and a run may keep: the stem, where adapters are all
+    that is inserted, else the inputs as they are.
+    """
+    first = learner_of(state.config).first_block(state.config)
+    if first is None or isinstance(inputs, Stem):
+        return inputs
+    dtype = jnp.dtype(state.config.backbone.compute_dtype)
+    return stem(state.backbone, inputs, first, compute_dtype=dtype)
+
+
+def begin(
+    state: LearnerState, classes: jax.Array, index: jax.Array, num_steps: jax.Array
+) -> LearnerState:
+    """The state in a new task with `classes` int [M], padded with -1."""
+    owners = state.task_of_class.at[columns_of(classes, state)].set(index, mode="drop")
+    state = state.replace(
+        task=index,
+        step=jnp.int32(0),
+        num_steps=num_steps,
+        task_classes=classes,
+        task_of_class=owners,
+    )
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 1), index)
+    trainable, memory = learner_of(state.config).begin(state, key)
+    opt_state = optimiser(state.config.train).init(trainable)
+    return state.replace(trainable=trainable, opt_state=opt_state, memory=memory)
+
+
+def survey(state: LearnerState, inputs: Raw, mask: jax.Array) -> Any:
+    """The learner's sums over inputs, of the rows where mask [B] holds."""
+    return learner_of(state.config).survey.add(state, inputs, mask)
+
+
+def before(state: LearnerState, sums: Any) -> LearnerState:
+    """What the survey changes before the first step."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.task)
+    return learner_of(state.config).survey.before(state, sums, key)
+
+
+def after(state: LearnerState, sums: Any) -> LearnerState:
+    """What the survey after training leaves in memory."""
+    return learner_of(state.config).survey.after(state, sums)
+
+
+def freeze(state: LearnerState) -> LearnerState:
+    """What was trained becomes a filled slot and can be extracted."""
+    return learner_of(state.config).freeze(state)
+
+
+def extract(
+    state: LearnerState,
+    inputs: Raw | Stem,
+    features: jax.Array,
+    slots: jax.Array,
+    count: jax.Array,
+) -> jax.Array:
+    """`features` [B, S, D] with those of the first `count` of `slots` int [S] filled in."""
+    inputs, learner, chunk = shared_part(state, inputs), learner_of(state.config), 1
+    if isinstance(inputs, Stem):  # adapters do not read one another: several at a time
+        chunk = task_chunk(state.config.train, *features.shape[:2])
+
+    def fill_chunk(i, features):
+        chosen = lax.dynamic_slice(slots, (i * chunk,), (chunk,))
+        found = jax.vmap(lambda slot: learner.extract(state, inputs, slot, features), out_axes=1)
+        return features.at[:, chosen].set(found(chosen).astype(features.dtype))
+
+    def fill(i, features):
+        found = learner.extract(state, inputs, slots[i], features)
+        return features.at[:, slots[i]].set(found.astype(features.dtype))
+
+    done = jnp.int32(0)
+    if chunk > 1:  # what is left over is done one by one, so that no pass is wasted
+        features = lax.fori_loop(0, count // chunk, fill_chunk, features)
+        done = count // chunk * chunk
+    return lax.fori_loop(done, count, fill, features)
+
+
+def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
+    """How many slots one pass over a batch computes.
+
+    By default 16 rows in all on a CPU, whose caches more rows overflow (measured: within 2 % of the
+    best for batches of 1 to 32), and 256 elsewhere, a choice that has not been tuned.
+    """
+    if config.task_chunk:
+        return min(config.task_chunk, num_slots)
+    rows = 16 if jax.default_backend() == "cpu" else 256
+    return min(max(1, rows // batch_size), num_slots)
+
+
+def accumulate(
+    state: LearnerState, sums: Any, features: jax.Array, labels: jax.Array, mask: jax.Array
+) -> Any:
+    """The learner's sums with a batch added; padded rows may hold anything."""
+    features = select_rows(mask, features)
+    return learner_of(state.config).sums.add(state, sums, features, labels, mask)
+
+
+def finish(state: LearnerState, sums: Any) -> LearnerState:
+    """The state with what the finished task leaves."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.task)
+    return learner_of(state.config).finish(state, sums, key)
+
+
+def score(state: LearnerState, features: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """(scores [B, C], relevance [B, T] or None) from slot features [B, S, D]."""
+    return learner_of(state.config).score(state, features)
+
+
+def predict(state: LearnerState, inputs: Raw | Stem) -> tuple[jax.Array, jax.Array | None]:
+    """The same from inputs, for settings whose passes depend on them (`Learner.predict`)."""
+    return learner_of(state.config).predict(state.config)(state, shared_part(state, inputs))
+
+
+def select_rows(real: jax.Array, rows: Any) -> Any:
+    """A pytree of arrays [B, ...] with zeros where `real` [B] does not hold."""
+
+    def select(array):
+        mask = real.reshape(-1, *[1] * (array.ndim - 1))
+        return jnp.where(mask, array, jnp.zeros((), array.dtype))
+
+    return jax.tree.map(select, rows)

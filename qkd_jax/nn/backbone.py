@@ -1,0 +1,86 @@
+"""A frozen transformer: its parameters, and a spec that says how to run it."""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qkd_jax.nn.inputs import Tokens
+
+
+class Spec(Protocol):
+    """What the forward pass (`encode.py`) and the engine ask of an architecture.
+
+    A spec is a frozen dataclass, a static argument of compiled functions. `nn/vit.py` has one.
+
+    Attributes:
+      width, depth, num_heads: D, L, H.
+      num_tokens: N, tokens of an input, or the most that it can have.
+      input_size: how large inputs are: the side of an image in pixels, or tokens of a text.
+      fields: the names of a batch that it reads, such as ("image",).
+      activation: a name in `layers.ACTIVATIONS`.
+      eps: of every LayerNorm.
+      layer_scale: learned factors on both branches of every block.
+      post_norm: False: x + branch(norm(x)), and a LayerNorm after the last block. True:
+        norm(x + branch(x)), and none after it (BERT).
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    num_tokens: int
+    input_size: int
+    fields: tuple[str, ...]
+    activation: str
+    eps: float
+    layer_scale: bool
+    post_norm: bool
+
+    def check_form(
+        self, fields: dict[str, Any], *, of_steps: bool = False
+    ) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The fields as a compiled function takes them, and the shape of their rows, (B,) or with
+        `of_steps` also (S, B). Raises DataError where shapes or types do not fit.
+        """
+
+    def check_values(self, fields: dict[str, Any], mask: Any) -> None:
+        """Raises DataError where a real row, mask [B] or [S, B], holds what is out of range."""
+
+    def embed(
+        self, params: dict, fields: dict[str, jax.Array], preprocessing: Any, compute_dtype: Any
+    ) -> Tokens:
+        """The residual stream before block 0."""
+
+
+@struct.dataclass
+class Backbone:
+    """A frozen transformer.
+
+    Attributes:
+      params: pytree of arrays, as the module of the spec describes it.
+      spec: a `Spec`, such as `vit.ViTSpec`.
+      preprocessing: how inputs become what the weights were trained on; None = they are.
+      name: of the weights.
+    """
+
+    params: Any
+    spec: Spec = struct.field(pytree_node=False)
+    preprocessing: Any = struct.field(pytree_node=False, default=None)
+    name: str = struct.field(pytree_node=False, default="")
+
+
+def stack_blocks(params: dict) -> dict:
+    """Turn the list of blocks into one dict of arrays with a leading axis L (the scanned form)."""
+    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"])
+    return {**params, "blocks": blocks}
+
+
+def block_at(params: dict, index: int | jax.Array) -> dict:
+    """Parameters of one block, from either form; `index` may be traced in the stacked form."""
+    blocks = params["blocks"]
+    if isinstance(blocks, list | tuple):
+        return blocks[index]
+    return jax.tree.map(
+        lambda a: jax.lax.dynamic_index_in_dim(a, index, axis=0, keepdims=False), blocks
+    )

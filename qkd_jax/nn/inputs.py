@@ -1,0 +1,58 @@
+"""The three forms in which the inputs of a frozen transformer travel, from the user to a block."""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class Raw:
+    """Inputs as users have them, before anything was computed.
+
+    Attributes:
+      fields: the arrays [B, ...] of a batch that the backbone reads (`spec.fields`), for instance
+        {"image": uint8 [B, H, W, 3]}.
+    """
+
+    fields: dict[str, jax.Array]
+
+
+@struct.dataclass
+class Tokens:
+    """The residual stream before a block.
+
+    Attributes:
+      stream: [B, N, D].
+      mask: bool [B, N], False for padding, which no token attends to; None = every token is real.
+      block: index of the block that comes next.
+    """
+
+    stream: jax.Array
+    mask: jax.Array | None = None
+    block: int = struct.field(pytree_node=False, default=0)
+
+
+@struct.dataclass
+class Stem:
+    """What every adapter of an input shares: the frozen model up to where the first adapter adds.
+
+    Attributes:
+      residual: [B, N, D], the stream after attention in the first adapter's block; only the rows
+        that are read afterwards if that is the last block.
+      mlp: [B, N, D], the output of that block's MLP.
+      mask: as in `Tokens`.
+      block: index of that block.
+      rows: the rows that the last block was asked for, where it is that block; else None.
+    """
+
+    residual: jax.Array
+    mlp: jax.Array
+    mask: jax.Array | None = None
+    block: int = struct.field(pytree_node=False, default=0)
+    rows: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+
+
+def num_inputs(inputs: Any) -> int:
+    """B, of any of the three."""
+    return jax.tree.leaves(inputs)[0].shape[0]

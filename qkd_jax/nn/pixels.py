@@ -1,0 +1,109 @@
+"""Pixels: what a vision transformer is given, checked on the host, and normalised on the device.
+
+Shapes and types are read off; the range of floating pixels is computed where the array lives, so
+that images on a device stay there. Padded rows may hold anything.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qkd_jax.errors import DataError
+from qkd_jax.nn.layers import as_row
+
+# Room for the rounding of whoever divided by 255 or resized; more is another range.
+ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels in [0, 1] become the input: resize, crop, subtract mean, divide by std.
+
+    Attributes:
+        mean, std: of each channel (RGB).
+        interpolation: of the resize, e.g. "bicubic".
+        crop_fraction: side of the centre crop over the side of the resized image, for evaluation.
+    """
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    interpolation: str = "bicubic"
+    crop_fraction: float = 0.875
+
+
+def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32) -> jax.Array:
+    """Turn pixels into the transformer's input.
+
+    Args:
+        images: [B, H, W, 3]; uint8 in 0..255, or floating point in [0, 1].
+
+    Returns:
+        [B, H, W, 3] in `dtype`.
+    """
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        images = images.astype(dtype) * jnp.asarray(1.0 / 255.0, dtype)
+    images = images.astype(dtype)
+    mean = as_row(jnp.asarray(preprocessing.mean, dtype), images)
+    std = as_row(jnp.asarray(preprocessing.std, dtype), images)
+    return (images - mean) / std
+
+
+def check_shape(images: Any, size: int, name: str, *, of_steps: bool = False) -> None:
+    """Raises DataError unless `images` is an array [B, size, size, 3] of at least one image."""
+    wanted = f"[B, {size}, {size}, 3]" + f" or [S, B, {size}, {size}, 3]" * of_steps
+    if not isinstance(images, np.ndarray | jax.Array):
+        raise DataError(f"{name}: expected an array {wanted}, found {type(images).__name__}")
+    shape = tuple(images.shape)
+    if len(shape) not in ((4, 5) if of_steps else (4,)) or shape[-3:] != (size, size, 3):
+        raise DataError(
+            f"{name}: expected {wanted} (backbone.image_size={size}), found {list(shape)}"
+        )
+    if 0 in shape:
+        raise DataError(f"{name}: expected at least one image, found {list(shape)}")
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise DataError(f"{name}: expected uint8 or floats in [0, 1], found {images.dtype}")
+
+
+def check_pixels(images: Any, name: str, mask: np.ndarray) -> None:
+    """Raises DataError unless floating pixels of real rows (mask [B] or [S, B]) are in [0, 1]."""
+    if images.dtype == np.uint8:
+        return
+    low, high = (np.asarray(bound) for bound in _bounds(images))
+    # NaN fails both comparisons.
+    bad = mask & ~((low >= -ROUNDING) & (high <= 1 + ROUNDING))
+    if not bad.any():
+        return
+    row = tuple(np.argwhere(bad)[0].tolist())
+    where = f"image {row[0] if len(row) == 1 else list(row)} of the batch"
+    if not (np.isfinite(low[row]) and np.isfinite(high[row])):
+        raise DataError(f"{name}: {where} has NaN or infinite pixels")
+    raise DataError(
+        f"{name}: expected floats in [0, 1], found {low[row]:g} to {high[row]:g} in {where}. "
+        "Divide pixels of 0 to 255 by 255 or pass them as uint8, clip what resizing left outside, "
+        "and do not normalise: the backbone's own mean and standard deviation are applied inside"
+    )
+
+
+def as_native(images: Any) -> Any:
+    """Floats of another byte order or wider than 64 bits, which jax does not take, as float32."""
+    strange = isinstance(images, np.ndarray) and (
+        not images.dtype.isnative or images.dtype.itemsize > 8
+    )
+    return images.astype(np.float32) if strange else images
+
+
+def _bounds(images: Any) -> tuple[Any, Any]:
+    """Least and largest pixel of each image, float32; NaN where there is one."""
+    if isinstance(images, jax.Array):
+        return _bounds_on_device(images)
+    pixels = images.reshape(*images.shape[:-3], -1)
+    return pixels.min(-1).astype(np.float32), pixels.max(-1).astype(np.float32)
+
+
+@jax.jit
+def _bounds_on_device(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    axes = (-3, -2, -1)
+    return jnp.min(images, axes).astype(jnp.float32), jnp.max(images, axes).astype(jnp.float32)
