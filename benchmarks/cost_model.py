@@ -16,8 +16,8 @@ from benchmarks.floors import BOTTLENECK, adapted_forward, backward, forward_flo
 from benchmarks.transformer import step_state, vit_b16
 from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
-from qkd_jax.nn.encode import encode
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import ViTSpec, param_shapes
 
 

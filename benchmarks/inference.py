@@ -20,10 +20,11 @@ from benchmarks.floors import BOTTLENECK, adapted_forward, block_flops, matmul_r
 from benchmarks.pairs import Row, check, compare, median_seconds, table
 from benchmarks.transformer import vit_b16
 from qkd_jax.engine import verbs
+from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.settings.config import Config, override
 
@@ -63,17 +64,17 @@ def random_like(key: jax.Array, tree):
 
 @jax.jit
 def one_pass(state: LearnerState, images: jax.Array, slot: jax.Array) -> jax.Array:
-    return encode_with(state, adapter_of(state, slot), prepare_images(state, images))
+    return encode_with(state, adapter_of(state, slot), Raw({"image": images}))
 
 
 def looped(state: LearnerState, images: jax.Array) -> jax.Array:
     """A pass after the other, from Python."""
     features = [one_pass(state, images, jnp.int32(slot)) for slot in range(int(state.task) + 1)]
-    return verbs.score(state, jnp.stack(features, axis=1))[0]
+    return verbs.one_device().score(state, jnp.stack(features, axis=1))[0]
 
 
 def all_adapters(state: LearnerState, images: jax.Array) -> jax.Array:
-    return verbs.score(state, verbs.slot_features(state, images))[0]
+    return verbs.one_device().score(state, verbs.slot_features(state, images))[0]
 
 
 def routed(state: LearnerState, images: jax.Array) -> jax.Array:
@@ -86,7 +87,7 @@ def temporary_bytes(function, *arguments) -> int:
 
 def memory_rows(state: LearnerState, images: jax.Array, name: str) -> Iterator[Row]:
     """Of all slots in one program, beside that of one pass: with what both hold, and alone."""
-    num_slots = verbs.num_slots(state.config)
+    num_slots = learner_of(state.config).num_slots(state.config)
     empty = jnp.zeros((len(images), num_slots, state.backbone.spec.width))
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     mib = 1024.0**2

@@ -26,8 +26,8 @@ from benchmarks.floors import BOTTLENECK, adapted_forward, backward, forward_flo
 from benchmarks.pairs import Row, check, compare, table
 from qkd_jax.engine import verbs
 from qkd_jax.learners.state import LearnerState, split
-from qkd_jax.nn.encode import encode
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config, override
@@ -59,7 +59,7 @@ def step_state(backbone: Backbone) -> LearnerState:
         *("train.weight_decay=0.0", "train.schedule=constant"),
     )
     state = verbs.init_state(jax.random.key(0), backbone, config)
-    return verbs.open_task(state, Task(0, tuple(range(CLASSES))))
+    return verbs.one_device().open_task(state, Task(0, tuple(range(CLASSES))))
 
 
 def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:

@@ -71,18 +71,18 @@ def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:
                 batch["features"] = looped(batch["image"], task.index)
                 state, metrics = verbs.train_task(state, batch)
                 float(metrics["loss"])
-        state = verbs.freeze(state)
+        state = verbs.one_device().freeze(state)
         batches = []
         for indices, mask in eval_batches(len(rows), settings.eval_batch_size):
             batch = batch_of(data.train, pixels, rows[indices], mask)
             batches.append({**batch, "features": looped(batch["image"], task.index + 1)})
-        state = verbs.finish(state, batches)
+        state = verbs.one_device().finish(state, batches)
         seen = [c for t in tasks[: task.index + 1] for c in t.classes]
         rows = np.flatnonzero(np.isin(data.test.labels, seen))
         count = 0
         for indices, mask in eval_batches(len(rows), settings.eval_batch_size):
             batch = batch_of(data.test, pixels, rows[indices], mask)
-            scores = verbs.score(state, looped(batch["image"], task.index + 1))[0]
+            scores = verbs.one_device().score(state, looped(batch["image"], task.index + 1))[0]
             count += int((np.argmax(scores, axis=1) == batch["label"])[mask].sum())
         right.append(count)
     return np.asarray(right)

@@ -7,7 +7,8 @@ over one `LearnerState`. The task index is a traced integer and everything per t
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ from qkd_jax.learners.optimiser import optimiser
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.inputs import Raw
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config
 
@@ -154,22 +154,27 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
 
 
 def slot_features(
-    state: LearnerState, inputs: Raw, slots: tuple[int, ...] | None = None
+    state: LearnerState, inputs: Any, slots: Sequence[int] | None = None
 ) -> jax.Array:
-    """Features [B, S, D] of `slots` (None: those that `score` reads); other slots are zero."""
+    """Features [B, S, D] of `slots` (None: those that `score` reads); other slots are zero.
+
+    Raises:
+      DataError: as `predict`.
+    """
     if slots is None:
-        slots = tuple(learner_of(state.config).slots.score(int(state.task)))
-    return one_device().features(state, inputs, slots)
+        slots = learner_of(state.config).slots.score(int(state.task))
+    inputs = jax.tree.map(jnp.asarray, check_inputs(state, inputs))
+    return one_device().features(state, inputs, tuple(slots))
 
 
 def predict_with_relevance(
     state: LearnerState, images: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """`predict` and, for methods that route, the relevance [B, T] of each learned task."""
-    engine, checked = one_device(), jax.tree.map(jnp.asarray, check_inputs(state, images))
-    if learner_of(state.config).predict(state.config) is not None:
-        return engine.predict(state, checked)
-    return engine.score(state, slot_features(state, checked))
+    engine = one_device()
+    if learner_of(state.config).predict(state.config) is None:
+        return engine.score(state, slot_features(state, images))
+    return engine.predict(state, jax.tree.map(jnp.asarray, check_inputs(state, images)))
 
 
 def predict(state: LearnerState, images: jax.Array) -> jax.Array:

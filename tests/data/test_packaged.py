@@ -124,7 +124,9 @@ def test_a_synthetic_class_is_the_same_however_many_there_are(num_classes):
     for some, ten in zip(packaged.synthetic(num_classes), packaged.synthetic(10), strict=True):
         shared = np.flatnonzero(ten.labels < num_classes)
         assert some.labels[: len(shared)].tolist() == ten.labels[shared].tolist()
-        np.testing.assert_array_equal(some.load(np.arange(len(shared)), 32)["image"], ten.load(shared, 32)["image"])
+        np.testing.assert_array_equal(
+            some.load(np.arange(len(shared)), 32)["image"], ten.load(shared, 32)["image"]
+        )
 
 
 @pytest.mark.parametrize("name", ["num_classes", "train_per_class", "test_per_class", "side"])

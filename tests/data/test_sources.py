@@ -32,7 +32,9 @@ def test_arrays_come_back():
 def test_margin_cuts_a_border_as_published_numbers_do():
     framed = from_arrays(IMAGES, LABELS, margin=True)
     resized = Image.fromarray(IMAGES[0]).resize((256, 256), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(framed.load([0], 224)["image"][0], np.asarray(resized)[16:240, 16:240])
+    np.testing.assert_array_equal(
+        framed.load([0], 224)["image"][0], np.asarray(resized)[16:240, 16:240]
+    )
 
 
 def test_take_keeps_order_and_nests():

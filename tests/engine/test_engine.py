@@ -17,13 +17,16 @@ import optax
 import pytest
 
 from qkd_jax.engine import verbs
-from qkd_jax.engine.engine import Runner, keep_compiled_programs
+from qkd_jax.engine.compiled_programs import keep_compiled_programs
+from qkd_jax.engine.sharding import engine_of
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.state import Moving, join, split
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.sections import TrainConfig
 
 pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 
@@ -63,6 +66,10 @@ def settings(method, num_tasks=3, *assignments):
     )
 
 
+def engine_on(devices):
+    return engine_of(TrainConfig(devices=devices))
+
+
 def batch_of(task, step, mask=None):
     """uint8 noise with a colour for each class; padding rows hold what must not matter."""
     rng = np.random.default_rng([task, step])
@@ -70,7 +77,7 @@ def batch_of(task, step, mask=None):
     images = rng.integers(0, 200, (BATCH, 16, 16, 3))
     images[..., 0] += 20 * (labels % CLASSES)[:, None, None]
     return {
-        "image": images.astype(np.uint8),
+        "inputs": Raw({"image": images.astype(np.uint8)}),
         "label": labels,
         "mask": np.ones(BATCH, bool) if mask is None else mask,
     }
@@ -97,19 +104,19 @@ def learned(backbone):
 
 
 def many_steps(backbone, config):
-    """(start, [(runner, first, last, history)]); first and last batch are padded unevenly."""
+    """(start, [(engine, first, last, history)]); first and last batch are padded unevenly."""
     start = third_task(backbone, config)
     results = []
     for devices in (1, 8):
-        runner = Runner(devices)
-        held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
+        engine = engine_on(devices)
+        held, moving = split(engine.place(jax.tree.map(jnp.copy, start)))
         history, first = [], None
         for step in range(STEPS):
             batch = batch_of(2, step, UNEVEN if step in (0, STEPS - 1) else None)
-            moving, values = runner.step(held, moving, batch)
+            moving, values = engine.step(held, moving, batch)
             history.append({name: float(value) for name, value in values.items()})
             first = first or jax.device_get(moving)
-        results.append((runner, first, jax.device_get(moving), history))
+        results.append((engine, first, jax.device_get(moving), history))
     return start, results
 
 
@@ -160,7 +167,7 @@ def test_gradient_equals_that_of_one_device(learned):
     Tolerance: the sum over 9 rows in another order, a few float32 roundings of 6e-8 each, on terms
     that may cancel tenfold: 1e-5 of the whole gradient's length for every leaf.
     """
-    start, ((runner, first_one, _, _), (_, first_eight, _, _)) = learned
+    start, ((engine, first_one, _, _), (_, first_eight, _, _)) = learned
     one, eight = gradient(first_one), gradient(first_eight)
     assert np.abs(one["gate"]["theta"]).max() > 1e-6  # the gate takes part
     length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(one)))
@@ -170,8 +177,8 @@ def test_gradient_equals_that_of_one_device(learned):
 
     def share(mask):
         """The gradient of some of the rows, by the step on one device."""
-        held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
-        return gradient(runner.step(held, moving, batch_of(2, 0, mask))[0])
+        held, moving = split(engine.place(jax.tree.map(jnp.copy, start)))
+        return gradient(engine.step(held, moving, batch_of(2, 0, mask))[0])
 
     # What each trap gives instead; all of it lies far beyond the tolerance.
     shares = [share(UNEVEN & (np.arange(BATCH) // 2 == device)) for device in (0, 1, 2, 6, 7)]
@@ -184,19 +191,19 @@ def test_gradient_equals_that_of_one_device(learned):
 def test_the_step_donates_what_it_replaces(learned):
     """No second copy of parameters and optimiser state lives on; what is held is untouched."""
     start, results = learned
-    for runner, *_ in results:
-        held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
-        after, _ = runner.step(held, moving, batch_of(2, 0))
+    for engine, *_ in results:
+        held, moving = split(engine.place(jax.tree.map(jnp.copy, start)))
+        after, _ = engine.step(held, moving, batch_of(2, 0))
         jax.block_until_ready(after)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(moving))
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((held, after)))
-        assert runner.compilations == 1  # the same program as in the fixture
+        assert engine.compilations == 1  # the same program as in the fixture
 
 
 def test_placed_state_is_on_every_device_and_stays_there(learned):
-    start, (_, (runner, *_)) = learned
-    held, moving = split(runner.place(jax.tree.map(jnp.copy, start)))
-    after, values = runner.step(held, moving, batch_of(2, 0))
+    start, (_, (engine, *_)) = learned
+    held, moving = split(engine.place(jax.tree.map(jnp.copy, start)))
+    after, values = engine.step(held, moving, batch_of(2, 0))
     for leaf in jax.tree.leaves((held, after, values)):
         assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8
 
@@ -206,59 +213,52 @@ def test_placed_state_is_on_every_device_and_stays_there(learned):
 def test_step_is_compiled_once_whatever_the_number_of_tasks(backbone, devices, num_tasks, caplog):
     """Traced and compiled once over T tasks, as a run calls it."""
     config = settings("finetune", num_tasks)
-    runner = Runner(devices)
-    state = runner.place(verbs.init_state(jax.random.key(1), backbone, config))
+    engine = engine_on(devices)
+    state = engine.place(verbs.init_state(jax.random.key(1), backbone, config))
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for t in range(num_tasks):
             task = Task(t, tuple(range(t * CLASSES, (t + 1) * CLASSES)))
-            state = runner.place(verbs.begin_task(state, task, 2))
+            state = engine.place(verbs.begin_task(state, task, 2))
             held, moving = split(state)
             for step in range(2):
-                moving, _ = runner.step(held, moving, batch_of(t, step, UNEVEN if step else None))
-            state = verbs.freeze(join(held, moving))
-            runner.extract(state, batch_of(t, 0)["image"], t, nothing(state))
+                moving, _ = engine.step(held, moving, batch_of(t, step, UNEVEN if step else None))
+            state = verbs.one_device().freeze(join(held, moving))
+            engine.features(state, batch_of(t, 0)["inputs"], [t])
     compiled = [r.getMessage() for r in caplog.records if "XLA compilation" in r.getMessage()]
-    assert runner.compilations == 1
+    assert engine.compilations == 1
     # Under pmap both programs are called `_fun` since jax 0.10, and have no brackets before.
-    ours = [m for m in compiled if re.search(r"\b(_counted_step|_extract|_fun)\b", m)]
+    ours = [m for m in compiled if re.search(r"\b(_counted_step|extract|_fun)\b", m)]
     assert len(ours) == 2
 
 
-def nothing(state):
-    """Features [B, S, D] of no slot."""
-    shape = (BATCH, verbs.num_slots(state.config), state.backbone.spec.width)
-    return np.zeros(shape, np.float32)
-
-
-def test_extract_and_prefix_are_equal_on_eight_devices(backbone):
+def test_features_and_stems_are_equal_on_eight_devices(backbone):
     config = settings("ease", 3, "adapter.first_block=1")
     state = third_task(backbone, config)
-    images = batch_of(0, 0)["image"]
-    one, eight = Runner(1), Runner(8)
-    for slot in (0, 1):
-        a, b = (r.extract(r.place(state), images, slot, nothing(state)) for r in (one, eight))
-        assert a.shape == (BATCH, backbone.spec.width)
-        # Features of order 1: the same float32 sums in smaller matrices.
-        np.testing.assert_allclose(b, a, atol=1e-5)
-        kept = [r.prefix(r.place(state), images) for r in (one, eight)]
-        assert kept[0].shape == (BATCH, 5, backbone.spec.width)
-        np.testing.assert_allclose(kept[1], kept[0], atol=1e-5)
-        from_kept = eight.extract(eight.place(state), kept[1], slot, nothing(state))
-        np.testing.assert_allclose(from_kept, a, atol=1e-5)
-    first, second = (one.extract(state, images, slot, nothing(state)) for slot in (0, 1))
-    assert np.abs(first - second).max() > 1e-3
+    inputs = batch_of(0, 0)["inputs"]
+    engines = one, eight = engine_on(1), engine_on(8)
+    a, b = (np.asarray(e.features(e.place(state), inputs, (0, 1))) for e in engines)
+    assert a.shape == (BATCH, 3, backbone.spec.width)
+    # Features of order 1: the same float32 sums in smaller matrices.
+    np.testing.assert_allclose(b, a, atol=1e-5)
+    kept = [jax.tree.map(np.asarray, e.shared(e.place(state), inputs)) for e in engines]
+    assert isinstance(kept[1], Stem) and kept[0].residual.shape == (BATCH, 1, 16)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, atol=1e-5), *kept)
+    from_kept = eight.features(eight.place(state), kept[1], (0, 1))
+    np.testing.assert_allclose(from_kept, a, atol=1e-5)
+    assert np.abs(a[:, 0] - a[:, 1]).max() > 1e-3
+    assert not a[:, 2].any()
 
 
 def test_batches_that_do_not_divide_are_padded_to_the_next_size_that_does():
-    runner = Runner(8)
-    assert [runner.padded(size) for size in (1, 8, 9, 20)] == [8, 8, 16, 24]
-    assert Runner(1).padded(7) == 7
+    engine = engine_on(8)
+    assert [engine.padded(size) for size in (1, 8, 9, 20)] == [8, 8, 16, 24]
+    assert engine_on(1).padded(7) == 7
 
 
 def test_more_devices_than_there_are():
-    assert Runner(0).num_devices == 8
-    with pytest.raises(ConfigError, match=r"train.devices=9, but this process has 8 \(cpu\)"):
-        Runner(9)
+    assert engine_on(0).num_devices == 8
+    with pytest.raises(ConfigError, match=r"train.devices: expected at most 8 \(cpu\).*found 9"):
+        engine_on(9)
 
 
 def test_moving_is_all_that_a_step_changes():

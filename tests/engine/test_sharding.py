@@ -6,12 +6,13 @@ import pytest
 
 from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
-from qkd_jax.engine.sharding import ShardedRunner, runner_of
+from qkd_jax.engine.sharding import ShardedEngine, engine_of
 from qkd_jax.errors import ConfigError
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.sections import TrainConfig
 from qkd_jax.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -53,10 +54,10 @@ def test_a_device_holds_its_part_of_the_frozen_arrays():
     backbone = load_backbone("tiny_random", image_size=32)
     settings = config("ease", "num_classes=6", "max_tasks=3", "max_task_classes=2")
     state = verbs.init_state(jax.random.key(0), backbone, settings)
-    runner = runner_of(config("ease", "train.devices=8", "train.model_devices=4").train)
-    assert isinstance(runner, ShardedRunner) and runner.num_parts == 2
-    placed, device = runner.place(state), runner.devices[0]
-    for name in ("backbone", "memory"):
+    engine = engine_of(config("ease", "train.devices=8", "train.model_devices=4").train)
+    assert isinstance(engine, ShardedEngine) and engine.num_parts == 2
+    placed, device = engine.place(state), jax.devices()[0]
+    for name in ("frozen", "memory"):
         part = getattr(placed, name)
         whole = sum(leaf.nbytes for leaf in jax.tree.leaves(part))
         # A quarter, and a copy of the vectors: biases, scales, tokens.
@@ -67,5 +68,7 @@ def test_a_device_holds_its_part_of_the_frozen_arrays():
 
 def test_devices_that_form_no_groups_are_refused():
     with pytest.raises(ConfigError, match="8 devices do not form groups of 3"):
-        ShardedRunner(8, 3)
-    assert ShardedRunner(8, 4).padded(7) == 8  # two groups share a batch
+        engine_of(TrainConfig(devices=8, model_devices=3))
+    assert (
+        engine_of(TrainConfig(devices=8, model_devices=4)).padded(7) == 8
+    )  # two groups share a batch

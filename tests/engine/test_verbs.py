@@ -51,7 +51,7 @@ def test_end_task_names_a_class_without_images(tiny, begun):
     only = {name: value[batch["label"] == 4] for name, value in batch.items()}
     features = np.zeros((2, 4, 12), np.float32)
     with pytest.raises(DataError, match="no image of classes \\[1\\]"):
-        verbs.finish(begun, [{**only, "features": features}])
+        verbs.one_device().finish(begun, [{**only, "features": features}])
 
 
 @pytest.mark.parametrize(

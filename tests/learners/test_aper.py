@@ -15,6 +15,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 
 BUDGET = 2e-5
 
@@ -27,7 +28,7 @@ def history(tiny):
 def test_slots_are_the_frozen_and_the_tuned_model(tiny, history):
     state, images = history[-1].ended, tiny.batch(tiny.tasks[0])["image"]
     tuned = history[0].trained.trainable["adapter"]
-    frozen = jax.jit(lambda x: encode(tiny.backbone.params, tiny.backbone.spec, x))(images)
+    frozen = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])(images)
     adapted = jax.jit(lambda x: encode_with(state, tuned, x))(images)
     features = verbs.slot_features(state, images)
     np.testing.assert_allclose(features[:, 0], frozen, atol=BUDGET)

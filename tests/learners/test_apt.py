@@ -13,8 +13,9 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import apt
-from qkd_jax.nn.encode import encode
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 2e-5
@@ -94,7 +95,7 @@ def test_a_zero_prompt_is_the_frozen_model(tiny, history):
     images = jnp.asarray(tiny.batch(tiny.tasks[0])["image"])
     zero = jax.tree.map(jnp.zeros_like, state.memory["prompt"])
     found = jax.jit(apt.encode_added)(state, zero, images)
-    frozen = jax.jit(lambda x: encode(tiny.backbone.params, tiny.backbone.spec, x))(images)
+    frozen = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])(images)
     np.testing.assert_allclose(found, frozen, atol=BUDGET)
     prompted = jax.jit(apt.encode_added)(state, state.memory["prompt"], images)
     assert np.abs(prompted - frozen).max() > 10 * BUDGET

@@ -15,8 +15,8 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import dualprompt
-from qkd_jax.nn.prompts import cosines, key_loss
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.prompts import cosines, key_loss
 from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 6e-6
@@ -82,7 +82,7 @@ def test_an_image_gets_the_learned_task_with_the_nearest_key(tiny, stages):
         features = verbs.slot_features(state, images)
         keys = state.memory["keys"][: index + 1, 0]
         nearest = np.argmax(unit(features[:, 0]) @ unit(keys).T, axis=1)
-        scores, relevance = verbs.score(state, features)
+        scores, relevance = verbs.one_device().score(state, features)
         np.testing.assert_array_equal(relevance, np.eye(4)[nearest])
     # The feature behind the scores is that of the chosen task's prompts.
     forced = state.replace(memory={**state.memory, "keys": jnp.roll(state.memory["keys"], 1, 0)})

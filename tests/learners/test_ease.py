@@ -94,7 +94,7 @@ def test_score_against_loops(history):
     """cos(f_i, row[i, c]) + alpha / t * sum over j != i of cos(f_j, row[j, c]), t = 2."""
     state = history[2].ended
     features = np.random.default_rng(1).normal(size=(5, 4, 12)).astype(np.float32)
-    scores, relevance = verbs.score(state, jnp.asarray(features))
+    scores, relevance = verbs.one_device().score(state, jnp.asarray(features))
     assert relevance is None
     rows, expected = np.float64(state.memory["rows"]), np.full((5, 7), -np.inf)
     for b in range(5):

@@ -14,9 +14,9 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 
 BUDGET = 2e-5
 
@@ -43,7 +43,7 @@ def tuned(tiny):
 
 
 def test_simplecil_is_the_nearest_class_mean_of_the_frozen_feature(tiny, simple):
-    frozen = jax.jit(lambda x: encode(tiny.backbone.params, tiny.backbone.spec, x))
+    frozen = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])
     means = {}
     for task in tiny.tasks:
         images, labels = all_of(tiny, task)
@@ -133,7 +133,7 @@ def test_finetune_scores_with_its_one_adapter_and_all_rows(tiny, tuned):
     queries = tiny.batch(tiny.tasks[0], 9)["image"]
     scores = np.asarray(qkd_jax.predict(state, queries))
     adapter = state.trainable["adapter"]
-    feature = jax.jit(lambda x: encode_with(state, adapter, prepare_images(state, x)))(queries)
+    feature = jax.jit(lambda x: encode_with(state, adapter, Raw({"image": x})))(queries)
     columns, scale = [4, 1, 0, 5, 2], float(state.trainable["head"]["scale"])
     rows = np.stack(
         [

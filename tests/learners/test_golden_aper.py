@@ -26,9 +26,9 @@ import pytest
 
 import qkd_jax
 from qkd_jax.engine import verbs
-from qkd_jax.learners.shape import Rows, learner_of
-from qkd_jax.learners.step import prepare_images
+from qkd_jax.learners.shape import Context, learner_of
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, param_shapes
 
 BUDGET = 1.2e-5
@@ -81,11 +81,11 @@ def begun(tiny):
 def test_loss_and_gradients_of_the_first_task(golden, begun):
     state, images = begun
     learner, keys = learner_of(state.config), jax.random.split(jax.random.key(0), 6)
-    rows = Rows(keys, jnp.ones(6, bool), lambda x: x)
+    rows = Context(keys, jnp.ones(6, bool), lambda x: x)
     batch = {"label": jnp.asarray(FIRST)}
 
     def mean_loss(trainable, state, images):
-        images = prepare_images(state, images)
+        images = Raw({"image": images})
         return learner.loss(trainable, state, images, batch, rows)["loss"].mean()
 
     loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.trainable, state, images[:6])

@@ -78,7 +78,7 @@ def second_task(tiny, inputs):
         head = {"rows": jnp.asarray(rows[2 * index : 2 * index + 2])}
         state = state.replace(trainable={"prompt": prompt_of(tokens), "head": head})
         if index == 0:
-            state = apt.LEARNER.finish(verbs.freeze(state), (), None)
+            state = apt.LEARNER.finish(verbs.one_device().freeze(state), (), None)
     return state
 
 
@@ -101,7 +101,7 @@ def test_loss_and_gradients(golden, inputs, second_task):
 
 
 def test_merged_prompt_and_logits(golden, inputs, second_task):
-    state = apt.LEARNER.finish(verbs.freeze(second_task), (), None)
+    state = apt.LEARNER.finish(verbs.one_device().freeze(second_task), (), None)
     merged = state.memory["prompt"]
     rows = np.stack([merged["key"], merged["value"]], axis=1).reshape(4, 768)
     np.testing.assert_allclose(rows[:, ::16], golden["merged"], atol=1e-6)

@@ -122,7 +122,7 @@ def test_prompts_and_logits(golden, inputs, second_task):
     # The task's own components and rows come from `freeze` and `finish`.
     older = {name: inputs[1][name].at[:, 1].set(0.0) for name in NAMES}
     state = second_task.replace(memory={**second_task.memory, "prompt": older})
-    state = coda_prompt.LEARNER.finish(verbs.freeze(state), (), None)
+    state = coda_prompt.LEARNER.finish(verbs.one_device().freeze(state), (), None)
     features = verbs.slot_features(state, inputs[-1])
     np.testing.assert_allclose(features[:, 0], golden["query"], atol=BUDGET)
     query = jnp.asarray(golden["query"])
@@ -132,7 +132,7 @@ def test_prompts_and_logits(golden, inputs, second_task):
     np.testing.assert_allclose(
         inserts.attention[3].prefix_value, golden["prefix_value"], atol=BUDGET
     )
-    scores = np.asarray(verbs.score(state, features)[0])
+    scores = np.asarray(verbs.one_device().score(state, features)[0])
     np.testing.assert_allclose(scores[:, :4], golden["logits"], atol=BUDGET)
     assert (scores[:, 4:] == -np.inf).all()
 

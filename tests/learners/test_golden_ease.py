@@ -48,9 +48,9 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import ease
-from qkd_jax.learners.shape import Rows
-from qkd_jax.learners.step import prepare_images
+from qkd_jax.learners.shape import Context
 from qkd_jax.learners.task_adapters import encode_with
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.published import FORM
 
@@ -124,7 +124,7 @@ def without_padding(trainable):
 def test_features_under_an_adapter(stored, learned):
     """Their forward pass in training, without dropout, and the one at test over all adapters."""
     arrays, state = stored.arrays, learned[2][1]
-    queries = prepare_images(state, jnp.asarray(arrays["queries"]))
+    queries = Raw({"image": jnp.asarray(arrays["queries"])})
     trained = jax.jit(encode_with)(state, adapter(stored, 1), queries)
     close(trained, arrays["train_features"], BUDGET)
     found = verbs.slot_features(state, arrays["queries"])
@@ -136,10 +136,10 @@ def test_features_under_an_adapter(stored, learned):
 
 def test_loss_and_gradient_of_the_second_task(stored, second):
     arrays, batch = stored.arrays, images_of(stored, TASKS[1])
-    images = prepare_images(second, jnp.asarray(batch["image"]))
+    images = Raw({"image": jnp.asarray(batch["image"])})
     label = jnp.asarray(batch["label"])
     keys = jax.random.split(jax.random.key(0), len(label))
-    rows = Rows(keys, jnp.ones(len(label), bool), lambda x: x)
+    rows = Context(keys, jnp.ones(len(label), bool), lambda x: x)
 
     @jax.jit
     @jax.value_and_grad
@@ -179,7 +179,7 @@ def test_rows_and_scores_after_each_task(stored, learned, task):
     expected = arrays[f"fc/{task.index}"].reshape(-1, slots, 12).swapaxes(0, 1)
     classes = expected.shape[1]
     close(state.memory["rows"][:slots, :classes], expected, 2 * BUDGET)
-    scores, _ = verbs.score(state, verbs.slot_features(state, arrays["queries"]))
+    scores, _ = verbs.one_device().score(state, verbs.slot_features(state, arrays["queries"]))
     expected = arrays[f"scores/{task.index}"]
     np.testing.assert_allclose(scores[:, :classes], expected, atol=BUDGET)
     assert (np.asarray(scores[:, classes:]) == -np.inf).all()

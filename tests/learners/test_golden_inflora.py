@@ -39,10 +39,11 @@ import pytest
 
 import qkd_jax
 from qkd_jax.engine import verbs
+from qkd_jax.engine.checks import check_batch
 from qkd_jax.learners import inflora
-from qkd_jax.learners.step import prepare_images
-from qkd_jax.nn.lora import free_directions, occupy
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.lora import free_directions, occupy
 from qkd_jax.nn.pixels import Preprocessing
 from qkd_jax.nn.vit import ViTSpec
 
@@ -118,8 +119,8 @@ def test_logits_loss_and_gradients_with_two_branches(empty, golden):
     down = jnp.zeros((3, 16, 3, 3)).at[:, :, :2].set(golden["branch_down"].transpose(0, 3, 1, 2))
     up = {n: golden[f"branch_{n}"].transpose(0, 1, 3, 2) for n in ("key", "value")}
     first = {n: jnp.zeros((3, 3, 3, 16)).at[:, 0].set(leaf[:, 0]) for n, leaf in up.items()}
-    state = verbs.open_task(
-        verbs.open_task(empty, qkd_jax.Task(0, (0, 1))), qkd_jax.Task(1, (2, 3))
+    state = verbs.one_device().open_task(
+        verbs.one_device().open_task(empty, qkd_jax.Task(0, (0, 1))), qkd_jax.Task(1, (2, 3))
     )
     state = with_head(state, golden["head1"])
     memory = {**state.memory, "down": down, "up": first}
@@ -133,7 +134,7 @@ def test_logits_loss_and_gradients_with_two_branches(empty, golden):
 
     @jax.jit
     def evaluate(state, images):
-        images = prepare_images(state, images)
+        images = Raw({"image": images})
         loss, gradient = jax.value_and_grad(objective)(state.trainable, state, images)
         frozen = inflora.LEARNER.finish(inflora.freeze(state), None, None)
         feature = inflora.extract(frozen, images, 1, None)
@@ -149,9 +150,13 @@ def test_logits_loss_and_gradients_with_two_branches(empty, golden):
     close(gradient["head"]["bias"], golden["grad_head"][:, 16])
 
 
+def survey_of(state, batches):
+    return verbs.one_device().survey(state, (check_batch(state, batch) for batch in batches))
+
+
 def test_moments_of_the_first_survey(empty, golden):
-    state = verbs.open_task(empty, qkd_jax.Task(0, (0, 1)))
-    moments = inflora.moments_of(verbs.sum_survey(state, batches_of(golden, 0)))
+    state = verbs.one_device().open_task(empty, qkd_jax.Task(0, (0, 1)))
+    moments = inflora.moments_of(survey_of(state, batches_of(golden, 0)))
     close(moments, golden["moments"][0])
 
 

@@ -37,7 +37,7 @@ import pytest
 import qkd_jax
 from qkd_jax.learners import dualprompt, l2p
 from qkd_jax.learners.prompted import encode_prompted
-from qkd_jax.learners.shape import Rows, learner_of
+from qkd_jax.learners.shape import Context, learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.weights.load import assemble
@@ -98,7 +98,7 @@ def run(name, arrays, source, trainable, memory, *settings):
     query = jnp.asarray(arrays["query"], jnp.float32)
     features = jnp.zeros((4, 3, spec.width)).at[:, 0].set(query)
     batch = {"label": jnp.asarray(arrays["labels"], jnp.int32), "features": features}
-    real = Rows(jax.random.split(jax.random.key(1), 4), jnp.ones(4, bool), lambda x: x)
+    real = Context(jax.random.split(jax.random.key(1), 4), jnp.ones(4, bool), lambda x: x)
 
     @jax.jit
     def everything(trainable, state):

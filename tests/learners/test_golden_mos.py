@@ -32,7 +32,7 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import mos, task_heads
-from qkd_jax.learners.shape import Rows
+from qkd_jax.learners.shape import Context
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
 from qkd_jax.nn.losses import cross_entropy
@@ -93,13 +93,13 @@ def test_retrieval_and_ensemble(stored, learned):
     state, arrays = learned[1], stored.arrays
     features = verbs.slot_features(state, arrays["queries"])
     np.testing.assert_allclose(features, arrays["features"], atol=BUDGET)
-    scores, relevance = verbs.score(state, features)
+    scores, relevance = verbs.one_device().score(state, features)
     np.testing.assert_allclose(scores[:, :6], arrays["ensemble"], atol=3 * BUDGET)
     assert (np.asarray(scores[:, 6]) == -np.inf).all()
     np.testing.assert_array_equal(np.argmax(relevance, axis=1), arrays["used"])
     alone = state.replace(config=qkd_jax.override(state.config, "mos.ensemble=false"))
     np.testing.assert_allclose(
-        verbs.score(alone, features)[0][:, :6], arrays["single"], atol=5 * BUDGET
+        verbs.one_device().score(alone, features)[0][:, :6], arrays["single"], atol=5 * BUDGET
     )
 
 
@@ -110,7 +110,7 @@ def test_loss_and_gradient_with_padding(stored, learned):
     images = jnp.asarray(arrays["images"][rows_of_batch] / np.float32(255))
     images = images.at[5:].set(0.0)
     batch = {"label": jnp.asarray(arrays["labels"][rows_of_batch])}
-    rows = Rows(jax.random.split(jax.random.key(0), 7), jnp.asarray(real), lambda x: x)
+    rows = Context(jax.random.split(jax.random.key(0), 7), jnp.asarray(real), lambda x: x)
 
     def total(trainable):
         terms = mos.loss(trainable, state, images, batch, rows)

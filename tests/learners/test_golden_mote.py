@@ -23,8 +23,8 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import mote
-from qkd_jax.learners.shape import Rows
-from qkd_jax.learners.step import prepare_images
+from qkd_jax.learners.shape import Context
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.protocol.tasks import Task
 
 BUDGET = 1e-5
@@ -76,7 +76,7 @@ def test_every_fusion(stored, learned):
     np.testing.assert_allclose(features, stored.arrays["features"], atol=BUDGET)
     for name, changes in FUSIONS.items():
         other = state.replace(config=qkd_jax.override(state.config, *changes))
-        scores, weights = verbs.score(other, features)
+        scores, weights = verbs.one_device().score(other, features)
         np.testing.assert_allclose(scores, stored.arrays[f"fused/{name}"], atol=BUDGET)
         np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
 
@@ -87,9 +87,9 @@ def test_loss_and_gradient(stored, learned):
         "adapter": adapter(stored, 2),
         "head": {"rows": jnp.asarray(arrays["proxy_rows"]), "scale": jnp.float32(3.0)},
     }
-    images = prepare_images(state, jnp.asarray(arrays["images"][12:]))
+    images = Raw({"image": jnp.asarray(arrays["images"][12:])})
     batch = {"label": jnp.asarray(arrays["labels"][12:])}
-    rows = Rows(jax.random.split(jax.random.key(0), 6), jnp.ones(6, bool), lambda x: x)
+    rows = Context(jax.random.split(jax.random.key(0), 6), jnp.ones(6, bool), lambda x: x)
 
     @jax.jit
     @jax.value_and_grad

@@ -65,7 +65,7 @@ def states(tiny, golden):
         features = np.pad(features, ((0, padding), (0, 0), (0, 0)), constant_values=9.0)
         labels = np.pad(LABELS[index], (0, padding), constant_values=classes[0])
         mask = np.arange(len(labels)) < len(LABELS[index])
-        state = verbs.finish(
+        state = verbs.one_device().finish(
             state,
             [
                 {
@@ -118,6 +118,6 @@ def test_solution_and_scores(golden, states, index):
     if index == 1:
         memory = {**state.memory, "rows": jnp.asarray(rows)}
         queries = jnp.asarray(golden["queries"])[:, None]
-        scores, _ = verbs.score(state.replace(memory=memory), queries)
+        scores, _ = verbs.one_device().score(state.replace(memory=memory), queries)
         scale = np.abs(golden["scores"]).max()
         np.testing.assert_allclose(scores, golden["scores"], atol=budget * scale)

@@ -27,9 +27,9 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import ssiat
-from qkd_jax.learners.shape import Rows
-from qkd_jax.learners.step import prepare_images
+from qkd_jax.learners.shape import Context
 from qkd_jax.learners.task_heads import alignment_loss
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.protocol.tasks import Task
 
 BUDGET = 1e-5
@@ -73,9 +73,9 @@ def test_logits_of_one_adapter_and_all_rows(stored, learned):
 
 def test_margin_loss_and_gradient(stored, learned):
     state, arrays = learned[1], stored.arrays
-    images = prepare_images(state, jnp.asarray(arrays["images"][8:]))
+    images = Raw({"image": jnp.asarray(arrays["images"][8:])})
     batch = {"label": jnp.asarray(arrays["labels"][8:])}
-    rows = Rows(jax.random.split(jax.random.key(0), 8), jnp.ones(8, bool), lambda x: x)
+    rows = Context(jax.random.split(jax.random.key(0), 8), jnp.ones(8, bool), lambda x: x)
 
     @jax.jit
     @jax.value_and_grad
@@ -104,7 +104,7 @@ def test_gaussians_before_and_after_the_shift(stored, learned):
 def test_shift(stored, learned, kind, sigma):
     settings = f"ssiat.shift={kind}", f"ssiat.kernel_width={sigma}"
     state = learned[1].replace(config=qkd_jax.override(learned[1].config, *settings))
-    images = prepare_images(state, jnp.asarray(stored.arrays["images"][8:]))
+    images = Raw({"image": jnp.asarray(stored.arrays["images"][8:])})
 
     @jax.jit
     def shifts():

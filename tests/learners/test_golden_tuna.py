@@ -31,10 +31,10 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import tuna
-from qkd_jax.learners.shape import Rows
+from qkd_jax.learners.shape import Context
 from qkd_jax.nn.alignment import cosine_factor, sgd_step
-from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.nn.backbone import stack_blocks
+from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.protocol.tasks import Task
 
 BUDGET = 2e-5
@@ -77,7 +77,7 @@ def test_selection_and_both_predictions(stored, learned):
     state, arrays = learned[1], stored.arrays
     features = verbs.slot_features(state, arrays["queries"])
     np.testing.assert_allclose(features[:, [0, 2, 4, 5]], arrays["features"], atol=BUDGET)
-    scores, relevance = verbs.score(state, features)
+    scores, relevance = verbs.one_device().score(state, features)
     np.testing.assert_array_equal(np.argmax(relevance, axis=1), arrays["used"])
     np.testing.assert_allclose(scores, arrays["scores_fused"], atol=5 * BUDGET)
     newest = state.replace(config=qkd_jax.override(state.config, "tuna.universal=newest"))
@@ -90,7 +90,7 @@ def test_loss_and_gradient(stored, learned):
     state, arrays = learned[0], stored.arrays
     images = jnp.asarray(arrays["images"][arrays["batch"]] / np.float32(255))
     batch = {"label": jnp.asarray(arrays["labels"][arrays["batch"]])}
-    rows = Rows(jax.random.split(jax.random.key(0), 5), jnp.ones(5, bool), lambda x: x)
+    rows = Context(jax.random.split(jax.random.key(0), 5), jnp.ones(5, bool), lambda x: x)
 
     def total(trainable):
         terms = tuna.loss(trainable, state, images, batch, rows)

@@ -18,7 +18,9 @@ import pytest
 import qkd_jax
 from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
-from qkd_jax.engine.engine import Runner
+from qkd_jax.engine.checks import check_batch
+from qkd_jax.engine.engine import Engine
+from qkd_jax.engine.sharding import engine_of
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import inflora
 from qkd_jax.nn.lora import free_directions, occupy
@@ -32,6 +34,10 @@ RANK = 2
 @pytest.fixture(scope="module")
 def config(tiny):
     return tiny.config("method=inflora", f"inflora.rank={RANK}", "train.learning_rate=0.5")
+
+
+def survey_of(state, batches):
+    return verbs.one_device().survey(state, (check_batch(state, batch) for batch in batches))
 
 
 def batches_of(tiny, task, images=4):
@@ -169,7 +175,7 @@ def test_memory_grows_by_the_rising_threshold(tiny, history):
     occupied = np.zeros((2, 12, 12))
     for task, (_, _, ended) in zip(tiny.tasks, history, strict=True):
         batches = batches_of(tiny, task)
-        moments = np.float64(inflora.moments_of(verbs.sum_survey(ended, batches)))
+        moments = np.float64(inflora.moments_of(survey_of(ended, batches)))
         threshold = 0.95 + 0.05 * task.index / 4
         occupied = np.stack(
             [grown(m, p, threshold) for m, p in zip(moments, occupied, strict=True)]
@@ -238,16 +244,16 @@ def test_a_survey_leaves_padding_out_on_one_and_on_eight_devices(tiny, history):
     images = tiny.batch(task, 0, size=16)["image"]
     mask = np.arange(16) < 11
     padded = np.where(mask[:, None, None, None], images, np.float32(np.nan))
-    alone = verbs.sum_survey(
+    alone = survey_of(
         state.replace(task_classes=jnp.asarray(task.classes)),
         [{"image": images[:11], "label": tiny.batch(task, 0, size=16)["label"][:11]}],
     )
     assert float(alone["tokens"]) == 11 * 5
     scale = np.abs(alone["moments"]).max()
     for devices in (1, 8):
-        runner = Runner(devices)
+        engine = engine_of(TrainConfig(devices=devices))
         halves = [{"image": padded[h], "mask": mask[h]} for h in (slice(0, 8), slice(8, 16))]
-        found = runner.survey(runner.place(state), halves)
+        found = engine.survey(engine.place(state), halves)
         np.testing.assert_allclose(found["moments"], alone["moments"], atol=BUDGET * scale)
         assert float(found["tokens"]) == 11 * 5
 
@@ -301,8 +307,8 @@ def test_a_run_stopped_within_a_task_ends_with_the_same_numbers(tmp_path, monkey
     )
     backbone = load_backbone("tiny_random", image_size=32)
     whole = run(config, backbone, tmp_path / "whole")
-    steps, step = itertools.count(1), Runner.step
-    surveys, survey = [], Runner.survey
+    steps, step = itertools.count(1), Engine.step
+    surveys, survey = [], Engine.survey
 
     def interrupted(self, *arguments):
         if next(steps) == 14:  # the second task's fourth step of ten
@@ -313,10 +319,10 @@ def test_a_run_stopped_within_a_task_ends_with_the_same_numbers(tmp_path, monkey
         surveys.append(1)
         return survey(self, *arguments)
 
-    monkeypatch.setattr(Runner, "step", interrupted)
+    monkeypatch.setattr(Engine, "step", interrupted)
     with pytest.raises(Interrupted):
         run(config, backbone, tmp_path / "cut")
-    monkeypatch.setattr(Runner, "survey", counted)
+    monkeypatch.setattr(Engine, "survey", counted)
     resumed = run(config, backbone, tmp_path / "cut")
     # The second task's second survey, and two of the third task.
     assert len(surveys) == 3

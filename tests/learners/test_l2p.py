@@ -15,7 +15,7 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import l2p
-from qkd_jax.learners.shape import Rows
+from qkd_jax.learners.shape import Context
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.vit import ViTSpec
 
@@ -159,7 +159,7 @@ def test_the_mask_of_a_task_leaves_all_other_prompts_as_they_were(tiny, official
 def test_a_cached_query_stands_for_a_pass_through_the_frozen_model(tiny, official):
     state, batch = official[1].begun, tiny.batch(tiny.tasks[1], 0)
     features = verbs.slot_features(official[1].ended, batch["image"])
-    real = Rows(jax.random.split(jax.random.key(0), 4), jnp.ones(4, bool), lambda x: x)
+    real = Context(jax.random.split(jax.random.key(0), 4), jnp.ones(4, bool), lambda x: x)
 
     @jax.jit
     def both(state, label, image, features):

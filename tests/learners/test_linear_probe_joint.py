@@ -16,6 +16,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.learners import finetune
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.protocol import metrics
 from qkd_jax.protocol import tasks as protocol
 from qkd_jax.runs.plan import plan
@@ -43,7 +44,7 @@ def logits_of(kind, feature, rows, scale):
 def test_scores_use_all_rows_on_the_frozen_feature(tiny, probe):
     state = probe[-1].ended
     queries = tiny.batch(tiny.tasks[0], 9)["image"]
-    feature = jax.jit(lambda x: encode(tiny.backbone.params, tiny.backbone.spec, x))(queries)
+    feature = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])(queries)
     rows = {
         c: np.asarray(stage.trained.trainable["head"]["rows"])[i]
         for task, stage in zip(tiny.tasks, probe, strict=True)

@@ -116,7 +116,8 @@ def test_retrieval_against_a_loop(history):
     small = jax.tree.map(np.float32, (head, prototypes, features))
     memory = {**state.memory, "head": small[0], "prototypes": small[1]}
     state = state.replace(memory=jax.tree.map(jnp.asarray, memory))
-    scores, relevance = jax.tree.map(np.asarray, verbs.score(state, jnp.asarray(small[2])))
+    found = verbs.one_device().score(state, jnp.asarray(small[2]))
+    scores, relevance = jax.tree.map(np.asarray, found)
     head, prototypes, features = jax.tree.map(np.float64, small)
     seen, lengths = np.array(OWNER) >= 0, set()
     for image in range(40):

@@ -63,7 +63,7 @@ def test_score_against_loops(history, filtering, merge):
     features = generator.normal(size=(24, 4, 12)).astype(np.float32)
     for b, column in enumerate([4, 1, 0, 5, 2] * 3):
         features[b, b % 3] += (3.0 + 0.05 * b) * rows[0, column]
-    scores, weights = verbs.score(state, jnp.asarray(features))
+    scores, weights = verbs.one_device().score(state, jnp.asarray(features))
     assert weights.shape == (24, 4)
     sizes = set()
     for b in range(24):

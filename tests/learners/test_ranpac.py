@@ -13,9 +13,9 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import ranpac
-from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 
 EPS, SIZE = 1.2e-7, 20
 SETTINGS = ("method=ranpac", f"ranpac.projection_dim={SIZE}", "max_task_images=8")
@@ -154,7 +154,7 @@ def test_the_adapter_is_tuned_in_the_first_task_only(tiny, history):
     with pytest.raises(ConfigError, match="trains nothing in task 1"):
         qkd_jax.train_task(history[1].begun, tiny.batch(tiny.tasks[1]))
     state, images = history[2].ended, tiny.batch(tiny.tasks[0])["image"]
-    adapted = jax.jit(lambda x: encode_with(state, tuned, prepare_images(state, x)))(images)
+    adapted = jax.jit(lambda x: encode_with(state, tuned, Raw({"image": x})))(images)
     np.testing.assert_allclose(verbs.slot_features(state, images)[:, 0], adapted, atol=100 * EPS)
     jax.tree.map(np.testing.assert_array_equal, tiny.backbone.params, state.backbone.params)
 
@@ -220,7 +220,7 @@ def test_without_a_first_session_the_model_is_frozen(tiny, frozen):
     with pytest.raises(ConfigError, match="trains nothing in task 0"):
         qkd_jax.train_task(state, tiny.batch(task))
     images = tiny.batch(task, 9)["image"]
-    feature = jax.jit(lambda x: encode(tiny.backbone.params, tiny.backbone.spec, x))(images)
+    feature = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])(images)
     hidden = np.maximum(np.float64(feature) @ np.float64(state.memory["projection"]), 0)
     rows = np.float64(state.memory["rows"])[[4, 1]]
     lengths = np.linalg.norm(hidden, axis=1)[:, None] * np.linalg.norm(rows, axis=1)[None]

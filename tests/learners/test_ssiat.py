@@ -15,10 +15,10 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import ssiat
-from qkd_jax.learners.shape import Rows
-from qkd_jax.learners.step import prepare_images
+from qkd_jax.learners.shape import Context
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import aligned, alignment_loss
+from qkd_jax.nn.inputs import Raw
 
 BUDGET = 2e-5
 SETTINGS = (
@@ -50,7 +50,7 @@ def features_under(tiny):
 
     def features(state, adapter, task):
         images, labels = images_of(tiny, task)
-        return np.float64(encode(state, adapter, prepare_images(state, images))), labels
+        return np.float64(encode(state, adapter, Raw({"image": images}))), labels
 
     return features
 
@@ -91,7 +91,9 @@ def test_unpaired_and_no_shift(tiny, history, features_under):
     label, mask = np.resize(labels, 12), np.arange(12) < 8
     config = qkd_jax.override(state.config, "ssiat.shift=unpaired")
     other = state.replace(config=config)
-    sums = verbs._accumulate(other, ssiat.statistics(config, 4, 12), features, label, mask)
+    sums = verbs.one_device()._accumulate(
+        other, ssiat.statistics(config, 4, 12), features, label, mask
+    )
     found, expected = ssiat.shifts(other, sums), np.zeros((7, 12))
     for c in (0, 1, 4):
         mean = np.float64(state.memory["gaussians"].mean[c])
@@ -120,13 +122,13 @@ def test_the_adapter_goes_on_and_slots_name_the_two_last(tiny, history):
 
 def test_margin_loss_against_numpy(tiny, history, features_under):
     """-log softmax(20 (cos - 0.2 [own class]))[own class]; one class alone costs nothing."""
-    keys = Rows(jax.random.split(jax.random.key(0), 8), jnp.ones(8, bool), lambda x: x)
+    keys = Context(jax.random.split(jax.random.key(0), 8), jnp.ones(8, bool), lambda x: x)
     loss = jax.jit(lambda s, x, y: ssiat.loss(s.trainable, s, x, {"label": y}, keys)["loss"])
     config = qkd_jax.override(history[0].trained.config, "adapter.dropout=0.0")
     for stage, task in ((history[0], tiny.tasks[0]), (history[1], tiny.tasks[1])):
         state = stage.trained.replace(config=config)
         features, labels = features_under(stage.trained, state.trainable["adapter"], task)
-        images = prepare_images(state, next(images_of(tiny, task)))
+        images = Raw({"image": next(images_of(tiny, task))})
         found = loss(state, images, jnp.asarray(labels))
         rows = np.float64(state.trainable["head"]["rows"])[: len(task.classes)]
         lengths = np.linalg.norm(features, axis=1)[:, None] * np.linalg.norm(rows, axis=1)
@@ -173,7 +175,7 @@ def test_alignment_lowers_its_loss_and_can_be_left_out(history):
     without = history[2].trained
     without = without.replace(config=qkd_jax.override(without.config, "alignment.epochs=0"))
     statistics = ssiat.statistics(without.config, 4, 12)
-    rows = np.asarray(verbs._finish(without, statistics).memory["rows"])
+    rows = np.asarray(verbs.one_device()._finish(without, statistics).memory["rows"])
     kept = [0, 1, 4]
     np.testing.assert_array_equal(rows[kept], np.asarray(without.memory["rows"])[kept])
     np.testing.assert_array_equal(rows[[5, 2]], without.trainable["head"]["rows"])

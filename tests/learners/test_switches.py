@@ -18,8 +18,8 @@ from qkd_jax.learners.qkd.learner import num_metrics
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import Moving, split
 from qkd_jax.learners.step import device_step
-from qkd_jax.nn.heads import ClassStatistics
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.heads import ClassStatistics
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.settings.config import DistillationConfig, GateConfig, HeadConfig, SparsityConfig
 

@@ -15,7 +15,7 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import tuna
-from qkd_jax.learners.shape import Rows, learner_of
+from qkd_jax.learners.shape import Context, learner_of
 
 BUDGET = 3e-5
 OWNER = [1, 0, 2, -1, 0, 2, -1]  # task of each class
@@ -94,7 +94,7 @@ def test_margin_by_hand(monkeypatch, tiny, history):
     changed = qkd_jax.override(state.config, "tuna.scale=7.0", "tuna.margin=0.4")
     state = state.replace(config=changed)
     labels = np.array([5, 2, 2, 5])
-    rows = Rows(None, jnp.ones(4, bool), lambda x: x)
+    rows = Context(None, jnp.ones(4, bool), lambda x: x)
     terms = tuna.loss(state.trainable, state, None, {"label": jnp.asarray(labels)}, rows)
     weights = np.float64(state.trainable["head"]["rows"])
     for b in range(4):
@@ -113,7 +113,9 @@ def test_selection_against_loops(history):
     state, generator = history[2].ended, np.random.default_rng(2)
     features = generator.normal(size=(20, 8, 12)).astype(np.float32)
     rows, seen = np.float64(state.memory["rows"]), np.array(OWNER) >= 0
-    scores, relevance = jax.tree.map(np.asarray, verbs.score(state, jnp.asarray(features)))
+    scores, relevance = jax.tree.map(
+        np.asarray, verbs.one_device().score(state, jnp.asarray(features))
+    )
     length = np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
     chosen_tasks = set()
     for image in range(20):
@@ -133,8 +135,8 @@ def test_selection_against_loops(history):
 def test_slots_of_a_run(tiny, history, config):
     """Task slots under their adapters, the universal one under the fused; literal: the newest."""
     state, images = history[1].ended, tiny.batch(tiny.tasks[1])["image"]
-    assert learner_of(config).slots(1) == (0, 2, 3)
-    assert verbs.num_slots(config) == 8
+    assert learner_of(config).slots.score(1) == (0, 2, 3)
+    assert learner_of(config).num_slots(config) == 8
     # Two steps hardly tell the adapters apart.
     universal = jax.tree.map(lambda a: a + 0.1, state.memory["universal"])
     state = state.replace(memory={**state.memory, "universal": universal})

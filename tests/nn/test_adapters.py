@@ -16,7 +16,9 @@ from qkd_jax.nn.adapters import (
     init_adapter,
     split_blocks,
 )
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, init_random
 
 ERF = np.vectorize(math.erf)
@@ -80,6 +82,11 @@ def dense_forward(params, spec, images, adapter, adapter_spec, masks):
     return np.stack(features)
 
 
+def feature_of(params, spec, images, inserts=None, **options):
+    """[B, D]: the class token of normalised images."""
+    return encode(Backbone(params, spec), Raw({"image": images}), inserts, **options)[:, 0]
+
+
 @pytest.mark.parametrize(
     ("placement", "reads", "first_block", "drop"),
     [
@@ -109,9 +116,9 @@ def test_adapted_model_equals_the_dense_definition(
         return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
     expected = dense_forward(wide(params), spec, wide(images), wide(adapter), settings, wide(masks))
-    found = jax.jit(lambda a: encode(params, spec, images, Inserts(a, settings), dropout_key=keys))(
-        adapter
-    )
+    found = jax.jit(
+        lambda a: feature_of(params, spec, images, Inserts(a, settings), dropout_key=keys)
+    )(adapter)
     # float32 sums of up to 48 terms through three blocks against float64; features of order 1.
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -163,7 +170,7 @@ def test_no_dropout_without_keys_or_rate(key):
     keys = jax.random.split(key, 2)
 
     def run(rate, keys):
-        return encode(
+        return feature_of(
             params, spec, images, Inserts(adapter, AdapterSpec(5, dropout=rate)), dropout_key=keys
         )
 

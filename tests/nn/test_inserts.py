@@ -14,17 +14,10 @@ import pytest
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, init_adapter
-from qkd_jax.nn.encode import (
-    Inserts,
-    encode,
-    encode_all,
-    encode_from,
-    encode_from_stem,
-    encode_prefix,
-    encode_stem,
-)
+from qkd_jax.nn.backbone import Backbone, stack_blocks
+from qkd_jax.nn.encode import CLASS_TOKEN, Inserts, encode, encode_all, prefix, stem
+from qkd_jax.nn.inputs import Raw, Stem, Tokens
 from qkd_jax.nn.layers import AttentionInsert
-from qkd_jax.nn.backbone import stack_blocks
 from qkd_jax.nn.vit import ViTSpec, init_random
 
 SPEC = ViTSpec(width=12, depth=3, num_heads=2, mlp_width=16, patch_size=4, image_size=8, grid=2)
@@ -140,6 +133,14 @@ def model():
         return jax.tree.map(np.asarray, params), np.asarray(images)
 
 
+def feature_of(params, spec, images, inserts=None, **options):
+    """[B, D]: the class token of normalised images, or the mean of the tokens that were added."""
+    added = inserts is not None and inserts.tokens is not None
+    rows = range(-inserts.tokens.shape[-2], 0) if added else CLASS_TOKEN
+    inputs = images if isinstance(images, Tokens | Stem) else Raw({"image": images})
+    return jnp.mean(encode(Backbone(params, spec), inputs, inserts, rows=rows, **options), axis=1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_tokens_and_gradients_equal_a_dense_numpy_transformer(model, kind):
     params, images = model
@@ -147,7 +148,7 @@ def test_features_tokens_and_gradients_equal_a_dense_numpy_transformer(model, ki
     target = np.random.default_rng(1).standard_normal((BATCH, SPEC.width))
 
     def through(params, inserts):
-        return encode(params, SPEC, images, inserts, compute_dtype=jnp.float64)
+        return feature_of(params, SPEC, images, inserts, compute_dtype=jnp.float64)
 
     def every_way(inserts):
         def loss(inserts):
@@ -155,7 +156,9 @@ def test_features_tokens_and_gradients_equal_a_dense_numpy_transformer(model, ki
             return jnp.sum(jnp.sin(listed) * target), listed
 
         gradient, listed = jax.grad(loss, has_aux=True)(inserts)
-        tokens = encode_all(params, SPEC, images, inserts, compute_dtype=jnp.float64)[-1]
+        tokens = encode_all(
+            Backbone(params, SPEC), Raw({"image": images}), inserts, compute_dtype=jnp.float64
+        )[-1]
         return listed, through(stack_blocks(params), inserts), tokens, gradient
 
     with jax.enable_x64(True):
@@ -186,8 +189,9 @@ def test_a_prefix_goes_on_from_kept_tokens(model):
     inserts = KINDS["prefix of each image"]
 
     def both(inserts):
-        kept = encode_prefix(params, SPEC, images, 1, compute_dtype=jnp.float64)
-        return encode_from(params, SPEC, kept, inserts, 1, compute_dtype=jnp.float64)
+        raw = Raw({"image": images})
+        kept = prefix(Backbone(params, SPEC), raw, 1, compute_dtype=jnp.float64)
+        return feature_of(params, SPEC, kept, inserts, compute_dtype=jnp.float64)
 
     with jax.enable_x64(True):
         found = jax.jit(both)(inserts)
@@ -200,7 +204,7 @@ def test_an_image_reads_its_own_rows_only(model):
     inserts = KINDS["prefix of each image"]
     other = jax.tree.map(lambda a: np.concatenate([a[:1], 9.0 + a[1:]]), inserts)
     with jax.enable_x64(True):
-        run = jax.jit(lambda i: encode(params, SPEC, images, i, compute_dtype=jnp.float64))
+        run = jax.jit(lambda i: feature_of(params, SPEC, images, i, compute_dtype=jnp.float64))
         before, after = run(inserts), run(other)
     np.testing.assert_array_equal(before[0], after[0])
     assert np.abs(before[1:] - after[1:]).max() > 1e-3
@@ -210,12 +214,12 @@ def test_inserts_that_do_not_fit_are_named(model):
     params, images = jax.tree.map(np.float32, model)
     short = Inserts(attention=(AttentionInsert(class_key=jnp.zeros(12)), None))
     with pytest.raises(ConfigError, match="2 attention inserts; 3 blocks need 3"):
-        encode(params, SPEC, images, short)
+        feature_of(params, SPEC, images, short)
     with pytest.raises(ConfigError, match="2 attention inserts"):
-        encode_all(params, SPEC, images, short)
+        encode_all(Backbone(params, SPEC), Raw({"image": images}), short)
     tokens = Inserts(tokens=jnp.zeros((2, 12)))
     with pytest.raises(ConfigError, match="before block 0, not before block 1"):
-        encode_from(params, SPEC, jnp.zeros((BATCH, 5, 12)), tokens, 1)
+        feature_of(params, SPEC, Tokens(jnp.zeros((BATCH, 5, 12)), block=1), tokens)
 
 
 STEMS = [("parallel", "residual"), ("parallel", "norm"), ("sequential", "residual")]
@@ -237,10 +241,12 @@ def test_from_the_stem_of_all_adapters_as_from_the_images(placement, reads, firs
         options = {"dropout_key": jax.random.split(jax.random.key(3), BATCH)}
         options["compute_dtype"] = jnp.float64
         inserts = Inserts(adapter, settings)
-        expected = encode(params, SPEC, images, inserts, **options)
-        tokens = encode_prefix(params, SPEC, images, first_block, compute_dtype=jnp.float64)
-        stem = encode_stem(params, SPEC, tokens, first_block, compute_dtype=jnp.float64)
-        found = encode_from_stem(params, SPEC, stem, inserts, **options)
-        frozen = encode(params, SPEC, images, compute_dtype=jnp.float64)
+        expected = feature_of(params, SPEC, images, inserts, **options)
+        raw = Raw({"image": images})
+        kept = stem(Backbone(params, SPEC), raw, first_block, compute_dtype=jnp.float64)
+        found = feature_of(params, SPEC, kept, inserts, **options)
+        frozen = feature_of(params, SPEC, images, compute_dtype=jnp.float64)
+        unadapted = feature_of(params, SPEC, kept, compute_dtype=jnp.float64)
     np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(unadapted, frozen, atol=1e-12)
     assert np.abs(expected - frozen).max() > 1e-3

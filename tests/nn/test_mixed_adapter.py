@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, init_adapter, mixed_adapter
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, init_random
 
 SPEC = AdapterSpec(bottleneck=5)
@@ -18,6 +20,11 @@ def stack(key):
     return jax.tree.map(
         lambda a: jax.random.normal(jax.random.fold_in(key, a.size), (TASKS, *a.shape)), one
     )
+
+
+def feature_of(params, spec, images, inserts=None, **options):
+    """[B, D]: the class token of normalised images."""
+    return encode(Backbone(params, spec), Raw({"image": images}), inserts, **options)[:, 0]
 
 
 def test_a_block_of_the_mixture_is_the_weighted_sum(key):
@@ -48,8 +55,8 @@ def test_all_weight_on_one_task_is_that_adapter_alone(key):
     images = jax.random.normal(jax.random.key(1), (IMAGES, 8, 8, 3))
     chosen = np.array([2, 0, 1, 2])
     mixture, factors = mixed_adapter(adapters, jnp.asarray(np.eye(TASKS, dtype=np.float32)[chosen]))
-    mixed = encode(params, spec, images, Inserts(mixture, SPEC, factors))
+    mixed = feature_of(params, spec, images, Inserts(mixture, SPEC, factors))
     for row, task in enumerate(chosen):
         alone = jax.tree.map(lambda a, t=task: a[t], adapters)
-        expected = encode(params, spec, images[row : row + 1], Inserts(alone, SPEC))
+        expected = feature_of(params, spec, images[row : row + 1], Inserts(alone, SPEC))
         np.testing.assert_allclose(mixed[row], expected[0], atol=1e-4)

@@ -11,11 +11,12 @@ from safetensors.numpy import load_file
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, init_adapter
-from qkd_jax.nn.encode import Inserts, block, embed, encode, encode_all, encode_from, encode_prefix
+from qkd_jax.nn.backbone import Backbone, stack_blocks
+from qkd_jax.nn.encode import CLASS_TOKEN, Inserts, block, encode, encode_all, prefix
+from qkd_jax.nn.inputs import Raw, Stem, Tokens
 from qkd_jax.nn.layers import ACTIVATIONS, layer_norm, matmul_trainable, standardize
-from qkd_jax.nn.positions import resample_positions
-from qkd_jax.nn.backbone import stack_blocks
 from qkd_jax.nn.pixels import Preprocessing, normalize
+from qkd_jax.nn.positions import resample_positions
 from qkd_jax.nn.vit import ViTSpec, init_random, param_shapes
 from qkd_jax.weights.load import assemble
 
@@ -59,6 +60,14 @@ def trained_inserts(key, spec, **settings):
     return Inserts(adapter=adapter, adapter_spec=adapter_spec)
 
 
+def feature_of(params, spec, images, inserts=None, **options):
+    """[B, D]: the class token of normalised images, or the mean of the tokens that were added."""
+    added = inserts is not None and inserts.tokens is not None
+    rows = range(-inserts.tokens.shape[-2], 0) if added else CLASS_TOKEN
+    inputs = images if isinstance(images, Tokens | Stem) else Raw({"image": images})
+    return jnp.mean(encode(Backbone(params, spec), inputs, inserts, rows=rows, **options), axis=1)
+
+
 def random_images(key, spec, batch=4):
     return jax.random.normal(key, (batch, spec.image_size, spec.image_size, 3), jnp.float32)
 
@@ -68,7 +77,9 @@ def test_equals_timm_block_by_block(variant):
     # Budget: float32 sums of at most 48 terms (6e-8 * 7) in about 10 places make 5e-6.
     params, expected = golden(variant)
     spec = SPECS[variant]
-    results = jax.jit(lambda x: encode_all(params, spec, x))(expected["images"])
+    results = jax.jit(lambda x: encode_all(Backbone(params, spec), Raw({"image": x})))(
+        expected["images"]
+    )
     for index in range(spec.depth):
         assert relative(results[1 + index], expected[f"block.{index}"]) < 1e-5
     assert relative(results[-1], expected["tokens"]) < 1e-5
@@ -80,7 +91,7 @@ def test_feature_equals_timm_in_both_forms(variant, stacked):
     params, expected = golden(variant)
     if stacked:
         params = stack_blocks(jax.tree.map(jnp.asarray, params))
-    feature = jax.jit(lambda x: encode(params, SPECS[variant], x))(expected["images"])
+    feature = jax.jit(lambda x: feature_of(params, SPECS[variant], x))(expected["images"])
     assert feature.dtype == jnp.float32
     assert relative(feature, expected["feature"]) < 1e-5
     if variant == "clip":
@@ -117,13 +128,14 @@ def test_all_ways_through_the_model_agree(key, variant, first_block):
 
     @jax.jit
     def every_way(params):
-        found = {"whole": encode(params, spec, images, inserts, dropout_key=keys)}
+        found = {"whole": feature_of(params, spec, images, inserts, dropout_key=keys)}
+        backbone, raw = Backbone(params, spec), Raw({"image": images})
         for cut in {0, first_block}:
-            tokens = encode_prefix(params, spec, images, cut)
-            found[f"cut {cut}"] = encode_from(params, spec, tokens, inserts, cut, dropout_key=keys)
-        tokens = encode_all(params, spec, images, inserts, dropout_key=keys)[-1]
+            tokens = prefix(backbone, raw, cut)
+            found[f"cut {cut}"] = feature_of(params, spec, tokens, inserts, dropout_key=keys)
+        tokens = encode_all(backbone, raw, inserts, dropout_key=keys)[-1]
         found["every token"] = tokens[:, 0]
-        found["frozen"] = encode(params, spec, images)
+        found["frozen"] = feature_of(params, spec, images)
         return found
 
     results = every_way(listed)
@@ -142,7 +154,7 @@ def test_a_block_asked_for_one_token_gives_row_zero_of_the_full_block(key, varia
     params = init_random(key, spec)["blocks"][0]
     x = jax.random.normal(key, (2, spec.num_tokens, spec.width))
     np.testing.assert_allclose(
-        block(params, spec, x, asking=(0, 1))[:, 0], block(params, spec, x)[:, 0], atol=5e-6
+        block(params, spec, x, rows=(0,))[:, 0], block(params, spec, x)[:, 0], atol=5e-6
     )
 
 
@@ -158,16 +170,16 @@ def test_a_new_adapter_changes_no_bit(key, variant, placement):
     images = random_images(jax.random.fold_in(key, 2), spec, 2)
     # Operation by operation the adapter adds an exact zero to each block.
     with jax.disable_jit():
-        frozen = encode(params, spec, images)
-        adapted = encode(params, spec, images, Inserts(adapter, adapter_spec))
+        frozen = feature_of(params, spec, images)
+        adapted = feature_of(params, spec, images, Inserts(adapter, adapter_spec))
     np.testing.assert_array_equal(adapted, frozen)
     # One compiled program: nothing of `down` reaches the feature while `up` is zero.
-    run = jax.jit(lambda x, a: encode(params, spec, x, Inserts(a, adapter_spec)))
+    run = jax.jit(lambda x, a: feature_of(params, spec, x, Inserts(a, adapter_spec)))
     other = {**adapter, "down": jax.tree.map(lambda a: 3.0 - a, adapter["down"])}
     adapted = run(images, adapter)
     np.testing.assert_array_equal(run(images, other), adapted)
     # Two compiled programs: the compiler may fuse the same sums differently (a few last bits).
-    compiled = jax.jit(lambda x: encode(params, spec, x))(images)
+    compiled = jax.jit(lambda x: feature_of(params, spec, x))(images)
     np.testing.assert_allclose(adapted, compiled, atol=3e-6)
 
 
@@ -187,7 +199,7 @@ def test_gradient_equals_finite_differences(variant, stacked):
 
         @jax.jit
         def loss(inserts):
-            feature = encode(
+            feature = feature_of(
                 params, spec, images, inserts, dropout_key=keys, compute_dtype=jnp.float64
             )
             assert feature.dtype == jnp.float64
@@ -219,7 +231,7 @@ def test_list_and_scan_gradients_agree(key):
     inserts = trained_inserts(key, spec, first_block=1)
 
     def gradient(params):
-        return jax.jit(jax.grad(lambda i: jnp.sum(encode(params, spec, images, i)[:, 0] ** 3)))(
+        return jax.jit(jax.grad(lambda i: jnp.sum(feature_of(params, spec, images, i)[:, 0] ** 3)))(
             inserts
         )
 
@@ -241,7 +253,7 @@ def test_nothing_below_the_first_adapter_and_no_frozen_weight_is_differentiated(
     inserts = {f: trained_inserts(key, spec, first_block=f) for f in (0, 3)}
 
     def forward(inserts, params):
-        return jnp.sum(encode(params, spec, images, inserts))
+        return jnp.sum(feature_of(params, spec, images, inserts))
 
     cost = {f: _flops(forward, inserts[f], params) for f in (0, 3)}
     step = {f: _flops(jax.value_and_grad(forward), inserts[f], params) for f in (0, 3)}
@@ -312,7 +324,7 @@ def test_bfloat16_products_stay_close(variant):
     # Rounding to 8 bits (2^-9 relative) in about 8 products a block and 3 blocks, adding as a
     # random walk: 2^-9 * sqrt(24) = 1e-2 of the feature's size; bound 3e-2 on the largest error.
     params, expected = golden(variant)
-    feature = jax.jit(lambda x: encode(params, SPECS[variant], x, compute_dtype=jnp.bfloat16))(
+    feature = jax.jit(lambda x: feature_of(params, SPECS[variant], x, compute_dtype=jnp.bfloat16))(
         expected["images"]
     )
     assert feature.dtype == jnp.float32
@@ -326,7 +338,7 @@ def test_an_image_does_not_see_its_batch(key):
     inserts = trained_inserts(key, spec)
     images = random_images(key, spec)
     keys = jax.random.split(key, 4)
-    run = jax.jit(lambda x, k: encode(params, spec, x, inserts, dropout_key=k))
+    run = jax.jit(lambda x, k: feature_of(params, spec, x, inserts, dropout_key=k))
     whole = run(images, keys)
     order = np.array([2, 0, 3, 1])
     np.testing.assert_allclose(run(images[order], keys[order]), whole[order], atol=5e-6)
@@ -344,7 +356,7 @@ def test_gradients_on_eight_devices_equal_one(key):
     keys = jax.random.split(key, 16)
 
     def loss(inserts, images, keys):
-        return jnp.mean(encode(params, spec, images, inserts, dropout_key=keys)[:, 0] ** 3)
+        return jnp.mean(feature_of(params, spec, images, inserts, dropout_key=keys)[:, 0] ** 3)
 
     def step(inserts, images, keys):
         return jax.lax.pmean(jax.grad(loss)(inserts, images, keys), "data")
@@ -380,11 +392,9 @@ def test_wrong_inputs_are_named(key):
     spec = SPECS["augreg"]
     params = init_random(key, spec)
     with pytest.raises(ConfigError, match=r"expected \[B, 12, 12, 3\]"):
-        embed(params, spec, jnp.zeros((1, 16, 16, 3)))
-    with pytest.raises(ConfigError, match="uint8"):
-        embed(params, spec, jnp.zeros((1, 12, 12, 3), jnp.uint8))
-    with pytest.raises(ConfigError, match="resample_positions"):
-        embed({**params, "position": jnp.zeros((5, 24))}, spec, jnp.zeros((1, 12, 12, 3)))
+        feature_of(params, spec, jnp.zeros((1, 16, 16, 3)))
+    with pytest.raises(ConfigError, match=r"position: expected 10 rows.*found 5"):
+        feature_of({**params, "position": jnp.zeros((5, 24))}, spec, jnp.zeros((1, 12, 12, 3)))
     with pytest.raises(ConfigError, match="try 12"):
         ViTSpec(**{**SMALL, "image_size": 13})
     with pytest.raises(ConfigError, match="heads"):
@@ -392,10 +402,14 @@ def test_wrong_inputs_are_named(key):
     with pytest.raises(ConfigError, match="quick_gelu"):
         ViTSpec(**SMALL, activation="relu")
     inserts = trained_inserts(key, spec, first_block=1)
-    with pytest.raises(ConfigError, match="cache at most"):
-        encode_from(params, spec, jnp.zeros((1, 10, 24)), inserts, 2)
+    with pytest.raises(ConfigError, match=r"first_block: expected at least 2.*found 1"):
+        feature_of(params, spec, Tokens(jnp.zeros((1, 10, 24)), block=2), inserts)
+    with pytest.raises(ConfigError, match=r"rows: expected some of 10 tokens, found \(10,\)"):
+        encode(Backbone(params, spec), Tokens(jnp.zeros((1, 10, 24))), rows=(10,))
+    with pytest.raises(ConfigError, match=r"first_block: expected 2, the block of the stem"):
+        feature_of(params, spec, Stem(*[jnp.zeros((1, 10, 24))] * 2, block=2), inserts)
     with pytest.raises(ConfigError, match="rows of blocks"):
         wrong = Inserts(inserts.adapter, AdapterSpec(bottleneck=5))
-        encode(params, spec, jnp.zeros((1, 12, 12, 3)), wrong)
+        feature_of(params, spec, jnp.zeros((1, 12, 12, 3)), wrong)
     with pytest.raises(ConfigError, match="stop_block"):
-        encode_prefix(params, spec, jnp.zeros((1, 12, 12, 3)), 3)
+        prefix(Backbone(params, spec), Raw({"image": jnp.zeros((1, 12, 12, 3))}), 3)

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.settings.config import override
 from qkd_jax.errors import ConfigError
 from qkd_jax.engine import verbs
 from qkd_jax.learners.shape import learner_of
-from qkd_jax.learners.step import prepare_images
 
 BUDGET = 1e-5
 METHODS = ("ease", "mos", "mote", "qkd", "tuna")
@@ -31,11 +31,11 @@ def images(tiny):
 
 def one_by_one(state, images):
     learner = learner_of(state.config)
-    prepared = prepare_images(state, images)
-    shape = (len(images), verbs.num_slots(state.config), state.backbone.spec.width)
+    prepared = Raw({"image": images})
+    shape = (len(images), learner_of(state.config).num_slots(state.config), state.backbone.spec.width)
     features = np.zeros(shape, np.float32)
     extract = jax.jit(lambda slot, before: learner.extract(state, prepared, slot, before))
-    for slot in learner.slots(int(state.task)):
+    for slot in learner.slots.score(int(state.task)):
         features[:, slot] = extract(slot, features)
     return features
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from qkd_jax.errors import ConfigError, WeightsError
 from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, param_shapes
 from qkd_jax.weights import load as load_module
 from qkd_jax.weights import registry
@@ -53,7 +54,7 @@ def test_augreg_npz_gives_the_feature_that_timm_computes_from_it(tiny):
     arrays, images, feature = augreg()
     np.savez(tiny / "tiny.npz", **arrays)
     backbone = load_backbone("tiny", path=tiny)
-    found = jax.jit(lambda x: encode(backbone.params, backbone.spec, x))(images)
+    found = jax.jit(lambda x: encode(backbone, Raw({"image": x}))[:, 0])(images)
     # As in test_vit: float32 sums of at most 48 terms in three blocks.
     np.testing.assert_allclose(found, feature, atol=1e-5 * np.abs(feature).max())
     assert backbone.name == "tiny" and backbone.spec == SPEC
@@ -437,7 +438,7 @@ def test_image_size_resamples_positions_once(tiny):
     np.savez(tiny / "tiny.npz", **arrays)
     backbone = load_backbone("tiny", path=tiny, image_size=20)
     assert backbone.spec.grid == 5 and backbone.params["position"].shape == (26, 24)
-    assert encode(backbone.params, backbone.spec, jnp.zeros((1, 20, 20, 3))).shape == (1, 24)
+    assert encode(backbone, Raw({"image": jnp.zeros((1, 20, 20, 3))})).shape == (1, 1, 24)
     with pytest.raises(ConfigError, match="multiple of the patch"):
         load_backbone("tiny", path=tiny, image_size=21)
     with pytest.raises(ConfigError, match="expected plain, found 'imagenet'"):

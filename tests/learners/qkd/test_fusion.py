@@ -12,8 +12,8 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.qkd import fusion
-from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.settings.config import Config, override
 
 BUDGET = 1e-4
@@ -47,7 +47,7 @@ def test_routed_to_all_is_the_full_fusion(ended, images):
 def test_routed_to_few_is_written_out(ended, images, count):
     """sum over the k largest alpha_i of alpha_i z^(i) / sum of these alpha_i, image by image."""
     features = verbs.slot_features(ended, images)
-    alpha = np.float64(verbs.score(ended, features)[1])
+    alpha = np.float64(verbs.one_device().score(ended, features)[1])
     assert len({tuple(np.argsort(-row)[:count]) for row in alpha}) > 1  # images differ in routes
     logits = [np.float64(fusion.logits_in(ended, t, features[:, t])) for t in range(3)]
     expected = np.zeros((len(images), 7))
@@ -72,13 +72,13 @@ def test_mixed_with_all_weight_on_one_task_is_that_adapter(ended, images):
     state = with_fusion(ended, "fusion.kind=block_mix")
     chosen = np.arange(len(images)) % 3
     weights = np.eye(4, dtype=np.float32)[chosen]
-    found = fusion.mixed_logits(state, prepare_images(state, images), jax.numpy.asarray(weights))
+    found = fusion.mixed_logits(state, Raw({"image": images}), jax.numpy.asarray(weights))
     owner, rows = np.asarray(state.task_of_class), np.float64(state.memory["rows"])
     whitener = np.float64(state.memory["metrics"].whitener[0])
     centre = np.float64(state.memory["metrics"].centre[0])
     scale = float(state.trainable["head"]["scale"])
     for b, task in enumerate(chosen):
-        pixels = prepare_images(state, images[b : b + 1])
+        pixels = Raw({"image": images[b : b + 1]})
         feature = np.float64(encode_with(state, adapter_of(state, int(task)), pixels)[0])
         f = whitener @ (feature - centre)
         for c in (4, 1, 0, 5, 2):

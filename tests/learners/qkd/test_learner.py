@@ -16,10 +16,11 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners.qkd import fusion, gate
 from qkd_jax.learners.qkd import learner as qkd
-from qkd_jax.learners.shape import Rows
+from qkd_jax.learners.shape import Context
 from qkd_jax.learners.state import local_labels, split
-from qkd_jax.learners.step import device_step, frozen_prefix, optimiser, prepare_images
+from qkd_jax.learners.step import device_step, frozen_prefix, optimiser
 from qkd_jax.learners.task_adapters import encode_with
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.whitening import shrunk_factor
 
 BUDGET = 2e-4
@@ -169,7 +170,7 @@ def test_scores_against_float64(history):
     """
     state = history[-1].ended
     features = np.random.default_rng(3).normal(size=(5, 4, 12)).astype(np.float32)
-    scores, alpha = verbs.score(state, jnp.asarray(features))
+    scores, alpha = verbs.one_device().score(state, jnp.asarray(features))
     rows, scale = np.float64(state.memory["rows"]), float(state.trainable["head"]["scale"])
     memory, expected = state.memory, np.zeros((5, 7))
     for i in range(3):
@@ -298,15 +299,15 @@ def test_padded_rows_change_nothing_whatever_they_hold(tiny, history):
 
 
 def test_padded_rows_do_not_reach_the_statistics(tiny, history):
-    trained, batch = verbs.freeze(history[2].trained), tiny.batch(tiny.tasks[2])
+    trained, batch = verbs.one_device().freeze(history[2].trained), tiny.batch(tiny.tasks[2])
     features = np.array(verbs.slot_features(trained, batch["image"]))
-    plain = verbs.finish(trained, [{**batch, "features": features}])
+    plain = verbs.one_device().finish(trained, [{**batch, "features": features}])
     padded = {
         "label": np.concatenate([batch["label"], [2, 2]]),
         "features": np.concatenate([features, np.full((2, 4, 12), np.nan, np.float32)]),
         "mask": np.arange(6) < 4,
     }
-    again = verbs.finish(trained, [padded])
+    again = verbs.one_device().finish(trained, [padded])
     # Sums over 4 and over 6 rows round differently; inverting the factor multiplies that by its
     # condition number (below 100).
     inverted = ("metrics", "whitened_rows")
@@ -316,10 +317,10 @@ def test_padded_rows_do_not_reach_the_statistics(tiny, history):
 
 def loss_of(state, batch):
     """trainable -> the mean loss that a step differentiates, with its dropout."""
-    images = prepare_images(state, jnp.asarray(batch["image"]))
+    images = Raw({"image": jnp.asarray(batch["image"])})
     keys = jax.random.split(jax.random.key(3), len(batch["label"]))
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    rows = Rows(keys, jnp.ones(len(batch["label"]), bool), lambda array: array)
+    rows = Context(keys, jnp.ones(len(batch["label"]), bool), lambda array: array)
     return lambda trainable: qkd.loss(trainable, state, images, arrays, rows)
 
 
@@ -333,7 +334,7 @@ def test_loss_against_float64(tiny, history):
     state, batch = history[2].trained, tiny.batch(tiny.tasks[2], 5)
     features = verbs.slot_features(history[1].ended, batch["image"])
     found = jax.jit(loss_of(state, {**batch, "features": features}))(state.trainable)
-    images = prepare_images(state, jnp.asarray(batch["image"]))
+    images = Raw({"image": jnp.asarray(batch["image"])})
     keys = jax.random.split(jax.random.key(3), 4)
     encode = jax.jit(lambda images: encode_with(state, state.trainable["adapter"], images, keys))
     student = np.float64(encode(images))
