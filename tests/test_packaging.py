@@ -79,4 +79,4 @@ def test_other_systems_are_told_where_it_runs(monkeypatch, capsys, platform, tmp
     assert cli.main(["list"]) == 1
     assert "use WSL" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="use WSL"):
-        qkd_jax.runs.load(tmp_path)
+        qkd_jax.load_run(tmp_path)

@@ -70,6 +70,7 @@ class Learner(NamedTuple):
       all_at_once: a run gives all classes in one task (joint training, the upper reference).
       reads_images: config -> whether the score needs the images themselves, not only slot features.
       predict: (state, images or kept tokens) -> (scores, relevance), for such settings.
+      describe: config -> {file name: text}, what a run leaves beside its settings.
       end_rate: the setting with the rate of what is trained when a task ends; "" = nothing is.
     """
 
@@ -96,6 +97,7 @@ class Learner(NamedTuple):
     all_at_once: bool = False
     reads_images: Callable = lambda config: False
     predict: Callable | None = None
+    describe: Callable = lambda config: {}
     end_rate: str = ""
 
     def slots_at_end(self, task: int) -> tuple[int, ...]:

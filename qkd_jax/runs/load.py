@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import jax
 
+from qkd_jax.engine.verbs import init_state
+from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
+from qkd_jax.learners.state import LearnerState
+from qkd_jax.reports.files import read_json
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
-from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
-from qkd_jax.engine.verbs import init_state
-from qkd_jax.reports.files import read_json
-from qkd_jax.learners.state import LearnerState
 from qkd_jax.weights.load import load_backbone
 
 
@@ -27,7 +27,7 @@ def load_run(
 ) -> LoadedRun:
     """What a run has learned so far, from its folder `runs/<experiment>/<method>/seed<k>`.
 
-        trained = qkd_jax.runs.load("runs/renditions/qkd/seed1993")
+        trained = qkd_jax.load_run("runs/renditions/qkd/seed1993")
         scores = qkd_jax.predict(trained.state, images)              # [B, C]
         names = [trained.class_names[label] for label in scores.argmax(axis=1)]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax import cli
 from qkd_jax.cli import compare
+from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.runs.loop import run, run_folder
@@ -29,7 +29,7 @@ OPTIONS = [part for setting in TINY for part in ("--set", setting)]
 
 
 def config(method, seed):
-    return override(cli.load_experiment("smoke").get_config(method), f"seed={seed}", *TINY)
+    return override(load_experiment("smoke").get_config(method), f"seed={seed}", *TINY)
 
 
 def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeypatch, capfd):

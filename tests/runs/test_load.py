@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.cli.commands import load_experiment
-from qkd_jax.settings.config import override
-from qkd_jax.errors import CheckpointError
 from qkd_jax.engine import verbs
-from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.errors import CheckpointError
+from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive, reading
+from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.settings.config import override
 from qkd_jax.weights.load import load_backbone
 
 # When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
@@ -46,7 +46,7 @@ def copy(folder, tmp_path):
 
 
 def test_predicts_what_the_run_recorded(config, folder):
-    trained = qkd_jax.runs.load(folder)
+    trained = qkd_jax.load_run(folder)
     planned = plan(config)
     assert trained.config == planned.config
     assert trained.class_names == planned.data.train.class_names
@@ -66,7 +66,7 @@ def test_predicts_what_the_run_recorded(config, folder):
 
 
 def test_knows_that_every_task_is_learned(folder):
-    state = qkd_jax.runs.load(folder).state
+    state = qkd_jax.load_run(folder).state
     with pytest.raises(qkd_jax.ProtocolError, match="room for max_tasks=2"):
         qkd_jax.begin_task(state, qkd_jax.Task(2, (0,)))
 
@@ -76,7 +76,7 @@ def test_refuses_another_backbone(copy):
     environment = json.loads(path.read_text())
     path.write_text(json.dumps(environment | {"backbone_fingerprint": "0" * 16}))
     with pytest.raises(CheckpointError, match="another backbone"):
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "class_order.json", "environment.json"])
@@ -86,24 +86,24 @@ def test_names_a_missing_or_damaged_file(copy, name, content):
     if content is not None:
         (copy / name).write_text(content)
     with pytest.raises(CheckpointError, match=name):
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
 
 
 def test_refuses_unknown_settings(copy):
     settings = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(settings | {"learning_rat": 1}))
     with pytest.raises(CheckpointError, match="learning_rat"):
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
 
 
 def test_refuses_a_folder_without_checkpoints(copy):
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(CheckpointError, match="nothing was saved"):
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
     assert not (copy / "checkpoints").exists()
     (copy / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
 
 
 def test_refuses_half_a_task(copy, config):
@@ -115,7 +115,7 @@ def test_refuses_half_a_task(copy, config):
     with Checkpoints(copy / "checkpoints") as checkpoints:
         checkpoints.save(3, state, {"finished_tasks": 0})
     with pytest.raises(CheckpointError, match="middle of task 1"):
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
 
 
 def everything_in(folder):
@@ -130,31 +130,31 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_changed(copy):
         path.write_bytes(path.read_bytes()[:-1])
     before = everything_in(copy)
     with pytest.raises(CheckpointError, match="newest checkpoint of") as told:
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
     assert f"{newest}: " in str(told.value) and "allow_older=True" in str(told.value)
     assert len(str(told.value)) < 1500  # what tensorstore writes is cut
     assert everything_in(copy) == before
     older = next(p for p in (copy / "checkpoints").glob("[0-9]*") if p != newest)
     if int(older.name) % 10_000_000:
         with pytest.raises(CheckpointError, match="middle of task 2"):
-            qkd_jax.runs.load(copy, allow_older=True)
+            qkd_jax.load_run(copy, allow_older=True)
     else:
-        trained = qkd_jax.runs.load(copy, allow_older=True)
+        trained = qkd_jax.load_run(copy, allow_older=True)
         assert int(trained.state.task) == 0
     assert everything_in(copy) == before
 
 
 def test_reading_changes_nothing(copy):
     before = everything_in(copy)
-    qkd_jax.runs.load(copy)
+    qkd_jax.load_run(copy)
     assert everything_in(copy) == before
 
 
 def test_a_folder_that_is_being_trained_in_is_refused(copy):
     with exclusive(copy), pytest.raises(CheckpointError, match="another process is running in"):
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
     with reading(copy):  # two may read
-        qkd_jax.runs.load(copy)
+        qkd_jax.load_run(copy)
     with reading(copy), pytest.raises(CheckpointError, match="running in or reading"):
         with exclusive(copy):
             raise AssertionError("two processes in one folder")
@@ -162,7 +162,7 @@ def test_a_folder_that_is_being_trained_in_is_refused(copy):
 
 def test_a_copy_without_its_lock_is_just_read(copy):
     (copy / ".lock").unlink()
-    qkd_jax.runs.load(copy)
+    qkd_jax.load_run(copy)
     assert not (copy / ".lock").exists()
 
 
@@ -181,11 +181,11 @@ def test_import_stays_light():
     """`import qkd_jax` brings load_run, but neither orbax nor anything else that is heavy."""
     code = (
         "import sys, qkd_jax\n"
-        "assert callable(qkd_jax.runs.load)\n"
+        "assert callable(qkd_jax.load_run)\n"
         "heavy = {'orbax', 'tensorflow', 'torch', 'matplotlib', 'pennylane', 'onnx'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))\n"
         "import qkd_jax.runs.load\n"
-        "assert callable(qkd_jax.runs.load)\n"
+        "assert callable(qkd_jax.load_run)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from qkd_jax import predict_with_relevance
-from qkd_jax.protocol import tasks as protocol
-from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.cli.commands import load_experiment
-from qkd_jax.settings.config import override
 from qkd_jax.data.image_set import Split
-from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.engine import verbs
+from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.learners.shape import learner_of
+from qkd_jax.protocol import tasks as protocol
 from qkd_jax.reports.tables import write_results
-from qkd_jax.runs.loop import _Loop, plan, run, run_folder
+from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive, trim_log
+from qkd_jax.runs.loop import _Loop, plan, run, run_folder
 from qkd_jax.runs.slot_features import SlotFeatures
+from qkd_jax.settings.config import override
 from qkd_jax.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -266,7 +266,7 @@ def test_a_finished_run_is_only_read(finished, backbone, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a finished run computed something")
 
-    monkeypatch.setattr(base, "init_state", never)
+    monkeypatch.setattr(verbs, "init_state", never)
     monkeypatch.setattr(SlotFeatures, "fill", never)
     began = time.perf_counter()
     assert run(smoke(), backbone, out) == summary

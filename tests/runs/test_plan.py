@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from qkd_jax.settings.config import Config, override
 from qkd_jax.data.image_set import Split, from_arrays
 from qkd_jax.data.sources import load_split
 from qkd_jax.errors import DataError
 from qkd_jax.runs.plan import plan
+from qkd_jax.settings.config import Config, override
 
 
 def test_a_run_can_hold_out_training_styles_instead_of_testing():

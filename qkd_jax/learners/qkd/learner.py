@@ -272,6 +272,12 @@ def extract(state, images, slot, features):
     return encode_with(state, adapter_of(state, slot), images)
 
 
+def describe(config):
+    """The gate's circuit as text, if it has one."""
+    circuit = gate.drawing(config.gate)
+    return {"circuit.txt": circuit} if circuit else {}
+
+
 LEARNER = register(
     Learner(
         name="qkd",
@@ -288,6 +294,7 @@ LEARNER = register(
         statistics=statistics,
         reads_images=lambda config: config.fusion.kind != "logits",
         predict=predict,
+        describe=describe,
         end_rate="gate.calibration_rate",
     )
 )
