@@ -8,14 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from qkd_jax.engine import hosts
+from qkd_jax.settings.config import Config
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import eval_batches, prefetch
-from qkd_jax.engine import hosts, verbs
-from qkd_jax.engine.engine import Runner
+from qkd_jax.engine import verbs
 from qkd_jax.learners.shape import learner_of
-from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.vit import ViTSpec
-from qkd_jax.settings.config import Config
+from qkd_jax.engine.engine import Runner
+from qkd_jax.learners.state import LearnerState
 
 # A decoded set up to this size stays in memory; larger ones are decoded again in every pass.
 KEEP_DECODED_BYTES = 2 * 1024**3

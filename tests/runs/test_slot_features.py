@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax.engine import verbs
+from qkd_jax.settings.config import override
 from qkd_jax.errors import ConfigError
+from qkd_jax.engine import verbs
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.step import prepare_images
-from qkd_jax.settings.config import override
 
 BUDGET = 1e-5
 METHODS = ("ease", "mos", "mote", "qkd", "tuna")
