@@ -6,7 +6,7 @@ same command continues it and ends with the same numbers as a run that was never
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,9 @@ import jax
 import numpy as np
 
 from qkd_jax.data.contents import read_contents, told_leaks, verify
-from qkd_jax.data.image_set import ImageSet
-from qkd_jax.data.streams import eval_batches, prefetch
-from qkd_jax.engine import hosts, verbs
-from qkd_jax.engine.sharding import runner_of
+from qkd_jax.data.streams import prefetch
+from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError, QkdError, check_system
-from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.nn.vit import Backbone
 from qkd_jax.protocol.tasks import Task, task_of_class
@@ -35,6 +32,7 @@ from qkd_jax.runs.folder import (
     exclusive,
     run_folder,
 )
+from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import Plan, plan
 from qkd_jax.runs.progress import NullProgress, Progress, counting
 from qkd_jax.runs.signals import StopRequest
@@ -121,16 +119,17 @@ class _Loop:
         self.shows, self.progress = show_progress and hosts.is_first(), NullProgress()
         self.stop = StopRequest(self._tell_stop)
         self.writer = Writer(folder, hosts.is_first())
-        self.learner = learner_of(self.config)
-        self.runner = runner_of(self.config.train)
-        key = jax.random.key(self.config.seed)
-        # On one device; `everywhere` has the copies of all.
-        self.state = self.runner.alone(verbs.init_state(key, backbone, self.config))
-        self._placed: tuple[LearnerState, LearnerState] | None = None
+        self.model = Model(self.config, backbone)
+        self.learner = self.model.learner
         self.task_of_class = task_of_class(self.tasks, self.config.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
         self.books = Books()
-        self.test = self._features_of(self.data.test)
+        self.test = self.model.features_of(self.data.test)
+
+    @property
+    def state(self) -> LearnerState:
+        """What is learned so far."""
+        return self.model.state
 
     def run(self) -> dict[str, Any]:
         """Does what is left of the run; returns the summary."""
@@ -159,7 +158,7 @@ class _Loop:
             self.writer.trim_log("metrics.jsonl", -1, 0)
             return 0, 0
         state, meta = found
-        self.state = self.runner.alone(state)
+        self.model.take(state)
         self.accuracies = Accuracies.restored(meta)
         self.books.restore(meta)
         first = meta["finished_tasks"]
@@ -173,24 +172,20 @@ class _Loop:
     def _learn(self, task: Task, checkpoints) -> None:
         """Opens, surveys, trains, freezes and finishes one task."""
         self.progress.start_task(task.index, len(self.tasks))
-        features = self._features_of(self.data.train.take(self.planned.rows(task)))
+        features = self.model.features_of(self.data.train.take(self.planned.rows(task)))
         num_steps = self.planned.steps(task)
         self.books.start_lap()
         if int(self.state.task) < task.index:
-            self.state = verbs.open_task(self.state, task, num_steps)
-            if self.learner.survey is not None:
-                self.state = verbs.prepare(self.state, self._survey(features))
+            self.model.open(task, num_steps, features)
         if num_steps:
             if not self.config.data.augment:
                 # Resumed within the task: the checkpoint has counted them.
                 fresh = int(self.state.step) == 0
                 self._fill(features, self.learner.teachers(task.index), task.classes, count=fresh)
             self._train(task, features, checkpoints)
-        self.state = verbs.freeze(self.state)
-        if self.learner.survey is not None:
-            self.state = verbs.absorb(self.state, self._survey(features))
+        self.model.freeze(features)
         self._fill(features, self.learner.slots_at_end(task.index), task.classes)
-        self.state = verbs.finish(self.state, features.batches())
+        self.model.finish(features)
         self._need_finite("when the task ended", self.learner.end_rate)
         self.books.end_lap("train")
 
@@ -199,7 +194,7 @@ class _Loop:
         train, epochs = self.config.train, self.planned.epochs(task)
         num_steps, done = self.planned.steps(task), int(self.state.step)
         per_epoch = num_steps // epochs
-        start = self.everywhere
+        start = self.model.everywhere
         held, moving = split(start)
         # The same in every task, so that the step is compiled once.
         cached = not self.config.data.augment and bool(self.learner.teachers(len(self.tasks)))
@@ -211,12 +206,12 @@ class _Loop:
                     task=task.index,
                     epoch=epoch,
                     start_step=done - epoch * per_epoch,
-                    padded_to=self.runner.padded(train.batch_size),
+                    padded_to=self.model.runner.padded(train.batch_size),
                     with_features=cached,
                 )
                 self.books.start_step()
                 for batch, images in prefetch(batches):
-                    moving, values = self.runner.step(held, moving, batch)
+                    moving, values = self.model.runner.step(held, moving, batch)
                     done += 1
                     record = {name: float(value) for name, value in values.items()}
                     self.books.end_step(images)
@@ -235,7 +230,8 @@ class _Loop:
         self._take(join(held, moving), done)
 
     def _take(self, trained: LearnerState, step: int) -> None:
-        self.state = self.runner.alone(trained)
+        """Goes on with what the steps up to `step` trained, or refuses it."""
+        self.model.take(trained)
         self._need_finite(f"step {step}", TRAINING_RATE)
 
     def _log_line(self, task: Task, epoch: int, step: int, record: dict) -> dict[str, Any]:
@@ -251,8 +247,8 @@ class _Loop:
     def _evaluate(self, task: Task) -> None:
         """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
         seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
-        rows = self._fill(self.test, self._slots_read(task.index), seen)
-        scores, relevance = joined(self._scores(self.test, rows))
+        rows = self._fill(self.test, self.model.slots_read(task.index), seen)
+        scores, relevance = joined(self.model.scores(self.test, rows))
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
         predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
         self.accuracies = self.accuracies.after(task.index, predicted, scores, self.task_of_class)
@@ -266,16 +262,17 @@ class _Loop:
 
     def _inference_rate(self) -> float:
         """Images per second of the final model: all its slots and the score."""
-        slots, everything = self._slots_read(len(self.tasks) - 1), range(self.config.num_classes)
+        slots = self.model.slots_read(len(self.tasks) - 1)
+        everything = range(self.config.num_classes)
 
         def classify(features: SlotFeatures, slots: Sequence[int]) -> None:
-            features.fill(self.everywhere, slots, everything)
-            for found in self._scores(features, np.arange(len(features.set))):
+            features.fill(self.model.everywhere, slots, everything)
+            for found in self.model.scores(features, np.arange(len(features.set))):
                 jax.block_until_ready(found)
 
         size = self.test.batch_size
         return inference_rate(
-            self.data.test, size, slots, self._features_of, classify, self.books.now
+            self.data.test, size, slots, self.model.features_of, classify, self.books.now
         )
 
     def _save(self, checkpoints, finished_tasks: int) -> None:
@@ -298,10 +295,7 @@ class _Loop:
 
     def _summary(self, finished: bool, rate: float | None = None) -> dict[str, Any]:
         """summary.json; see docs/metrics.md for every number's definition."""
-        parameters = {
-            name: sum(leaf.size for leaf in jax.tree.leaves(part))
-            for name, part in sorted(self.state.trainable.items())
-        }
+        parameters = self.model.parameters()
         return {
             "experiment": self.config.experiment,
             "method": self.config.method,
@@ -311,47 +305,19 @@ class _Loop:
             **self.accuracies.summary(),
             "trainable_parameters": sum(parameters.values()),
             "parameters": parameters,
-            "compilations": self.runner.compilations,
-            "devices": self.runner.num_devices,
+            "compilations": self.model.runner.compilations,
+            "devices": self.model.runner.num_devices,
             **self.books.summary(),
             "inference_images_per_second": rate,
             "finished": finished,
         }
 
-    @property
-    def everywhere(self) -> LearnerState:
-        """The state with a copy on every device, made when it is first asked for."""
-        if self._placed is None or self._placed[0] is not self.state:
-            self._placed = None  # gives its memory back first
-            self._placed = (self.state, self.runner.place(self.state))
-        return self._placed[1]
-
-    def _features_of(self, images: ImageSet) -> SlotFeatures:
-        return SlotFeatures(images, self.config, self.state.backbone.spec, self.runner)
-
-    def _survey(self, features: SlotFeatures) -> Any:
-        return self.runner.survey(self.everywhere, features.images_in_batches())
-
     def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
         """Computes missing features of `classes` under `slots`; returns the rows of those."""
         before = features.computed
-        rows = features.fill(self.everywhere, slots, classes)
+        rows = features.fill(self.model.everywhere, slots, classes)
         self.books.extracted += (features.computed - before) * count
         return rows
-
-    def _slots_read(self, task: int) -> Sequence[int]:
-        """The slots that `_scores` reads after a task."""
-        return () if self.learner.reads_images(self.config) else self.learner.slots(task)
-
-    def _scores(self, features: SlotFeatures, rows: np.ndarray) -> Iterator[tuple]:
-        """(scores, relevance or None, mask) of batches of `rows`, whose slots are filled."""
-        from_images = self.learner.reads_images(self.config)
-        for indices, mask in eval_batches(len(rows), features.batch_size):
-            if from_images:
-                inputs = features.inputs(self.everywhere, rows[hosts.own_rows(indices)])
-                yield *self.runner.predict(self.everywhere, inputs), mask
-            else:
-                yield *verbs.score(self.state, features.values[rows[indices]]), mask
 
     def _need_finite(self, when: str, rate: str) -> None:
         from qkd_jax.runs.checkpoint import not_finite
