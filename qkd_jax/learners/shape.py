@@ -110,6 +110,7 @@ class Learner(NamedTuple):
       first_block: config -> the first block in which an adapter is inserted: what comes before it
         is shared by all slots and computed once. None where something else is inserted.
       trains: (config, task) -> whether the task has optimisation steps.
+      describe: config -> {file name: text}, what a run leaves beside its settings.
       end_rate: the setting with the rate of what is trained when a task ends; "" = nothing is.
     """
 
@@ -129,6 +130,7 @@ class Learner(NamedTuple):
     first_block: Callable = lambda config: None
     trains: Callable = lambda config, task: True
     all_at_once: bool = False
+    describe: Callable = lambda config: {}
     end_rate: str = ""
 
     def num_slots(self, config: Config) -> int:

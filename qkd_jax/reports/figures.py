@@ -220,7 +220,7 @@ def heat_map(
 
 @_styled
 def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
-    """Losses, and below them the gate's entropy, against training images seen.
+    """Losses, and below them each logged entropy, against training images seen.
 
     Args:
       records: lines of metrics.jsonl in order; every one with `images_seen`, the rest optional.
@@ -241,15 +241,15 @@ def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
     panels = [("loss", losses)] if losses else []
     if not panels:
         return None
-    if curves.get("gate_entropy"):
-        panels.append(("gate entropy (nats)", ["gate_entropy"]))
+    entropies = [name for name in names if name.endswith("_entropy") and curves[name]]
+    panels += [(f"{name.replace('_', ' ')} (nats)", [name]) for name in entropies]
     figure, grid = _figure(
         6.8,
         2.6 + 1.4 * len(panels),
         nrows=len(panels),
         sharex=True,
         squeeze=False,
-        gridspec_kw={"height_ratios": [2.4, 1.0][: len(panels)]},
+        gridspec_kw={"height_ratios": [2.4] + [1.0] * len(entropies)},
     )
     for axes, (label, keys) in zip(grid[:, 0], panels, strict=True):
         smooth = np.concatenate(

@@ -121,7 +121,7 @@ def _draw(run: RunFiles) -> dict[str, Any]:
     if losses := figures.loss_curves(run.records, f"Training{suffix}"):
         drawn["loss"] = losses
     if run.circuit.strip():
-        drawn["circuit"] = figures.circuit(run.circuit, "Circuit of the gate")
+        drawn["circuit"] = figures.circuit(run.circuit, "Circuit")
     return drawn
 
 

@@ -18,19 +18,19 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from qkd_jax.settings import config as configuration
-from qkd_jax.protocol import tasks as protocol
-from qkd_jax.settings.config import Config
 from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, joined, rows_of
 from qkd_jax.data.examples import Split
 from qkd_jax.data.image_set import concatenate
 from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import CheckpointError, ConfigError
-from qkd_jax.learners.qkd.gate import drawing
+from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.runs.plan import Plan
+from qkd_jax.protocol.tasks import split_name
 from qkd_jax.reports.files import write_atomically
+from qkd_jax.runs.plan import Plan
+from qkd_jax.settings import config as configuration
+from qkd_jax.settings.config import Config
 
 logger = logging.getLogger("qkd_jax")
 
@@ -257,9 +257,8 @@ def begin_folder(
             "leaked_test_images": leaked,
         },
     )
-    circuit = drawing(config.gate) if config.method == "qkd" else ""
-    if circuit:
-        write_atomically(folder / "circuit.txt", circuit.encode())
+    for name, text in learner_of(config).describe(config).items():
+        write_atomically(folder / name, text.encode())
     write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
 
 
@@ -278,9 +277,9 @@ def continue_folder(folder: Path, begun: Begun) -> None:
 def _split_name(planned: Plan) -> str:
     """B0-Inc10; a method that learns all classes at once has its own split, whatever was asked."""
     if len(planned.tasks) == 1:
-        return protocol.split_name(0, planned.config.num_classes)
+        return split_name(0, planned.config.num_classes)
     wanted = planned.config.protocol
-    return protocol.split_name(wanted.base, wanted.increment)
+    return split_name(wanted.base, wanted.increment)
 
 
 def versions() -> dict[str, str]:

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import jax
 
+from qkd_jax.engine.verbs import init_state
+from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
+from qkd_jax.learners.state import LearnerState
+from qkd_jax.reports.files import read_json
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
-from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
-from qkd_jax.engine.verbs import init_state
-from qkd_jax.reports.files import read_json
-from qkd_jax.learners.state import LearnerState
 from qkd_jax.weights.load import load_backbone
 
 

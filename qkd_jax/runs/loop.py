@@ -1,4 +1,4 @@
-"""The loop over tasks; the only file with clock, disk, logs and signals.
+"""The loop over tasks.
 
 A run lives in one folder (README, "What a run leaves behind") and can be killed at any moment: the
 same command continues it and ends with the same numbers as a run that was never interrupted.
@@ -6,10 +6,7 @@ same command continues it and ends with the same numbers as a run that was never
 
 import json
 import logging
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,22 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from qkd_jax.engine import hosts
-from qkd_jax.protocol import metrics
-from qkd_jax.protocol import tasks as protocol
-from qkd_jax.settings.config import Config
 from qkd_jax.data.contents import read_contents, told_leaks, verify
-from qkd_jax.data.crops import crop_draws
-from qkd_jax.data.examples import Examples
-from qkd_jax.data.streams import epoch_batches, eval_batches, prefetch
+from qkd_jax.data.streams import prefetch
+from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError, QkdError, check_system
-from qkd_jax.learners.qkd.gate import num_parameters
-from qkd_jax.engine import verbs
-from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.inputs import Raw
-from qkd_jax.runs.plan import Plan, plan
-from qkd_jax.runs.progress import NullProgress, Progress, counting
+from qkd_jax.protocol.tasks import Task, task_of_class
+from qkd_jax.runs.batches import training_batches
+from qkd_jax.runs.books import Books
+from qkd_jax.runs.evaluation import Accuracies, inference_rate, joined, predictions
 from qkd_jax.runs.folder import (
     Writer,
     begin_folder,
@@ -41,16 +32,17 @@ from qkd_jax.runs.folder import (
     exclusive,
     run_folder,
 )
-from qkd_jax.engine.sharding import engine_of
+from qkd_jax.runs.model import Model
+from qkd_jax.runs.plan import Plan, plan
+from qkd_jax.runs.progress import NullProgress, Progress, counting
+from qkd_jax.runs.signals import StopRequest
 from qkd_jax.runs.slot_features import SlotFeatures
-from qkd_jax.learners.state import LearnerState, join, split
+from qkd_jax.settings.config import Config
 
 logger = logging.getLogger("qkd_jax")
 
 # Checkpoint numbers: task * this + step, so that they rise over the whole run.
 STEPS_PER_TASK = 10_000_000
-# Inference is timed on fresh images for at least this long, or until the test set ends.
-INFERENCE_SECONDS = 2.0
 TRAINING_RATE = "train.learning_rate"
 
 
@@ -122,77 +114,39 @@ class _Loop:
     """One run in progress."""
 
     def __init__(self, planned, backbone, folder, variant, show_progress):
+        self.planned, self.folder, self.variant = planned, folder, variant
         self.config, self.data, self.tasks, _ = planned
-        self.folder, self.variant = folder, variant
-        self.show_progress, self.progress = show_progress, NullProgress()
-        self.learner = learner_of(self.config)
-        self.engine = engine_of(self.config.train)
+        self.shows, self.progress = show_progress and hosts.is_first(), NullProgress()
+        self.stop = StopRequest(self._tell_stop)
         self.writer = Writer(folder, hosts.is_first())
-        key = jax.random.key(self.config.seed)
-        # On one device; `everywhere` has the copies of all.
-        self.state = self.engine.alone(verbs.init_state(key, backbone, self.config))
-        self._placed: tuple[LearnerState, LearnerState] | None = None
-        self.task_of_class = protocol.task_of_class(self.tasks, self.config.num_classes)
-        self.correct, self.total = metrics.empty_matrix(len(self.tasks))
-        self.within_task = np.zeros_like(self.correct)
-        self.confusion: np.ndarray | None = None
-        # What all sessions took so far, of this one what is booked; see `clock`.
-        self.spent = {"wall": 0.0, "train": 0.0, "eval": 0.0, "steps": 0.0}
-        self.spent |= {"timed_images": 0, "peak_memory_mb": 0.0}
-        self.compiled = False  # the first step of a session compiles, and is not timed
-        self.counts = {"trained": 0, "extracted": 0}
-        self.began = self.lap_began = time.monotonic()
-        self.test = self._features_of(self.data.test)
-        self.stop = False
+        self.model = Model(self.config, backbone)
+        self.learner = self.model.learner
+        self.task_of_class = task_of_class(self.tasks, self.config.num_classes)
+        self.accuracies = Accuracies.none_yet(len(self.tasks))
+        self.books = Books()
+        self.test = self.model.features_of(self.data.test)
 
     @property
-    def everywhere(self) -> LearnerState:
-        """The state with a copy on every device, made when it is first asked for."""
-        if self._placed is None or self._placed[0] is not self.state:
-            self._placed = None  # gives its memory back first
-            self._placed = (self.state, self.engine.place(self.state))
-        return self._placed[1]
-
-    def epochs_of(self, task: protocol.Task) -> int:
-        """Epochs of a task; 0 where the method trains nothing in it."""
-        trains = self.learner.loss is not None and self.learner.trains(self.config, task.index)
-        epochs = self.config.train.epochs
-        if task.index > 0:
-            epochs = self.config.train.later_epochs or epochs
-        return epochs if trains else 0
-
-    def images_of(self, task: protocol.Task) -> int:
-        """Images trained on in a task, every epoch counted."""
-        return self.epochs_of(task) * int(np.isin(self.data.train.labels, task.classes).sum())
-
-    def steps_of(self, task: protocol.Task) -> int:
-        """Optimisation steps of a task; the last batch of an epoch may be padded."""
-        images = int(np.isin(self.data.train.labels, task.classes).sum())
-        return self.epochs_of(task) * -(-images // self.config.train.batch_size)
+    def state(self) -> LearnerState:
+        """What is learned so far."""
+        return self.model.state
 
     def run(self) -> dict[str, Any]:
+        """Does what is left of the run; returns the summary."""
         from qkd_jax.runs.checkpoint import Checkpoints
 
         folder = self.folder / "checkpoints"
-        with Checkpoints(folder, hosts.shared) as checkpoints, self._signals():
-            first, restored = self._restore(checkpoints)
-            steps = [self.steps_of(task) for task in self.tasks]
-            images = [self.images_of(task) for task in self.tasks]
-            if self.show_progress and hosts.is_first():
-                # Less may be left to do than was done, where images were removed in between.
-                done = min(sum(steps), sum(steps[:first]) + restored), self.counts["trained"]
-                self.progress = Progress(
-                    sum(steps),
-                    sum(images),
-                    done_steps=done[0],
-                    done_images=min(sum(images), done[1]),
-                )
+        with Checkpoints(folder, hosts.shared) as checkpoints, self.stop:
+            first, step = self._restore(checkpoints)
+            self.progress = self._progress(first, step)
             with self.progress:
-                if first or restored:
-                    self.progress.message(f"continuing after task {first}, step {restored}")
+                if first or step:
+                    self.progress.message(f"continuing after task {first}, step {step}")
                 for task in self.tasks[first:]:
                     self._learn(task, checkpoints)
-        summary = self._summary(finished=True, inference_rate=self._inference_rate())
+                    self._evaluate(task)
+                    self._save(checkpoints, task.index + 1)
+        summary = self._summary(finished=True, rate=self._inference_rate())
         self.writer.json("summary.json", summary)
         hosts.wait()
         return summary
@@ -204,11 +158,9 @@ class _Loop:
             self.writer.trim_log("metrics.jsonl", -1, 0)
             return 0, 0
         state, meta = found
-        self.state = self.engine.alone(state)
-        names = ("correct", "total", "within_task")
-        self.correct, self.total, self.within_task = (np.asarray(meta[k], np.int64) for k in names)
-        self.confusion = None if meta["confusion"] is None else np.asarray(meta["confusion"])
-        self.spent, self.counts = self.spent | meta["spent"], meta["counts"]
+        self.model.take(state)
+        self.accuracies = Accuracies.restored(meta)
+        self.books.restore(meta)
         first = meta["finished_tasks"]
         self.writer.trim_log("metrics.jsonl", int(self.state.task), int(self.state.step))
         learned = np.flatnonzero((self.task_of_class >= 0) & (self.task_of_class < first))
@@ -217,93 +169,155 @@ class _Loop:
             self._fill(self.test, self.learner.slots.score(first - 1), learned, count=False)
         return first, int(self.state.step) if int(self.state.task) == first else 0
 
-    def _learn(self, task: protocol.Task, checkpoints) -> None:
-        """Trains, closes and evaluates one task."""
-        train = self.data.train.take(np.flatnonzero(np.isin(self.data.train.labels, task.classes)))
-        num_steps = self.steps_of(task)
+    def _learn(self, task: Task, checkpoints) -> None:
+        """Opens, surveys, trains, freezes and finishes one task."""
         self.progress.start_task(task.index, len(self.tasks))
-        features = self._features_of(train)
-        self.lap_began = time.monotonic()
+        features = self.model.features_of(self.data.train.take(self.planned.rows(task)))
+        num_steps = self.planned.steps(task)
+        self.books.start_lap()
         if int(self.state.task) < task.index:
-            self.state = self.engine.open_task(self.state, task, num_steps)
-            if self.learner.survey is not None:
-                self.state = self.engine.before(self.state, self._survey(features))
+            self.model.open(task, num_steps, features)
         if num_steps:
             if not self.config.data.augment:
                 # Resumed within the task: the checkpoint has counted them.
                 fresh = int(self.state.step) == 0
                 self._fill(features, self.learner.slots.loss(task.index), task.classes, count=fresh)
-            self._train(task, train, features, num_steps, checkpoints)
-        self.state = self.engine.freeze(self.state)
-        if self.learner.survey is not None:
-            self.state = self.engine.after(self.state, self._survey(features))
+            self._train(task, features, checkpoints)
+        self.model.freeze(features)
         self._fill(features, self.learner.slots.at_end(task.index), task.classes)
-        self.state = self.engine.finish(self.state, features.batches())
+        self.model.finish(features)
         self._need_finite("when the task ended", self.learner.end_rate)
-        self._lap("train")
-        self._evaluate(task)
-        self._save(checkpoints, task.index + 1)
+        self.books.end_lap("train")
 
-    def _survey(self, features: SlotFeatures) -> Any:
-        return self.engine.survey(self.everywhere, features.inputs_in_batches())
-
-    def _features_of(self, images: Examples) -> SlotFeatures:
-        return SlotFeatures(images, self.config, self.state.backbone.spec, self.engine)
-
-    def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
-        """Computes missing features of `classes` under slots first..end-1; the rows of those."""
-        before = features.computed
-        rows = features.fill(self.everywhere, slots, classes)
-        self.counts["extracted"] += (features.computed - before) * count
-        return rows
-
-    def _train(self, task, train, features, num_steps, checkpoints) -> None:
-        config, batch_size = self.config, self.config.train.batch_size
-        epochs = self.epochs_of(task)
+    def _train(self, task: Task, features: SlotFeatures, checkpoints) -> None:
+        """The optimisation steps of a task that are still to be done."""
+        train, epochs = self.config.train, self.planned.epochs(task)
+        num_steps, done = self.planned.steps(task), int(self.state.step)
         per_epoch = num_steps // epochs
-        start = self.everywhere
+        start = self.model.everywhere
         held, moving = split(start)
-        done = int(self.state.step)
         # The same in every task, so that the step is compiled once.
-        cached = not config.data.augment and bool(self.learner.slots.loss(len(self.tasks)))
+        cached = not self.config.data.augment and bool(self.learner.slots.loss(len(self.tasks)))
         with self.writer.log("metrics.jsonl") as log:
             for epoch in range(done // per_epoch, epochs):
-                skipped = done - epoch * per_epoch
-                place = {"seed": config.seed, "task": task.index, "epoch": epoch}
-                batches = epoch_batches(
-                    len(train),
-                    batch_size,
-                    start_step=skipped,
-                    padded_to=self.engine.padded(batch_size),
-                    **place,
+                batches = training_batches(
+                    features,
+                    start,
+                    task=task.index,
+                    epoch=epoch,
+                    start_step=done - epoch * per_epoch,
+                    padded_to=self.model.engine.padded(train.batch_size),
+                    with_features=cached,
                 )
-                loaded = prefetch(
-                    self._training_batches(start, train, features, batches, place, cached)
-                )
-                began = time.monotonic()
-                for batch, real in loaded:
-                    moving, values = self.engine.step(held, moving, batch)
+                self.books.start_step()
+                for batch, images in prefetch(batches):
+                    moving, values = self.model.engine.step(held, moving, batch)
                     done += 1
-                    self.counts["trained"] += real
                     record = {name: float(value) for name, value in values.items()}
-                    self._time_step(real, time.monotonic() - began)
+                    self.books.end_step(images)
                     bad = [name for name, value in record.items() if not np.isfinite(value)]
                     if "loss" in bad:
                         raise self._diverged(", ".join(bad), f"step {done}", TRAINING_RATE)
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
-                    self.progress.update(1, real, record, epoch, epochs)
-                    stop = hosts.any_of(self.stop)
-                    if stop or (done % config.train.checkpoint_every == 0 and done < num_steps):
+                    self.progress.update(1, images, record, epoch, epochs)
+                    due = done % train.checkpoint_every == 0 and done < num_steps
+                    if hosts.any_of(self.stop.asked) or due:
                         log.flush()
-                        self._lap("train")
-                        self.state = self.engine.alone(join(held, moving))
-                        self._need_finite(f"step {done}", TRAINING_RATE)
+                        self.books.end_lap("train")
+                        self._take(join(held, moving), done)
                         self._save(checkpoints, task.index)
-                    if stop:
-                        raise Interrupted
-                    began = time.monotonic()
-        self.state = self.engine.alone(join(held, moving))
-        self._need_finite(f"step {done}", TRAINING_RATE)
+                    self.books.start_step()
+        self._take(join(held, moving), done)
+
+    def _take(self, trained: LearnerState, step: int) -> None:
+        """Goes on with what the steps up to `step` trained, or refuses it."""
+        self.model.take(trained)
+        self._need_finite(f"step {step}", TRAINING_RATE)
+
+    def _log_line(self, task: Task, epoch: int, step: int, record: dict) -> dict[str, Any]:
+        return {
+            "task": task.index,
+            "step": step,
+            "epoch": epoch,
+            "images_seen": self.books.trained,
+            "wall_s": round(self.books.wall_seconds(), 3),
+            **record,
+        }
+
+    def _evaluate(self, task: Task) -> None:
+        """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
+        seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
+        rows = self._fill(self.test, self.model.slots_read(task.index), seen)
+        scores, relevance = joined(self.model.scores(self.test, rows))
+        ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
+        predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
+        self.accuracies = self.accuracies.after(task.index, predicted, scores, self.task_of_class)
+        self.writer.arrays(f"predictions/after_task_{task.index}.npz", predicted)
+        self.writer.json("matrix.json", self.accuracies.matrix())
+        self.books.end_lap("eval")
+        self.progress.end_task(
+            f"task {task.index + 1}/{len(self.tasks)}  classes {len(seen)}  "
+            f"{self.accuracies.line(task.index)}"
+        )
+
+    def _inference_rate(self) -> float:
+        """Images per second of the final model: all its slots and the score."""
+        slots = self.model.slots_read(len(self.tasks) - 1)
+        everything = range(self.config.num_classes)
+
+        def classify(features: SlotFeatures, slots: Sequence[int]) -> None:
+            features.fill(self.model.everywhere, slots, everything)
+            for found in self.model.scores(features, np.arange(len(features.set))):
+                jax.block_until_ready(found)
+
+        size = self.test.batch_size
+        return inference_rate(
+            self.data.test, size, slots, self.model.features_of, classify, self.books.now
+        )
+
+    def _save(self, checkpoints, finished_tasks: int) -> None:
+        """Saves all, and stops if a signal asked for it.
+
+        Raises:
+          Interrupted: a signal arrived, on any host.
+        """
+        step = int(self.state.step) if finished_tasks == int(self.state.task) else 0
+        kept = {
+            "finished_tasks": finished_tasks,
+            **self.accuracies.saved(),
+            **self.books.saved(),
+        }
+        checkpoints.save(finished_tasks * STEPS_PER_TASK + step, self.state, kept)
+        if finished_tasks == int(self.state.task) + 1:
+            self.writer.json("summary.json", self._summary(finished=False))
+        if hosts.any_of(self.stop.asked):
+            raise Interrupted
+
+    def _summary(self, finished: bool, rate: float | None = None) -> dict[str, Any]:
+        """summary.json; see docs/metrics.md for every number's definition."""
+        parameters = self.model.parameters()
+        return {
+            "experiment": self.config.experiment,
+            "method": self.config.method,
+            "variant": self.variant,
+            "seed": self.config.seed,
+            "num_tasks": len(self.tasks),
+            **self.accuracies.summary(),
+            "trainable_parameters": sum(parameters.values()),
+            "parameters": parameters,
+            "compilations": self.model.engine.compilations,
+            "devices": self.model.engine.num_devices,
+            **self.books.summary(),
+            "inference_images_per_second": rate,
+            "finished": finished,
+        }
+
+    def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
+        """Computes missing features of `classes` under `slots`; returns the rows of those."""
+        before = features.computed
+        rows = features.fill(self.model.everywhere, slots, classes)
+        self.books.extracted += (features.computed - before) * count
+        return rows
 
     def _need_finite(self, when: str, rate: str) -> None:
         from qkd_jax.runs.checkpoint import not_finite
@@ -321,221 +335,22 @@ class _Loop:
             f"{advice} at the images of this task."
         )
 
-    def _time_step(self, images: int, seconds: float) -> None:
-        """Books a step from the wait for its batch to its loss; not a session's first, which
-        compiles.
-        """
-        if self.compiled:
-            self.spent["steps"] += seconds
-            self.spent["timed_images"] += images
-        self.compiled = True
-
-    def _training_batches(
-        self, state, train, features, batches, place, cached
-    ) -> Iterator[tuple[dict, int]]:
-        """(this host's rows of a batch, how many rows of the whole batch are images)."""
-        config = self.config
-        for every_index, every_mask in batches:
-            indices, mask = hosts.own_rows(every_index), hosts.own_rows(every_mask)
-            if config.data.augment:
-                draws = crop_draws(indices, **place)
-                inputs = Raw(train.load(indices, features.spec.input_size, draws))
-            else:
-                inputs = features.inputs(state, indices)
-            batch = {"inputs": inputs}
-            if cached:
-                batch["features"] = features.values[indices]
-            batch |= {"label": train.labels[indices].astype(np.int32), "mask": mask}
-            yield batch, int(every_mask.sum())
-
-    def _log_line(self, task, epoch, done, record) -> dict:
-        return {
-            "task": task.index,
-            "step": done,
-            "epoch": epoch,
-            "images_seen": self.counts["trained"],
-            "wall_s": round(self.clock(), 3),
-            **record,
-        }
-
-    def _lap(self, name: str) -> None:
-        """Books the seconds since the last lap."""
-        now = time.monotonic()
-        self.spent[name] += now - self.lap_began
-        self.lap_began = now
-
-    def clock(self) -> float:
-        """Seconds of this run, all sessions."""
-        return self.spent["wall"] + time.monotonic() - self.began
-
-    def _evaluate(self, task: protocol.Task) -> None:
-        """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
-        seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
-        from_images = self.learner.predict(self.config) is not None
-        rows = self._fill(self.test, () if from_images else self.learner.slots.score(task.index), seen)
-        labels = self.data.test.labels[rows]
-        scores, relevance = [], []
-        for indices, mask in eval_batches(len(rows), self.test.batch_size):
-            if from_images:
-                inputs = self.test.inputs(self.everywhere, rows[hosts.own_rows(indices)])
-                found, weights = self.engine.predict(self.everywhere, inputs)
-            else:
-                found, weights = self.engine.score(self.state, self.test.values[rows[indices]])
-            scores.append(np.asarray(found)[mask])
-            if weights is not None:
-                relevance.append(np.asarray(weights)[mask])
-        scores = np.concatenate(scores)
-        top5 = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-        self.correct, self.total = metrics.record(
-            self.correct, self.total, task.index, labels, top5[:, 0], self.task_of_class
-        )
-        told = metrics.task_masked_predictions(scores, labels, self.task_of_class)
-        self.within_task, _ = metrics.record(
-            self.within_task, self.total, task.index, labels, told, self.task_of_class
-        )
-        truth = self.task_of_class[labels]
-        saved = {
-            "id": self.data.test.ids[rows],
-            "label": labels,
-            "task": truth,
-            "predicted": top5[:, 0],
-            "top5": top5,
-        }
-        line = f"accuracy {100.0 * self.correct[task.index].sum() / len(rows):.2f}"
-        if relevance:
-            saved["relevance"] = np.concatenate(relevance)
-            num_tasks = len(self.tasks)
-            self.confusion = metrics.routing_confusion(truth, saved["relevance"], num_tasks)
-            line += f"  routing {100.0 * np.trace(self.confusion) / len(rows):.2f}"
-        self.writer.arrays(f"predictions/after_task_{task.index}.npz", saved)
-        self.writer.json(
-            "matrix.json",
-            {
-                "orientation": "row = after task, column = evaluated task; counts of images",
-                "correct": self.correct.tolist(),
-                "total": self.total.tolist(),
-            },
-        )
-        self._lap("eval")
-        self.progress.end_task(
-            f"task {task.index + 1}/{len(self.tasks)}  classes {len(seen)}  {line}"
+    def _progress(self, first: int, step: int) -> NullProgress | Progress:
+        """What a person sees of the steps and images from step `step` of task `first` on."""
+        if not self.shows:
+            return NullProgress()
+        steps = [self.planned.steps(task) for task in self.tasks]
+        images = sum(self.planned.images(task) for task in self.tasks)
+        # Less may be left to do than was done, where images were removed in between.
+        return Progress(
+            sum(steps),
+            images,
+            done_steps=min(sum(steps), sum(steps[:first]) + step),
+            done_images=min(images, self.books.trained),
         )
 
-    def _inference_rate(self) -> float:
-        """Images a second of the final model: all its slots and the score, nothing kept before.
-
-        Decoding is not counted. Compiled programs are warmed on one slot before the clock starts.
-        """
-        task = len(self.tasks) - 1
-        from_images = self.learner.predict(self.config) is not None
-        slots = () if from_images else self.learner.slots.score(task)
-        size = min(self.test.batch_size, len(self.data.test))
-        everything = range(self.config.num_classes)
-
-        def classify(features, slots):
-            features.fill(self.everywhere, slots, everything)
-            for indices, _ in eval_batches(len(features.set), features.batch_size):
-                if from_images:
-                    inputs = features.inputs(self.everywhere, hosts.own_rows(indices))
-                    self.engine.predict(self.everywhere, inputs)
-                else:
-                    jax.block_until_ready(self.engine.score(self.state, features.values[indices]))
-
-        images, seconds = 0, 0.0
-        for start in range(0, len(self.data.test) - size + 1, size):
-            batch = self.data.test.take(np.arange(start, start + size))
-            if not images:
-                classify(self._features_of(batch), slots[:1])
-            features = self._features_of(batch)
-            features.fields(np.arange(size))
-            began = time.monotonic()
-            classify(features, slots)
-            seconds += time.monotonic() - began
-            images += size
-            if hosts.any_of(seconds >= INFERENCE_SECONDS):
-                break
-        return images / seconds
-
-    def _peak_memory_mb(self) -> float:
-        """Largest resident memory of any session so far."""
-        import resource  # not on Windows, where the package can at least be imported
-
-        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return max(here, self.spent["peak_memory_mb"])
-
-    def _save(self, checkpoints, finished_tasks: int) -> None:
-        step = int(self.state.step) if finished_tasks == int(self.state.task) else 0
-        meta = {
-            "finished_tasks": finished_tasks,
-            "correct": self.correct.tolist(),
-            "total": self.total.tolist(),
-            "within_task": self.within_task.tolist(),
-            "confusion": None if self.confusion is None else self.confusion.tolist(),
-            "spent": {
-                **self.spent,
-                "wall": self.clock(),
-                "peak_memory_mb": self._peak_memory_mb(),
-            },
-            "counts": self.counts,
-        }
-        checkpoints.save(finished_tasks * STEPS_PER_TASK + step, self.state, meta)
-        if finished_tasks == int(self.state.task) + 1:
-            self.writer.json("summary.json", self._summary(finished=False))
-        if hosts.any_of(self.stop):
-            raise Interrupted
-
-    def _summary(self, finished: bool, inference_rate: float | None = None) -> dict[str, Any]:
-        """summary.json; see docs/metrics.md for every number's definition."""
-        measured = metrics.summarise(
-            self.correct,
-            self.total,
-            within_task_correct=self.within_task,
-            confusion=self.confusion,
-        )
-        trainable, spent = self.state.trainable, self.spent
-        timed = spent["timed_images"]
-        return {
-            "experiment": self.config.experiment,
-            "method": self.config.method,
-            "variant": self.variant,
-            "seed": self.config.seed,
-            "num_tasks": len(self.tasks),
-            "routing_accuracy": None,
-            **measured,
-            "trainable_parameters": sum(leaf.size for leaf in jax.tree.leaves(trainable)),
-            "gate_parameters": num_parameters(trainable.get("gate", {})),
-            "train_images": self.counts["trained"],
-            "extracted_features": self.counts["extracted"],
-            "compilations": self.engine.compilations,
-            "devices": self.engine.num_devices,
-            "wall_seconds": self.clock(),
-            "train_seconds": spent["train"],
-            "eval_seconds": spent["eval"],
-            "training_images_per_second": timed / spent["steps"] if timed else None,
-            "inference_images_per_second": inference_rate,
-            "peak_memory_mb": self._peak_memory_mb(),
-            "finished": finished,
-        }
-
-    @contextmanager
-    def _signals(self):
-        """SIGINT and SIGTERM ask the loop to save and stop after the current step."""
-
-        def ask(*_):
-            if self.stop:
-                raise KeyboardInterrupt
-            self.stop = True
-            self.progress.message("stopping after this step; the same command continues")
-
-        try:
-            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, as in some notebooks
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _tell_stop(self) -> None:
+        self.progress.message("stopping after this step; the same command continues")
 
 
 __all__ = ["Interrupted", "Plan", "plan", "run", "run_folder"]

@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.protocol import tasks as protocol
-from qkd_jax.settings.config import Config
 from qkd_jax.data.examples import Split
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.splits import SHOWN, last_of_each_class
+from qkd_jax.data.streams import num_batches
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners.shape import learner_of
+from qkd_jax.protocol.tasks import Task, class_order, max_classes_per_task, split_tasks
+from qkd_jax.settings.config import Config
 
 
 class Plan(NamedTuple):
@@ -20,8 +21,27 @@ class Plan(NamedTuple):
 
     config: Config
     data: Split
-    tasks: tuple[protocol.Task, ...]
+    tasks: tuple[Task, ...]
     order: np.ndarray
+
+    def rows(self, task: Task) -> np.ndarray:
+        """Rows of a task's training images, int [n]."""
+        return np.flatnonzero(np.isin(self.data.train.labels, task.classes))
+
+    def epochs(self, task: Task) -> int:
+        """Epochs of a task; 0 where the method trains nothing in it."""
+        learner, train = learner_of(self.config), self.config.train
+        if learner.loss is None or not learner.trains(self.config, task.index):
+            return 0
+        return (train.later_epochs or train.epochs) if task.index > 0 else train.epochs
+
+    def images(self, task: Task) -> int:
+        """Images trained on in a task, every epoch counted."""
+        return self.epochs(task) * len(self.rows(task))
+
+    def steps(self, task: Task) -> int:
+        """Optimisation steps of a task; the last batch of an epoch may be padded."""
+        return self.epochs(task) * num_batches(len(self.rows(task)), self.config.train.batch_size)
 
 
 def plan(config: Config) -> Plan:
@@ -50,17 +70,17 @@ def plan(config: Config) -> Plan:
         data = Split(train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out)))
     num_classes = len(data.train.class_names)
     seed = config.protocol.order_seed if config.protocol.shuffle else None
-    order = protocol.class_order(num_classes, seed)
-    tasks = protocol.split_tasks(order, config.protocol.base, config.protocol.increment)
+    order = class_order(num_classes, seed)
+    tasks = split_tasks(order, config.protocol.base, config.protocol.increment)
     if learner_of(config).all_at_once:
-        tasks = (protocol.Task(0, tuple(int(c) for c in order)),)
+        tasks = (Task(0, tuple(int(c) for c in order)),)
     counts = np.bincount(data.train.labels, minlength=num_classes)
     need_every_class(data)
     config = dataclasses.replace(
         config,
         num_classes=num_classes,
         max_tasks=len(tasks),
-        max_task_classes=protocol.max_classes_per_task(tasks),
+        max_task_classes=max_classes_per_task(tasks),
         max_task_images=max(int(counts[list(task.classes)].sum()) for task in tasks),
     )
     return Plan(config, data, tasks, order)

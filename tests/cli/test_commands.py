@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from qkd_jax import cli
+from qkd_jax.cli import commands
 from qkd_jax.learners.shape import learner_names
 
 # The cheapest run there is: nothing is trained.
@@ -207,7 +208,7 @@ def test_interrupt_exits_130(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_experiment", interrupt)
+    monkeypatch.setattr(commands, "load_experiment", interrupt)
     code, _, error = call(capsys, "run", "smoke")
     assert code == 130 and error == "interrupted\n"
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax import cli
 from qkd_jax.cli import compare
+from qkd_jax.cli.commands import load_experiment, main
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.runs.loop import run, run_folder
@@ -29,7 +29,7 @@ OPTIONS = [part for setting in TINY for part in ("--set", setting)]
 
 
 def config(method, seed):
-    return override(cli.load_experiment("smoke").get_config(method), f"seed={seed}", *TINY)
+    return override(load_experiment("smoke").get_config(method), f"seed={seed}", *TINY)
 
 
 def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeypatch, capfd):
@@ -60,7 +60,7 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
     methods = ["--methods", "simplecil finetune", "--seeds", "1 2"]
     monkeypatch.chdir(Path(__file__).parents[2])
     arguments = ["compare", "smoke", *methods, *OPTIONS, "--out", str(tmp_path), "--no-report"]
-    code = cli.main(arguments)
+    code = main(arguments)
     out, error = capfd.readouterr()
     assert code == 1
     assert (folders["simplecil", 1] / "summary.json").stat().st_mtime_ns == kept
@@ -90,7 +90,7 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
     ],
 )
 def test_mistakes_are_named_before_anything_runs(capsys, tmp_path, arguments, expected):
-    assert cli.main(["compare", "smoke", *arguments, "--out", str(tmp_path)]) == 1
+    assert main(["compare", "smoke", *arguments, "--out", str(tmp_path)]) == 1
     out, error = capsys.readouterr()
     assert error.startswith("error: ") and not out
     assert all(part in error for part in expected)

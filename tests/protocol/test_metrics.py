@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkd_jax.errors import DataError
-from qkd_jax.protocol import metrics, split_tasks, task_of_class
+from qkd_jax.protocol import metrics
+from qkd_jax.protocol.tasks import split_tasks, task_of_class
 
 TOLERANCE = 1e-9
 TOY = np.array([[90, 0, 0, 0], [80, 80, 0, 0], [70, 85, 80, 0], [75, 60, 95, 90]])

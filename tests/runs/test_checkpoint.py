@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qkd_jax.engine import verbs
+from qkd_jax.errors import CheckpointError
+from qkd_jax.protocol.tasks import Task
 from qkd_jax.runs.checkpoint import KEPT, Checkpoints
 from qkd_jax.settings.config import Config, override
-from qkd_jax.errors import CheckpointError
-from qkd_jax.engine import verbs
-from qkd_jax.protocol.tasks import Task
 from qkd_jax.weights.load import load_backbone
 
 # When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.cli.commands import load_experiment
-from qkd_jax.settings.config import override
-from qkd_jax.errors import CheckpointError
 from qkd_jax.engine import verbs
-from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.errors import CheckpointError
+from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive, reading
+from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.settings.config import override
 from qkd_jax.weights.load import load_backbone
 
 # When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
@@ -181,11 +181,11 @@ def test_import_stays_light():
     """`import qkd_jax` brings load_run, but neither orbax nor anything else that is heavy."""
     code = (
         "import sys, qkd_jax\n"
-        "assert callable(qkd_jax.runs.load)\n"
+        "assert callable(qkd_jax.load_run)\n"
         "heavy = {'orbax', 'tensorflow', 'torch', 'matplotlib', 'pennylane', 'onnx'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))\n"
         "import qkd_jax.runs.load\n"
-        "assert callable(qkd_jax.runs.load)\n"
+        "assert callable(qkd_jax.load_run)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120

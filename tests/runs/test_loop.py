@@ -5,26 +5,23 @@ All runs here have one config, so that they share what is compiled; it is the ex
 
 import json
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from qkd_jax import predict_with_relevance
-from qkd_jax.protocol import tasks as protocol
-from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.cli.commands import load_experiment
-from qkd_jax.settings.config import override
 from qkd_jax.data.examples import Split
-from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.engine import verbs
-from qkd_jax.learners.shape import learner_of
+from qkd_jax.errors import CheckpointError, ConfigError, QkdError
+from qkd_jax.protocol.tasks import task_of_class
 from qkd_jax.reports.tables import write_results
-from qkd_jax.runs.loop import _Loop, plan, run, run_folder
-from qkd_jax.runs.folder import exclusive, trim_log
+from qkd_jax.runs.checkpoint import Checkpoints
+from qkd_jax.runs.folder import exclusive
+from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.runs.slot_features import SlotFeatures
+from qkd_jax.settings.config import override
 from qkd_jax.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -109,6 +106,17 @@ def test_summary_has_the_promised_keys(finished):
     assert summary["train_seconds"] + summary["eval_seconds"] < summary["wall_seconds"]
 
 
+def test_parameters_are_counted_for_each_part_of_the_method(finished):
+    """`tiny_random` has 2 blocks of width 32: adapters of bottleneck R, a map to 5 qubits."""
+    _, _, summary = finished
+    parts = summary["parameters"]
+    assert parts.keys() == {"adapter", "gate", "head"}
+    config = plan(smoke()).config
+    assert parts["gate"] == 32 * 5 + 5 * config.gate.num_layers + 1  # the temperature
+    assert parts["head"] == 32 * CLASSES_PER_TASK + 1  # the scale
+    assert sum(parts.values()) == summary["trainable_parameters"]
+
+
 def test_throughput_is_of_the_steps_after_the_first_and_of_new_images(finished):
     """A run that trains nothing has no rate of training; the state remembers what was timed."""
     out, folder, summary = finished
@@ -132,14 +140,14 @@ def test_throughput_is_of_the_steps_after_the_first_and_of_new_images(finished):
 def test_predictions_hold_every_seen_test_image_once(finished):
     _, folder, _ = finished
     planned = plan(smoke())
-    task_of_class = protocol.task_of_class(planned.tasks, 6)
+    owner = task_of_class(planned.tasks, 6)
     for t in range(TASKS):
         saved = predictions(folder, t)
         seen = [c for task in planned.tasks[: t + 1] for c in task.classes]
         rows = np.flatnonzero(np.isin(planned.data.test.labels, seen))
         np.testing.assert_array_equal(saved["id"], planned.data.test.ids[rows])
         np.testing.assert_array_equal(saved["label"], planned.data.test.labels[rows])
-        np.testing.assert_array_equal(saved["task"], task_of_class[saved["label"]])
+        np.testing.assert_array_equal(saved["task"], owner[saved["label"]])
         np.testing.assert_array_equal(saved["predicted"], saved["top5"][:, 0])
         assert np.isin(saved["predicted"], seen).all()
         assert all(len(set(row)) == len(row) for row in saved["top5"].tolist())
@@ -220,7 +228,7 @@ def test_numbers_equal_those_of_predict_without_any_cache(finished, backbone):
     state, meta = final_state(folder, backbone)
     assert meta["finished_tasks"] == TASKS
     saved, test = predictions(folder, 2), plan(smoke()).data.test
-    images = test.load(np.arange(len(test)), 32)["image"]
+    images = test.load(np.arange(len(test)), 32)
     scores, relevance = predict_with_relevance(state, images)
     scores = np.asarray(scores)
     # Batch shapes change the order of float32 sums: 1e-4 on relevances of order 1.
@@ -266,7 +274,7 @@ def test_a_finished_run_is_only_read(finished, backbone, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a finished run computed something")
 
-    monkeypatch.setattr(base, "init_state", never)
+    monkeypatch.setattr(verbs, "init_state", never)
     monkeypatch.setattr(SlotFeatures, "fill", never)
     began = time.perf_counter()
     assert run(smoke(), backbone, out) == summary
@@ -363,25 +371,3 @@ def test_several_seeds_give_mean_and_sd(finished, backbone, tmp_path):
     assert row["average_accuracy"]["mean"] == pytest.approx(np.mean(values))
     assert row["average_accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
     assert (tmp_path / "smoke/results.md").read_text().count("simplecil") >= 1
-
-
-def test_trimming_the_log_drops_what_will_be_written_again(tmp_path):
-    log = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"task": t, "step": s}) for t in (0, 1) for s in (1, 2, 3)]
-    log.write_text("\n".join([*lines, '{"task": 1, "st']))  # the last line is torn
-    trim_log(log, 1, 2)
-    assert log.read_text().splitlines() == lines[:5]
-    log.write_text("\n".join([*lines[:2], "\0\0\0"]))
-    trim_log(log, 1, 2)
-    assert log.read_text().splitlines() == lines[:2]
-    trim_log(log, -1, 0)
-    assert log.read_text() == ""
-    trim_log(Path(tmp_path / "none.jsonl"), 1, 2)
-
-
-@pytest.mark.parametrize("later, expected", [(0, [2, 2, 2]), (1, [2, 1, 1])])
-def test_later_tasks_may_have_fewer_epochs(later, expected):
-    config = smoke("ssiat", f"train.later_epochs={later}")
-    loop = SimpleNamespace(config=config, learner=learner_of(config))
-    tasks = [protocol.Task(t, (2 * t, 2 * t + 1)) for t in range(TASKS)]
-    assert [_Loop.epochs_of(loop, task) for task in tasks] == expected

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 
-from qkd_jax.settings.config import Config, override
 from qkd_jax.data.examples import Split
 from qkd_jax.data.image_set import from_arrays
 from qkd_jax.data.sources import load_split
 from qkd_jax.errors import DataError
 from qkd_jax.runs.plan import plan
+from qkd_jax.settings.config import Config, override
+
+SMALL = (
+    *("data.source=synthetic", "data.num_classes=6", "protocol.increment=2"),
+    "train.batch_size=8",
+)
 
 
 def test_a_run_can_hold_out_training_styles_instead_of_testing():
@@ -30,6 +35,25 @@ def test_shapes_come_from_the_largest_task():
     assert planned.config.num_classes == 6 and planned.config.max_tasks == 2
     assert planned.config.max_task_classes == 4
     assert planned.config.max_task_images == per_class[list(planned.tasks[0].classes)].sum()
+
+
+@pytest.mark.parametrize("later, expected", [(0, [2, 2, 2]), (1, [2, 1, 1])])
+def test_later_tasks_may_have_fewer_epochs(later, expected):
+    """Two classes of 20 images in each task, five steps of 8 in an epoch."""
+    changes = ("method=ssiat", "train.epochs=2", f"train.later_epochs={later}")
+    planned = plan(override(Config(), *SMALL, *changes))
+    assert [planned.epochs(task) for task in planned.tasks] == expected
+    assert [planned.steps(task) for task in planned.tasks] == [5 * n for n in expected]
+    assert [planned.images(task) for task in planned.tasks] == [40 * n for n in expected]
+
+
+def test_only_tasks_that_are_trained_have_steps():
+    """APER trains in the first task, SimpleCIL in none; batches of 16 leave a part of one."""
+    for method, expected in (("aper", [6, 0, 0]), ("simplecil", [0, 0, 0])):
+        changes = (f"method={method}", "train.epochs=2", "train.batch_size=16")
+        planned = plan(override(Config(), *SMALL, *changes))
+        assert [planned.steps(task) for task in planned.tasks] == expected
+        assert [len(planned.rows(task)) for task in planned.tasks] == [40, 40, 40]
 
 
 def test_a_class_without_training_images_is_named(monkeypatch):

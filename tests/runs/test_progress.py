@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from qkd_jax.runs import progress
 from qkd_jax.errors import ConfigError
+from qkd_jax.runs import progress
 from qkd_jax.runs.progress import NullProgress, Progress, duration
 
 

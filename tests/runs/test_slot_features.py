@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from qkd_jax.engine import verbs
+from qkd_jax.errors import ConfigError
+from qkd_jax.learners import passes
+from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.settings.config import override
-from qkd_jax.errors import ConfigError
-from qkd_jax.engine import verbs
-from qkd_jax.learners.shape import learner_of
 
 BUDGET = 1e-5
 METHODS = ("ease", "mos", "mote", "qkd", "tuna")
@@ -32,7 +33,11 @@ def images(tiny):
 def one_by_one(state, images):
     learner = learner_of(state.config)
     prepared = Raw({"image": images})
-    shape = (len(images), learner_of(state.config).num_slots(state.config), state.backbone.spec.width)
+    shape = (
+        len(images),
+        learner_of(state.config).num_slots(state.config),
+        state.backbone.spec.width,
+    )
     features = np.zeros(shape, np.float32)
     extract = jax.jit(lambda slot, before: learner.extract(state, prepared, slot, before))
     for slot in learner.slots.score(int(state.task)):
@@ -61,9 +66,9 @@ def test_only_the_slots_asked_for_are_filled(ended, images):
 def test_the_chunk_follows_the_batch(tiny):
     """On a CPU 16 images a pass; what the user sets is kept; never more than the slots."""
     config = tiny.config("method=qkd").train
-    assert [verbs.task_chunk(config, batch, 10) for batch in (1, 2, 8, 16, 64)] == [10, 8, 2, 1, 1]
+    assert [passes.task_chunk(config, batch, 10) for batch in (1, 2, 8, 16, 64)] == [10, 8, 2, 1, 1]
     config = tiny.config("method=qkd", "train.task_chunk=4").train
-    assert [verbs.task_chunk(config, 64, slots) for slots in (3, 10)] == [3, 4]
+    assert [passes.task_chunk(config, 64, slots) for slots in (3, 10)] == [3, 4]
 
 
 def test_a_negative_chunk_is_refused(tiny):

@@ -273,6 +273,12 @@ def extract(state, inputs, slot, features):
     return encode_with(state, adapter_of(state, slot), inputs)
 
 
+def describe(config):
+    """The gate's circuit as text, if it has one."""
+    circuit = gate.drawing(config.gate)
+    return {"circuit.txt": circuit} if circuit else {}
+
+
 LEARNER = register(
     Learner(
         name="qkd",
@@ -287,6 +293,7 @@ LEARNER = register(
         sums=Sums(empty=statistics),
         predict=lambda config: None if config.fusion.kind == "logits" else predict,
         first_block=first_adapter_block,
+        describe=describe,
         end_rate="gate.calibration_rate",
     )
 )

@@ -1,0 +1,1 @@
+"""A run: plan, loop, evaluation, books, checkpoints and the folder it leaves."""

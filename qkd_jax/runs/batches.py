@@ -1,0 +1,56 @@
+"""Training batches: the images of an epoch in its order, cropped, or read from what is kept."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from qkd_jax.data.crops import crop_draws
+from qkd_jax.data.streams import epoch_batches
+from qkd_jax.engine import hosts
+from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.inputs import Raw
+from qkd_jax.runs.slot_features import SlotFeatures
+
+
+def training_batches(
+    features: SlotFeatures,
+    state: LearnerState,
+    *,
+    task: int,
+    epoch: int,
+    start_step: int = 0,
+    padded_to: int = 0,
+    with_features: bool = False,
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """The batches of one epoch, this host's rows of them.
+
+    Args:
+      features: of the task's images.
+      state: on every device, for what is not kept yet.
+      task, epoch: decide, with the run's seed, the order and the crops.
+      start_step: the first batch to give; the rest is as without it.
+      padded_to: rows of every batch of all hosts; 0 = the batch size.
+      with_features: also gives the features of the filled slots.
+
+    Yields:
+      ({"inputs", "label", "mask", maybe "features"}, how many rows of all hosts are real and
+      not padding).
+    """
+    config, examples = features.config, features.set
+    place = {"seed": config.seed, "task": task, "epoch": epoch}
+    size = config.train.batch_size
+    for every_index, every_mask in epoch_batches(
+        len(examples), size, start_step=start_step, padded_to=padded_to, **place
+    ):
+        indices, mask = hosts.own_rows(every_index), hosts.own_rows(every_mask)
+        if config.data.augment:
+            draws = crop_draws(indices, **place)
+            inputs = Raw(examples.load(indices, features.spec.input_size, draws))
+        else:
+            inputs = features.inputs(state, indices)
+        batch = {"inputs": inputs}
+        if with_features:
+            batch["features"] = features.values[indices]
+        batch |= {"label": examples.labels[indices].astype(np.int32), "mask": mask}
+        yield batch, int(every_mask.sum())

@@ -1,0 +1,174 @@
+"""Accuracy on all classes seen, after each task: what is counted, what is written, how fast."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qkd_jax.data.examples import Examples
+from qkd_jax.engine import hosts
+from qkd_jax.protocol import metrics
+from qkd_jax.runs.slot_features import SlotFeatures
+
+# Inference is timed on fresh images for at least this long, or until the test set ends.
+INFERENCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Counts of right predictions so far; every accuracy of a run follows from them.
+
+    Attributes:
+      correct, total: int64 [T, T], row = after task, column = evaluated task.
+      within_task: `correct` where each image is told its task.
+      confusion: int64 [T, T], (true task, most relevant task) after the last evaluation; None for
+        methods without relevance.
+    """
+
+    correct: np.ndarray
+    total: np.ndarray
+    within_task: np.ndarray
+    confusion: np.ndarray | None = None
+
+    @classmethod
+    def none_yet(cls, num_tasks: int) -> "Accuracies":
+        """Before anything is evaluated."""
+        correct, total = metrics.empty_matrix(num_tasks)
+        return cls(correct, total, np.zeros_like(correct))
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> "Accuracies":
+        """From what `saved` gave; other keys are passed over."""
+        counts = (saved[field.name] for field in dataclasses.fields(cls))
+        return cls(*(None if count is None else np.asarray(count, np.int64) for count in counts))
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps, plain JSON."""
+        counts = vars(self).items()
+        return {name: None if count is None else count.tolist() for name, count in counts}
+
+    def after(
+        self,
+        task: int,
+        predicted: dict[str, np.ndarray],
+        scores: np.ndarray,
+        task_of_class: np.ndarray,
+    ) -> "Accuracies":
+        """With the evaluation after `task`: what `predictions` gave, and scores [N, C].
+
+        Raises:
+          DataError: see `metrics.record`.
+        """
+        labels, relevance = predicted["label"], predicted.get("relevance")
+        correct, total = metrics.record(
+            self.correct, self.total, task, labels, predicted["predicted"], task_of_class
+        )
+        told = metrics.task_masked_predictions(scores, labels, task_of_class)
+        within_task, _ = metrics.record(self.within_task, total, task, labels, told, task_of_class)
+        confusion = self.confusion
+        if relevance is not None:
+            confusion = metrics.routing_confusion(predicted["task"], relevance, len(total))
+        return Accuracies(correct, total, within_task, confusion)
+
+    def line(self, task: int) -> str:
+        """What is shown after `task`, in percent."""
+        images = self.total[task].sum()
+        line = f"accuracy {100.0 * self.correct[task].sum() / images:.2f}"
+        if self.confusion is not None:
+            line += f"  routing {100.0 * np.trace(self.confusion) / images:.2f}"
+        return line
+
+    def matrix(self) -> dict[str, Any]:
+        """matrix.json."""
+        return {
+            "orientation": "row = after task, column = evaluated task; counts of images",
+            "correct": self.correct.tolist(),
+            "total": self.total.tolist(),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The part of summary.json that follows from the counts."""
+        return {"routing_accuracy": None} | metrics.summarise(
+            self.correct,
+            self.total,
+            within_task_correct=self.within_task,
+            confusion=self.confusion,
+        )
+
+
+def joined(
+    batches: Iterable[tuple[Any, Any, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(scores [N, C], relevance [N, T] or None) of all images, from batches of (scores, relevance,
+    mask) whose masked rows are padding.
+    """
+    scores, relevance = [], []
+    for found, weights, mask in batches:
+        scores.append(np.asarray(found)[mask])
+        if weights is not None:
+            relevance.append(np.asarray(weights)[mask])
+    return np.concatenate(scores), np.concatenate(relevance) if relevance else None
+
+
+def predictions(
+    ids: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    relevance: np.ndarray | None,
+    task_of_class: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """predictions/after_task_<t>.npz: from these, all accuracies can be counted again.
+
+    Args:
+      ids, labels: [N], of the test images of all classes seen.
+      scores: [N, C]. Of equal scores the first class is predicted.
+      relevance: [N, T], or None.
+      task_of_class: int [C].
+    """
+    top5 = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    saved = {
+        "id": ids,
+        "label": labels,
+        "task": task_of_class[labels],
+        "predicted": top5[:, 0],
+        "top5": top5,
+    }
+    return saved if relevance is None else saved | {"relevance": relevance}
+
+
+def inference_rate(
+    images: Examples,
+    batch_size: int,
+    slots: Sequence[int],
+    features_of: Callable[[Examples], SlotFeatures],
+    classify: Callable[[SlotFeatures, Sequence[int]], None],
+    now: Callable[[], float],
+) -> float:
+    """Images per second of `classify`, a batch at a time, nothing kept from one to the next.
+
+    Decoding is not counted. Compiled programs are warmed on one slot before the clock starts.
+
+    Args:
+      images: the test set.
+      batch_size: images that are classified at once, if there are so many.
+      slots: what `classify` is to read.
+      features_of: a set of images -> its features, none computed yet.
+      classify: (features, slots) -> None, when the scores of all images are there.
+      now: seconds on a clock that never goes back.
+    """
+    size, done, seconds = min(batch_size, len(images)), 0, 0.0
+    for start in range(0, len(images) - size + 1, size):
+        batch = images.take(np.arange(start, start + size))
+        if not done:
+            classify(features_of(batch), slots[:1])
+        features = features_of(batch)
+        features.fields(np.arange(size))
+        began = now()
+        classify(features, slots)
+        seconds += now() - began
+        done += size
+        if hosts.any_of(seconds >= INFERENCE_SECONDS):
+            break
+    return done / seconds

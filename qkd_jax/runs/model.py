@@ -1,0 +1,96 @@
+"""What a run has learned so far, and what its devices compute with it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from qkd_jax.data.examples import Examples
+from qkd_jax.data.streams import eval_batches
+from qkd_jax.engine import hosts, verbs
+from qkd_jax.engine.sharding import engine_of
+from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.protocol.tasks import Task
+from qkd_jax.runs.slot_features import SlotFeatures
+from qkd_jax.settings.config import Config
+
+
+class Model:
+    """A learner, its state, and the devices it is on.
+
+    Attributes:
+      state: on one device; assign a new one when it has changed.
+    """
+
+    def __init__(self, config: Config, backbone: Backbone):
+        """Raises ConfigError for settings that do not fit the backbone or the devices."""
+        self.config, self.learner = config, learner_of(config)
+        self.engine = engine_of(config.train)
+        key = jax.random.key(config.seed)
+        self.state = self.engine.alone(verbs.init_state(key, backbone, config))
+        self._placed: tuple[LearnerState, LearnerState] | None = None
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether scores need a pass of their own over the inputs, not only slot features."""
+        return self.learner.predict(self.config) is not None
+
+    @property
+    def everywhere(self) -> LearnerState:
+        """The state with a copy on every device, made when it is first asked for."""
+        if self._placed is None or self._placed[0] is not self.state:
+            self._placed = None  # gives its memory back first
+            self._placed = (self.state, self.engine.place(self.state))
+        return self._placed[1]
+
+    def take(self, state: LearnerState) -> None:
+        """Goes on with a state that was restored, or trained on all devices."""
+        self.state = self.engine.alone(state)
+
+    def open(self, task: Task, num_steps: int, features: SlotFeatures) -> None:
+        """The next task begins, after a survey of its images where the learner asks for one."""
+        self.state = self.engine.open_task(self.state, task, num_steps)
+        if self.learner.survey is not None:
+            self.state = self.engine.before(self.state, self._survey(features))
+
+    def freeze(self, features: SlotFeatures) -> None:
+        """What was trained becomes a filled slot; the images are surveyed once more."""
+        self.state = self.engine.freeze(self.state)
+        if self.learner.survey is not None:
+            self.state = self.engine.after(self.state, self._survey(features))
+
+    def finish(self, features: SlotFeatures) -> None:
+        """Statistics, prototypes and whatever else is made of a task's features when it ends."""
+        self.state = self.engine.finish(self.state, features.batches())
+
+    def features_of(self, examples: Examples) -> SlotFeatures:
+        """Room for the features of a set, none computed yet."""
+        return SlotFeatures(examples, self.config, self.state.backbone.spec, self.engine)
+
+    def slots_read(self, task: int) -> Sequence[int]:
+        """The slots that `scores` reads when `task` is the last."""
+        return () if self.reads_inputs else self.learner.slots.score(task)
+
+    def scores(self, features: SlotFeatures, rows: np.ndarray) -> Iterator[tuple]:
+        """(scores [B, C], relevance [B, T] or None, mask [B]) of batches of `rows`, in order; the
+        slots that are read must be filled.
+        """
+        for indices, mask in eval_batches(len(rows), features.batch_size):
+            if self.reads_inputs:
+                inputs = features.inputs(self.everywhere, rows[hosts.own_rows(indices)])
+                yield *self.engine.predict(self.everywhere, inputs), mask
+            else:
+                yield *self.engine.score(self.state, features.values[rows[indices]]), mask
+
+    def parameters(self) -> dict[str, int]:
+        """How many numbers optimisation steps move, for each part of what is trained."""
+        return {
+            name: sum(leaf.size for leaf in jax.tree.leaves(part))
+            for name, part in sorted(self.state.trainable.items())
+        }
+
+    def _survey(self, features: SlotFeatures) -> Any:
+        return self.engine.survey(self.everywhere, features.inputs_in_batches())

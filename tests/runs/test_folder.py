@@ -1,0 +1,45 @@
+"""What is written into a run folder, and what is dropped from it; whole runs are in end_to_end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qkd_jax.data.contents import read_contents
+from qkd_jax.learners.shape import learner_of
+from qkd_jax.runs.folder import begin_folder, trim_log
+from qkd_jax.runs.plan import plan
+from qkd_jax.settings.config import Config, override
+from qkd_jax.weights.load import load_backbone
+
+
+def test_trimming_the_log_drops_what_will_be_written_again(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"task": t, "step": s}) for t in (0, 1) for s in (1, 2, 3)]
+    log.write_text("\n".join([*lines, '{"task": 1, "st']))  # the last line is torn
+    trim_log(log, 1, 2)
+    assert log.read_text().splitlines() == lines[:5]
+    log.write_text("\n".join([*lines[:2], "\0\0\0"]))
+    trim_log(log, 1, 2)
+    assert log.read_text().splitlines() == lines[:2]
+    trim_log(log, -1, 0)
+    assert log.read_text() == ""
+    trim_log(Path(tmp_path / "none.jsonl"), 1, 2)
+
+
+@pytest.mark.parametrize("method, told", [("qkd", {"circuit.txt"}), ("mos", set())])
+def test_what_a_method_describes_lies_beside_its_settings(tmp_path, method, told):
+    """The rim asks the method; of the two only one has a circuit, whatever the settings say."""
+    changes = ("data.source=synthetic", "protocol.increment=2", "gate.encoding=angle")
+    planned = plan(override(Config(), f"method={method}", *changes))
+    backbone = load_backbone("tiny_random", image_size=32)
+    begin_folder(tmp_path, planned, read_contents(planned.data), backbone, [])
+    always = {"class_order.json", "images.npz", "environment.json", "config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == always | told
+    for name, text in learner_of(planned.config).describe(planned.config).items():
+        assert (tmp_path / name).read_text(encoding="utf-8") == text != ""
+
+
+def test_a_circuit_that_is_not_there_is_no_file():
+    classical = override(Config(), "method=qkd", "gate.kind=cosine")
+    assert learner_of(classical).describe(classical) == {}
