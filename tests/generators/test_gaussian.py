@@ -1,8 +1,8 @@
-"""Classifier alignment: moments against NumPy float64, draws by their own moments, SGD by hand.
+"""Gaussians of classes: moments against NumPy float64, draws by their own moments.
 
 Error budgets. Moments: a mean of numbers near 300 is off by 300 eps = 4e-5; times gaps near 1 of
-15 images that is 5e-4 in a scatter and, over n - 1, 5e-5 in a covariance. Draws: an epoch of N
-samples a class estimates a mean to 1 / sqrt(N) and a covariance to sqrt(2 / N), times 5.
+15 images that is 5e-4 in a scatter and, over n - 1, 5e-5 in a covariance. Draws: N samples of a
+class estimate a mean to 1 / sqrt(N) and a covariance to sqrt(2 / N), times 5.
 """
 
 import jax
@@ -10,16 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.nn.alignment import (
+from qkd_jax.generators.gaussian import (
     Gaussians,
     add_to_moments,
-    align_head,
-    cosine_factor,
     covariance_factors,
-    empty_gaussians,
     empty_moments,
-    sgd_step,
-    store_gaussians,
+    gaussian,
 )
 
 WIDTH, JITTER = 5, 1e-4
@@ -82,9 +78,10 @@ def test_a_covariance_that_rounding_makes_indefinite_still_gives_a_factor():
 def test_stored_gaussians_drop_padding_and_keep_the_rest(kind):
     features, labels = images()
     moments = moments_of(features, labels, kind)
-    before = empty_gaussians(7, WIDTH, kind)
+    generator = gaussian(kind, JITTER)
+    before = generator.empty(7, WIDTH)
     columns = jnp.array([6, 0, 2, 7, 7])  # 7 = out of range: padding
-    after = store_gaussians(before, moments, columns, JITTER)
+    after = generator.fit(before, moments, columns)
     np.testing.assert_array_equal(after.mean[columns[:3]], moments.mean[:3])
     factors = covariance_factors(moments, JITTER)
     np.testing.assert_array_equal(after.factor[columns[:3]], factors[:3])
@@ -93,93 +90,38 @@ def test_stored_gaussians_drop_padding_and_keep_the_rest(kind):
         assert not np.asarray(after.factor[untouched]).any()
 
 
+def some_gaussians(kind):
+    """(Gaussians of four classes of width 3, their covariances in float64)."""
+    generator = np.random.default_rng(2)
+    mean, factor = 3.0 * generator.normal(size=(4, 3)), generator.normal(size=(4, 3, 3))
+    if kind == "covariance":
+        factor = np.tril(factor)
+        return Gaussians(jnp.float32(mean), jnp.float32(factor)), factor @ factor.mT
+    deviation = np.abs(factor[:, 0])
+    covariance = np.stack([np.diag(d * d) for d in deviation])
+    return Gaussians(jnp.float32(mean), jnp.float32(deviation)), covariance
+
+
 @pytest.mark.parametrize("kind", ["covariance", "variance"])
-def test_an_epoch_draws_every_class_equally_often_from_its_gaussian(kind):
-    """With the objective -<head, sums of a batch>, no momentum and rate 1 the head adds sums up."""
-    samples, generator = 400, np.random.default_rng(2)
-    mean = 3.0 * generator.normal(size=(4, 3))
-    factor = np.tril(generator.normal(size=(4, 3, 3)))
-    if kind == "variance":
-        factor = np.stack([np.diag(np.abs(np.diag(f))) for f in factor])
-    seen = np.array([True, False, True, True])
-    gaussians = Gaussians(jnp.float32(mean), jnp.float32(factor))
-    if kind == "variance":
-        gaussians = gaussians.replace(factor=jnp.diagonal(gaussians.factor, axis1=1, axis2=2))
-
-    def objective(head, features, labels):
-        member = jax.nn.one_hot(labels, 4)
-        sums = {
-            "count": member.sum(0),
-            "total": member.T @ features,
-            "outer": jnp.einsum("nc,nd,ne->cde", member, features, features),
-            "mixed": (member.sum(0) > 0).astype(jnp.float32),
-        }
-        return -sum(jnp.sum(head[name] * value) for name, value in sums.items())
-
-    empty = {"count": (4,), "total": (4, 3), "outer": (4, 3, 3), "mixed": (4,)}
-    head = {name: jnp.zeros(shape) for name, shape in empty.items()}
-    options = {"learning_rate": 1.0, "weight_decay": 0.0, "momentum": 0.0}
-    aligned = jax.jit(
-        lambda key: align_head(
-            key, head, objective, gaussians, jnp.asarray(seen), epochs=1, samples=samples, **options
-        )
-    )
-    found = jax.tree.map(np.float64, aligned(jax.random.key(0)))
-    np.testing.assert_array_equal(found["count"], samples * seen)
-    # Three batches, and every class is in each of them: they are shuffled over the whole epoch.
-    np.testing.assert_array_equal(found["mixed"], 3 * seen)
-    for c in np.flatnonzero(seen):
-        drawn_mean = found["total"][c] / samples
-        drawn = found["outer"][c] / samples - np.outer(drawn_mean, drawn_mean)
-        covariance = factor[c] @ factor[c].T
-        size = np.sqrt(np.diag(covariance))
-        assert (np.abs(drawn_mean - mean[c]) < 5 * size / np.sqrt(samples) + 1e-4).all()
-        slack = 5 * np.sqrt(2 / samples) * np.outer(size, size) + 1e-3
-        assert (np.abs(drawn - covariance) < slack).all()
-    again = aligned(jax.random.key(1))
-    assert not np.allclose(again["total"][0], found["total"][0])
+def test_draws_have_the_moments_of_their_class(kind):
+    samples, (gaussians, covariances) = 4000, some_gaussians(kind)
+    generator = gaussian(kind, JITTER)
+    assert generator.one_class == (kind == "covariance")
+    labels = np.full(samples, 2) if generator.one_class else np.resize([0, 1, 2, 3], 4 * samples)
+    draw = jax.jit(generator.draw)
+    drawn = np.float64(draw(gaussians, jax.random.key(0), jnp.asarray(labels)))
+    for c in np.unique(labels):
+        mine, size = drawn[labels == c], np.sqrt(np.diag(covariances[c]))
+        gap = np.abs(mine.mean(0) - np.asarray(gaussians.mean[c]))
+        assert (gap < 5 * size / np.sqrt(samples)).all()
+        slack = 5 * np.sqrt(2 / samples) * np.outer(size, size)
+        assert (np.abs(np.cov(mine.T) - covariances[c]) < slack).all()
+    again = draw(gaussians, jax.random.key(1), jnp.asarray(labels))
+    assert not np.allclose(again, drawn)
 
 
-def test_sgd_and_its_schedule_by_hand():
-    """Quadratic objective |p - 1|^2 / 2 that ignores the draws: v, p by a Python loop."""
-    gaussians = Gaussians(jnp.zeros((3, 2)), jnp.ones((3, 2)))
-    seen = jnp.array([True, True, False])
-    found = align_head(
-        jax.random.key(0),
-        {"rows": jnp.zeros(2), "bias": jnp.float32(3.0)},
-        lambda head, features, labels: sum(jnp.sum((p - 1) ** 2) / 2 for p in head.values()),
-        gaussians,
-        seen,
-        epochs=4,
-        samples=5,
-        learning_rate=0.1,
-        weight_decay=0.01,
-        period=3,
-    )
-    for start, end in ((0.0, found["rows"][0]), (3.0, found["bias"])):
-        p, v = start, 0.0
-        for epoch in range(4):
-            rate = 0.1 * (1 + np.cos(np.pi * epoch / 3)) / 2
-            for _ in range(2):  # as many steps as classes seen
-                v = 0.9 * v + (p - 1) + 0.01 * p
-                p = p - rate * v
-        np.testing.assert_allclose(end, p, rtol=2e-6)
-
-
-def test_the_cosine_rises_again_after_its_period():
-    factors = [float(cosine_factor(jnp.int32(e), 5)) for e in range(11)]
-    np.testing.assert_allclose(factors[::5], [1.0, 0.0, 1.0], atol=1e-6)
-    np.testing.assert_allclose(factors[:6], factors[10:4:-1], atol=1e-6)
-
-
-def test_one_step_with_decay():
-    head, velocity = sgd_step(
-        {"rows": jnp.float32(2.0)},
-        {"rows": jnp.float32(1.0)},
-        {"rows": jnp.float32(0.5)},
-        jnp.float32(0.1),
-        0.9,
-        0.25,
-    )
-    np.testing.assert_allclose(velocity["rows"], 0.9 + 0.5 + 0.5, rtol=1e-6)
-    np.testing.assert_allclose(head["rows"], 2.0 - 0.19, rtol=1e-6)
+def test_full_covariances_draw_one_class_at_a_time():
+    gaussians, _ = some_gaussians("covariance")
+    draw = gaussian("covariance", JITTER).draw
+    drawn = np.asarray(draw(gaussians, jax.random.key(0), jnp.array([1, 1, 0, 1])))
+    assert np.isnan(drawn).all(axis=1).tolist() == [False, False, True, False]

@@ -18,7 +18,7 @@ from qkd_jax.learners import ssiat
 from qkd_jax.learners.shape import Rows
 from qkd_jax.learners.step import prepare_images
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.learners.task_heads import aligned, alignment_loss
+from qkd_jax.learners.task_heads import aligned, alignment_loss, generator_of
 
 BUDGET = 2e-5
 SETTINGS = (
@@ -157,7 +157,7 @@ def test_alignment_lowers_its_loss_and_can_be_left_out(history):
         def logits_of(rows, features):
             return ssiat.logits_of(s, features, rows)
 
-        return aligned(s, jax.random.key(0), start, logits_of, drawn)
+        return aligned(s, jax.random.key(0), start, logits_of, generator_of(config), drawn)
 
     @jax.jit
     def cost_of(rows, s, features, labels):
