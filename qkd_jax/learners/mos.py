@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qkd_jax.generators.gaussian import add_to_moments, empty_moments
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes
 from qkd_jax.learners.task_adapters import (
@@ -46,16 +47,11 @@ from qkd_jax.learners.task_heads import (
     aligned,
     class_terms,
     empty_linear_head,
+    generator_of,
     mask_unseen,
     new_linear_head,
     stored_head,
     with_term,
-)
-from qkd_jax.nn.alignment import (
-    add_to_moments,
-    empty_gaussians,
-    empty_moments,
-    store_gaussians,
 )
 from qkd_jax.nn.heads import linear_logits, unit
 from qkd_jax.nn.losses import MASKED
@@ -75,7 +71,7 @@ def init(key, backbone, config):
         "sum": jax.tree.map(lambda a: jnp.zeros(a.shape[1:]), adapters),  # of trained adapters
         "head": empty_linear_head(backbone, config),
         "prototypes": jnp.zeros((classes, width)),  # class means under the first adapter
-        "gaussians": empty_gaussians(classes, width, config.alignment.statistics),
+        "gaussians": generator_of(config).empty(classes, width),
     }
     return trainable, memory
 
@@ -189,9 +185,9 @@ def finish(state, statistics, key):
     memory, columns = state.memory, class_columns(state)
     head = stored_head(state, memory["head"])
     prototypes = memory["prototypes"].at[columns].set(first.mean, mode="drop")
-    jitter = state.config.alignment.jitter
-    gaussians = store_gaussians(memory["gaussians"], own, columns, jitter)
-    head = aligned(state, key, head, logits_of, gaussians)
+    generator = generator_of(state.config)
+    gaussians = generator.fit(memory["gaussians"], own, columns)
+    head = aligned(state, key, head, logits_of, generator, gaussians)
     memory = {**memory, "head": head, "prototypes": prototypes, "gaussians": gaussians}
     return state.replace(memory=memory)
 

@@ -31,6 +31,7 @@ Where we differ from the authors' code:
 import jax
 import jax.numpy as jnp
 
+from qkd_jax.generators.gaussian import add_to_moments, empty_moments
 from qkd_jax.learners.finetune import freeze
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes
@@ -38,15 +39,10 @@ from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new
 from qkd_jax.learners.task_heads import (
     aligned,
     class_terms,
+    generator_of,
     mask_unseen,
     new_cosine_rows,
     stored_head,
-)
-from qkd_jax.nn.alignment import (
-    add_to_moments,
-    empty_gaussians,
-    empty_moments,
-    store_gaussians,
 )
 from qkd_jax.nn.heads import head_logits
 
@@ -58,7 +54,7 @@ def init(key, backbone, config):
     memory = {
         "previous": adapter,
         "rows": jnp.zeros((classes, width)),
-        "gaussians": empty_gaussians(classes, width, config.alignment.statistics),
+        "gaussians": generator_of(config).empty(classes, width),
     }
     return {"adapter": adapter, "head": head}, memory
 
@@ -130,11 +126,11 @@ def shifts(state, statistics):
 
 def finish(state, statistics, key):
     memory, columns = stored_head(state, state.memory), class_columns(state)
-    gaussians, jitter = memory["gaussians"], state.config.alignment.jitter
+    gaussians, generator = memory["gaussians"], generator_of(state.config)
     gaussians = gaussians.replace(mean=gaussians.mean + shifts(state, statistics))
-    gaussians = store_gaussians(gaussians, statistics["moments"], columns, jitter)
+    gaussians = generator.fit(gaussians, statistics["moments"], columns)
     drawn, start = scaled(state, gaussians), memory["rows"]
-    rows = aligned(state, key, start, lambda r, f: logits_of(state, f, r), drawn)
+    rows = aligned(state, key, start, lambda r, f: logits_of(state, f, r), generator, drawn)
     return state.replace(memory={**memory, "rows": rows, "gaussians": gaussians})
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from qkd_jax.generators.gaussian import gaussian
+from qkd_jax.generators.generator import Generator
 from qkd_jax.learners.shape import class_columns
 from qkd_jax.learners.state import LearnerState, local_labels, seen_classes, valid_task_classes
-from qkd_jax.nn.alignment import Gaussians, align_head
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.fit import cosine_factor, fit, sgd
 from qkd_jax.nn.heads import head_logits, init_rows
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.settings.config import Config
@@ -114,18 +117,25 @@ def alignment_loss(state: LearnerState, logits: jax.Array, labels: jax.Array) ->
     return jnp.mean(cross_entropy(logits, labels, seen_classes(state)))
 
 
+def generator_of(config: Config) -> Generator:
+    """What remembers the classes of a learner whose head is `aligned`."""
+    return gaussian(config.alignment.statistics, config.alignment.jitter)
+
+
 def aligned(
     state: LearnerState,
     key: jax.Array,
     head: Any,
     logits_of: Callable[[Any, jax.Array], jax.Array],
-    gaussians: Gaussians,
+    generator: Generator,
+    memory: Any,
 ) -> Any:
     """The head of all classes after training on draws of every class seen, from the second task on;
     the first task's head has seen all there is.
 
     Args:
       logits_of: (head, features [N, D]) -> [N, C].
+      memory: of `generator`.
     """
     settings, train, seen = state.config.alignment, state.config.train, seen_classes(state)
     if settings.epochs == 0:
@@ -136,7 +146,8 @@ def aligned(
             key,
             head,
             lambda head, f, labels: alignment_loss(state, logits_of(head, f), labels),
-            gaussians,
+            generator,
+            memory,
             seen,
             epochs=settings.epochs,
             samples=settings.samples or 5 * train.batch_size,
@@ -145,4 +156,73 @@ def aligned(
             period=settings.period,
         )
 
-    return jax.lax.cond(state.task > 0, train_again, lambda: head)
+    return lax.cond(state.task > 0, train_again, lambda: head)
+
+
+def align_head(
+    key: jax.Array,
+    head: Any,
+    objective: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    generator: Generator,
+    memory: Any,
+    seen: jax.Array,
+    *,
+    epochs: int,
+    samples: int,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    period: int = 0,
+) -> Any:
+    """The head after SGD on drawn features: SLCA, arXiv 2303.05118, after PASS (CVPR 2021).
+
+    An epoch draws `samples` features of each class seen, shuffles them all and cuts them into as
+    many batches as there are classes. The rate follows `cosine_factor`, one value for each epoch.
+
+    Args:
+      key: typed key.
+      head: pytree of parameters, e.g. {"rows": [C, D], "bias": [C]}.
+      objective: (head, features [N, D], labels [N]) -> scalar; masks classes not seen.
+      memory: of `generator`; what it holds of classes not seen is not drawn.
+      seen: bool [C].
+      samples: N, per class and epoch, and the size of a batch.
+      period: epochs from the full rate to zero, after which it rises again; 0 = `epochs`.
+    """
+    count, num_classes = jnp.sum(seen), len(seen)
+    order_of_seen = jnp.argsort(~seen, stable=True)
+    optimiser = sgd(
+        lambda step: learning_rate * cosine_factor(step // count, period or epochs),
+        momentum,
+        weight_decay,
+    )
+
+    def pool(key):
+        """[C * N, D]: drawn one class after the other."""
+
+        def draw(i, drawn):
+            c = order_of_seen[i]
+            labels = jnp.full(samples, c)
+            return drawn.at[c].set(generator.draw(memory, jax.random.fold_in(key, c), labels))
+
+        one = jax.eval_shape(generator.draw, memory, key, jnp.zeros(samples, jnp.int32))
+        empty = jnp.zeros((num_classes, *one.shape), one.dtype)
+        return lax.fori_loop(0, count, draw, empty).reshape(-1, one.shape[1])
+
+    def epoch(carry, index):
+        key_noise, key_order = jax.random.split(jax.random.fold_in(key, index))
+        # A random order of all samples; those of classes not seen go to the end.
+        place = jax.random.uniform(key_order, (num_classes, samples))
+        place = jnp.argsort(jnp.where(seen[:, None], place, 2.0).ravel())
+        drawn = pool(key_noise) if generator.one_class else None
+
+        def batch(i):
+            chosen = lax.dynamic_slice(place, (i * samples,), (samples,))
+            labels = chosen // samples
+            if generator.one_class:
+                return drawn[chosen], labels
+            return generator.draw(memory, jax.random.fold_in(key_noise, i), labels), labels
+
+        return fit(*carry, lambda head, b: objective(head, *b), batch, optimiser, count), None
+
+    (head, _), _ = lax.scan(epoch, (head, optimiser.init(head)), jnp.arange(epochs))
+    return head

@@ -30,6 +30,7 @@ Where we differ from the authors' code (commit 77d4f10 of a public copy with the
 import jax
 import jax.numpy as jnp
 
+from qkd_jax.generators.gaussian import add_to_moments, empty_moments
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
 from qkd_jax.learners.task_adapters import (
@@ -43,16 +44,11 @@ from qkd_jax.learners.task_adapters import (
 from qkd_jax.learners.task_heads import (
     aligned,
     class_terms,
+    generator_of,
     mask_unseen,
     new_cosine_rows,
     stored_head,
     with_term,
-)
-from qkd_jax.nn.alignment import (
-    add_to_moments,
-    empty_gaussians,
-    empty_moments,
-    store_gaussians,
 )
 from qkd_jax.nn.heads import head_logits, unit
 from qkd_jax.nn.losses import entropy
@@ -70,7 +66,7 @@ def init(key, backbone, config):
         "universal": jax.tree.map(jnp.zeros_like, adapter),
         "rows": jnp.zeros((classes, width)),
         "order": jnp.zeros(classes, jnp.int32),  # how many classes came before each
-        "gaussians": empty_gaussians(classes, width, config.alignment.statistics),
+        "gaussians": generator_of(config).empty(classes, width),
     }
     return trainable, memory
 
@@ -140,19 +136,19 @@ def accumulate(state, statistics, features, labels, mask):
 
 
 def finish(state, statistics, key):
-    memory, columns = state.memory, class_columns(state)
+    memory, columns, generator = state.memory, class_columns(state), generator_of(state.config)
     place = jnp.sum(old_classes(state)) + jnp.arange(len(columns))
     memory = {
         **stored_head(state, memory),
         "order": memory["order"].at[columns].set(place.astype(jnp.int32), mode="drop"),
-        "gaussians": store_gaussians(
-            memory["gaussians"], statistics, columns, state.config.alignment.jitter
-        ),
+        "gaussians": generator.fit(memory["gaussians"], statistics, columns),
     }
     state = state.replace(memory=memory)
     drawn = memory["gaussians"]
     drawn = drawn.replace(mean=mean_factors(state)[:, None] * drawn.mean)
-    rows = aligned(state, key, memory["rows"], lambda r, f: logits_of(state, f, r), drawn)
+    rows = aligned(
+        state, key, memory["rows"], lambda r, f: logits_of(state, f, r), generator, drawn
+    )
     return state.replace(memory={**memory, "rows": rows})
 
 

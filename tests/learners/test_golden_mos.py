@@ -34,7 +34,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.learners import mos, task_heads
 from qkd_jax.learners.shape import Context
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.nn.alignment import cosine_factor, sgd_step
+from qkd_jax.nn.fit import cosine_factor, fit, sgd
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.protocol.tasks import Task
 
@@ -137,19 +137,14 @@ def test_alignment_on_the_same_draws(stored):
     """Six steps an epoch, rate 0.05 then half of it; the row of the class not seen only decays."""
     arrays, seen = stored.arrays, jnp.arange(7) < 6
     head = {"rows": arrays["unaligned_weight"], "bias": arrays["unaligned_bias"]}
-    head = jax.tree.map(jnp.asarray, head)
-    velocity = jax.tree.map(jnp.zeros_like, head)
+    draws, labels = jnp.asarray(arrays["draws"]), jnp.asarray(arrays["draw_labels"], jnp.int32)
+    optimiser = sgd(lambda step: 0.05 * cosine_factor(step // 6, 2), 0.9, 0.01)
 
-    def objective(head, features, labels):
-        return jnp.mean(cross_entropy(mos.logits_of(head, features), labels, seen))
+    def objective(head, i):
+        return jnp.mean(cross_entropy(mos.logits_of(head, draws[i]), labels[i], seen))
 
-    gradient = jax.jit(jax.grad(objective))
-    for step, (draws, labels) in enumerate(
-        zip(arrays["draws"], arrays["draw_labels"], strict=True)
-    ):
-        grads = gradient(head, jnp.asarray(draws), jnp.asarray(labels, jnp.int32))
-        rate = 0.05 * cosine_factor(jnp.int32(step // 6), 2)
-        head, velocity = sgd_step(head, velocity, grads, rate, 0.9, 0.01)
+    state = optimiser.init(head)
+    head, _ = fit(head, state, objective, lambda i: i, optimiser, len(draws))
     np.testing.assert_allclose(head["rows"], arrays["aligned_weight"], atol=2e-5)
     np.testing.assert_allclose(head["bias"], arrays["aligned_bias"], atol=2e-5)
     assert np.abs(arrays["aligned_weight"] - arrays["unaligned_weight"]).max() > 0.1
@@ -160,7 +155,7 @@ def test_alignment_is_called_with_the_published_settings(monkeypatch, tiny, meth
     """What `task_heads.aligned` hands on; the training itself is tested above and in tests/nn."""
     given = {}
 
-    def record(key, head, loss, gaussians, seen, **settings):
+    def record(key, head, loss, generator, memory, seen, **settings):
         given.update(settings)
         return head
 
@@ -170,7 +165,7 @@ def test_alignment_is_called_with_the_published_settings(monkeypatch, tiny, meth
     config = tiny.config(*settings)
     state = qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
     state = state.replace(task=jnp.int32(1))
-    task_heads.aligned(state, jax.random.key(1), {}, lambda *_: None, None)
+    task_heads.aligned(state, jax.random.key(1), {}, lambda *_: None, None, None)
     expected = {"epochs": 7, "samples": 30, "learning_rate": 0.003, "weight_decay": 0.02}
     assert given == {**expected, "period": 5}
 

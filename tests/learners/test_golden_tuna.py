@@ -32,8 +32,8 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import tuna
 from qkd_jax.learners.shape import Context
-from qkd_jax.nn.alignment import cosine_factor, sgd_step
 from qkd_jax.nn.backbone import stack_blocks
+from qkd_jax.nn.fit import cosine_factor, fit, sgd
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.protocol.tasks import Task
 
@@ -121,17 +121,12 @@ def test_alignment_on_the_same_draws(stored, learned):
     """The rate is back at its height after ten epochs: 0 in the sixth, rising in the seventh."""
     state, arrays = learned[1], stored.arrays
     rows, seen = jnp.asarray(arrays["rows"]), jnp.ones(6, bool)
-    velocity = jnp.zeros_like(rows)
+    draws, labels = jnp.asarray(arrays["draws"]), jnp.asarray(arrays["draw_labels"], jnp.int32)
+    optimiser = sgd(lambda step: 0.005 * cosine_factor(step // 6, 5), 0.9, 0.01)
 
-    def objective(rows, features, labels):
-        return jnp.mean(cross_entropy(tuna.logits_of(state, features, rows), labels, seen))
+    def objective(rows, i):
+        return jnp.mean(cross_entropy(tuna.logits_of(state, draws[i], rows), labels[i], seen))
 
-    gradient = jax.jit(jax.grad(objective))
-    for step, (draws, labels) in enumerate(
-        zip(arrays["draws"], arrays["draw_labels"], strict=True)
-    ):
-        grads = gradient(rows, jnp.asarray(draws), jnp.asarray(labels, jnp.int32))
-        rate = 0.005 * cosine_factor(jnp.int32(step // 6), 5)
-        rows, velocity = sgd_step(rows, velocity, grads, rate, 0.9, 0.01)
+    rows, _ = fit(rows, optimiser.init(rows), objective, lambda i: i, optimiser, len(draws))
     np.testing.assert_allclose(rows, arrays["aligned_rows"], atol=2e-5)
     assert np.abs(arrays["aligned_rows"] - arrays["rows"]).max() > 0.1

@@ -17,7 +17,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners import ssiat
 from qkd_jax.learners.shape import Context
 from qkd_jax.learners.task_adapters import encode_with
-from qkd_jax.learners.task_heads import aligned, alignment_loss
+from qkd_jax.learners.task_heads import aligned, alignment_loss, generator_of
 from qkd_jax.nn.inputs import Raw
 
 BUDGET = 2e-5
@@ -159,7 +159,7 @@ def test_alignment_lowers_its_loss_and_can_be_left_out(history):
         def logits_of(rows, features):
             return ssiat.logits_of(s, features, rows)
 
-        return aligned(s, jax.random.key(0), start, logits_of, drawn)
+        return aligned(s, jax.random.key(0), start, logits_of, generator_of(config), drawn)
 
     @jax.jit
     def cost_of(rows, s, features, labels):

@@ -14,6 +14,7 @@ import optax
 
 from qkd_jax import quantum
 from qkd_jax.errors import ConfigError
+from qkd_jax.nn.fit import fit
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.losses import MASKED
 from qkd_jax.settings.config import GateConfig
@@ -305,17 +306,9 @@ def calibrate(
         target = task_of_class[drawn]
         return -jnp.mean(jnp.take_along_axis(found.log_weights, target[:, None], axis=1))
 
-    def step(carry, key):
-        params, opt_state = carry
-        grads = jax.grad(loss)(params, key)
-        # Adam's bias correction raises a float to an int32 count, which strict promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimiser.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
-
     keys = jax.random.split(key, config.calibration_steps)
-    (params, _), _ = jax.lax.scan(step, (params, optimiser.init(params)), keys)
-    return params
+    start = optimiser.init(params)
+    return fit(params, start, loss, lambda i: keys[i], optimiser, config.calibration_steps)[0]
 
 
 def fixed_temperature(params: dict) -> dict:

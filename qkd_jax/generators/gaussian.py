@@ -1,8 +1,4 @@
-"""Classifier alignment: a head trained once more on pseudo-features of every class seen.
-
-The images of old classes are gone, but a Gaussian stands for each class. From those, features of
-all classes are drawn in equal numbers, and the head learns all classes side by side. Source: SLCA,
-arXiv 2303.05118, after prototype augmentation, PASS (CVPR 2021).
+"""One Gaussian for each class.
 
 A class is stored as its mean and a *factor* F of its covariance, F F^T = cov + jitter I: all that
 sampling needs, at half the memory of both. With few images the covariance is singular, so the
@@ -10,13 +6,15 @@ jitter is not a detail. `ClassMoments` collects mean and scatter in one pass ove
 as it goes: sums of squares would lose the small eigenvalues to rounding.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from qkd_jax.generators.generator import Generator
 
 Kind = Literal["covariance", "variance"]
 
@@ -124,87 +122,23 @@ def store_gaussians(
     )
 
 
-def cosine_factor(epoch: jax.Array, period: int) -> jax.Array:
-    """(1 + cos(pi e / period)) / 2: from 1 at epoch 0 to 0 at `period`, then up again."""
-    return 0.5 * (1.0 + jnp.cos(jnp.pi * epoch.astype(jnp.float32) / period))
-
-
-def sgd_step(
-    head: Any, velocity: Any, grads: Any, rate: jax.Array, momentum: float, weight_decay: float
-) -> tuple[Any, Any]:
-    """(head, velocity): v <- momentum v + g + decay p; p <- p - rate v, for every leaf."""
-    velocity = jax.tree.map(
-        lambda v, g, p: momentum * v + g + weight_decay * p, velocity, grads, head
-    )
-    return jax.tree.map(lambda p, v: p - rate * v, head, velocity), velocity
-
-
-def align_head(
-    key: jax.Array,
-    head: Any,
-    objective: Callable[[Any, jax.Array, jax.Array], jax.Array],
-    gaussians: Gaussians,
-    seen: jax.Array,
-    *,
-    epochs: int,
-    samples: int,
-    learning_rate: float,
-    weight_decay: float,
-    momentum: float = 0.9,
-    period: int = 0,
-) -> Any:
-    """The head after SGD on pseudo-features.
-
-    An epoch draws `samples` features of each class seen, shuffles them all and cuts them into as
-    many batches as there are classes. The rate follows `cosine_factor`, one value an epoch.
-
-    Args:
-      key: typed key.
-      head: pytree of parameters, e.g. {"rows": [C, D], "bias": [C]}.
-      objective: (head, features [N, D], labels [N]) -> scalar; masks classes not seen.
-      gaussians: of all classes; those not seen may hold anything finite.
-      seen: bool [C].
-      samples: N, of a class in an epoch, and the size of a batch.
-      period: epochs from the full rate to zero, after which it rises again; 0 = `epochs`.
+def draw_features(gaussians: Gaussians, key: jax.Array, labels: jax.Array) -> jax.Array:
+    """[N, D] for labels [N]. With full covariances all labels must be the same, so that one product
+    serves them all; the rows of other labels are NaN.
     """
-    count, num_classes = jnp.sum(seen), len(seen)
-    # Full covariances: drawn class by class, one product each, and kept for the epoch. That is
-    # smaller than the factors themselves as long as N < D. Diagonal ones: drawn in every step.
-    pooled = gaussians.factor.ndim == 3
-    order_of_seen = jnp.argsort(~seen, stable=True)
+    mean = gaussians.mean[labels]
+    noise = jax.random.normal(key, mean.shape)
+    if gaussians.factor.ndim == 2:
+        return mean + gaussians.factor[labels] * noise
+    drawn = mean + noise @ gaussians.factor[labels[0]].T
+    return jnp.where((labels == labels[0])[:, None], drawn, jnp.nan)
 
-    def pool(key):
-        def draw(i, drawn):
-            c = order_of_seen[i]
-            noise = jax.random.normal(jax.random.fold_in(key, c), drawn.shape[1:])
-            return drawn.at[c].set(gaussians.mean[c][None] + noise @ gaussians.factor[c].T)
 
-        empty = jnp.zeros((num_classes, samples, gaussians.mean.shape[1]))
-        return lax.fori_loop(0, count, draw, empty)
-
-    def epoch(carry, index):
-        key_noise, key_order = jax.random.split(jax.random.fold_in(key, index))
-        # A random order of all samples; those of classes not seen go to the end.
-        place = jax.random.uniform(key_order, (num_classes, samples))
-        place = jnp.argsort(jnp.where(seen[:, None], place, 2.0).ravel())
-        drawn = pool(key_noise) if pooled else None
-        rate = learning_rate * cosine_factor(index, period or epochs)
-
-        def step(i, carry):
-            head, velocity = carry
-            chosen = lax.dynamic_slice(place, (i * samples,), (samples,))
-            labels = chosen // samples
-            if pooled:
-                features = drawn.reshape(-1, drawn.shape[-1])[chosen]
-            else:
-                mean, factor = gaussians.mean[labels], gaussians.factor[labels]
-                noise = jax.random.normal(jax.random.fold_in(key_noise, i), mean.shape)
-                features = mean + factor * noise
-            grads = jax.grad(objective)(head, features, labels)
-            return sgd_step(head, velocity, grads, rate, momentum, weight_decay)
-
-        return lax.fori_loop(0, count, step, carry), None
-
-    velocity = jax.tree.map(jnp.zeros_like, head)
-    (head, _), _ = lax.scan(epoch, (head, velocity), jnp.arange(epochs))
-    return head
+def gaussian(kind: Kind, jitter: float) -> Generator:
+    """The generator whose memory is `Gaussians` and whose statistics are `ClassMoments`."""
+    return Generator(
+        empty=partial(empty_gaussians, kind=kind),
+        fit=partial(store_gaussians, jitter=jitter),
+        draw=draw_features,
+        one_class=kind == "covariance",
+    )
