@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax.cli.commands import experiment_names
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.settings import config as configuration
+from qkd_jax.settings.experiments import experiment_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

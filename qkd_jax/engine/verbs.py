@@ -52,8 +52,8 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
         task=jnp.int32(-1),
         step=jnp.int32(0),
         num_steps=jnp.int32(0),
-        task_classes=jnp.full(config.max_task_classes, -1, jnp.int32),
-        task_of_class=jnp.full(config.num_classes, -1, jnp.int32),
+        task_classes=jnp.full(config.shapes.max_task_classes, -1, jnp.int32),
+        task_of_class=jnp.full(config.shapes.num_classes, -1, jnp.int32),
         trainable=trainable,
         opt_state=optimiser(config.train).init(trainable),
         memory=memory,
@@ -101,23 +101,23 @@ def open_task(state: LearnerState, task: Task, num_steps: int = 0) -> LearnerSta
     expected = int(state.task) + 1
     if task.index != expected:
         raise ProtocolError(f"task {task.index} cannot start: the next task is {expected}")
-    if task.index >= config.max_tasks:
+    if task.index >= config.shapes.max_tasks:
         raise ProtocolError(
-            f"task {task.index}: the state has room for max_tasks={config.max_tasks}"
+            f"task {task.index}: the state has room for max_tasks={config.shapes.max_tasks}"
         )
-    if not 1 <= len(classes) <= config.max_task_classes:
+    if not 1 <= len(classes) <= config.shapes.max_task_classes:
         raise ProtocolError(
             f"task {task.index} has {len(classes)} classes; the state has room for 1 to "
-            f"max_task_classes={config.max_task_classes}"
+            f"max_task_classes={config.shapes.max_task_classes}"
         )
     if len(set(classes.tolist())) != len(classes) or np.intersect1d(classes, seen).size:
         raise ProtocolError(f"task {task.index} repeats classes: {classes.tolist()}")
-    if classes.min() < 0 or classes.max() >= config.num_classes:
+    if classes.min() < 0 or classes.max() >= config.shapes.num_classes:
         raise ProtocolError(
-            f"task {task.index}: expected classes 0 to {config.num_classes - 1}, found "
+            f"task {task.index}: expected classes 0 to {config.shapes.num_classes - 1}, found "
             f"{classes.tolist()}"
         )
-    padded = np.full(config.max_task_classes, -1, np.int32)
+    padded = np.full(config.shapes.max_task_classes, -1, np.int32)
     padded[: len(classes)] = classes
     return _begin(state, jnp.asarray(padded), jnp.int32(task.index), jnp.int32(num_steps))
 
@@ -295,10 +295,11 @@ def finish(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
         statistics = _accumulate(state, statistics, features, jnp.asarray(label), jnp.asarray(mask))
     if missing:
         raise DataError(f"end_task: no image of classes {sorted(missing)} was given")
-    if 0 < config.max_task_images < given:
+    if 0 < config.shapes.max_task_images < given:
         raise DataError(
             f"end_task: {given} images were given, more than max_task_images="
-            f"{config.max_task_images}; set it to the training images of the largest task, or to 0"
+            f"{config.shapes.max_task_images}; set it to the training images of the largest "
+            "task, or to 0"
         )
     return _finish(state, statistics)
 
@@ -331,7 +332,7 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
 
 def num_slots(config: Config) -> int:
     """S: how many slots a feature array has."""
-    learner, last = learner_of(config), config.max_tasks - 1
+    learner, last = learner_of(config), config.shapes.max_tasks - 1
     return 1 + max(0, *learner.slots(last), *learner.slots_at_end(last))
 
 

@@ -21,7 +21,8 @@ from jax import lax
 from qkd_jax.learners.finetune import loss
 from qkd_jax.learners.shape import Learner, class_columns, register
 from qkd_jax.learners.task_adapters import encode_with, new_tuned
-from qkd_jax.learners.task_heads import mask_unseen
+from qkd_jax.learners.task_heads import HeadSettings, mask_unseen
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import class_means, head_logits
 
 FROZEN, TUNED = 0, 1  # slots
@@ -29,7 +30,7 @@ FROZEN, TUNED = 0, 1  # slots
 
 def init(key, backbone, config):
     trainable = new_tuned(key, backbone, config)
-    rows = jnp.zeros((config.num_classes, 2 * backbone.spec.width))
+    rows = jnp.zeros((config.shapes.num_classes, 2 * backbone.spec.width))
     return trainable, {"adapter": jax.tree.map(jnp.zeros_like, trainable["adapter"]), "rows": rows}
 
 
@@ -80,5 +81,7 @@ LEARNER = register(
         score=score,
         slots=lambda task: (FROZEN, TUNED),
         trains=lambda config, task: task == 0,
-    )
+    ),
+    adapter=AdapterSpec,
+    head=HeadSettings,
 )

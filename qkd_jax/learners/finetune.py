@@ -9,16 +9,18 @@ import jax.numpy as jnp
 from qkd_jax.learners.shape import Learner, register
 from qkd_jax.learners.task_adapters import encode_with, new_tuned
 from qkd_jax.learners.task_heads import (
+    HeadSettings,
     class_logits,
     finish_with_head,
     head_loss,
     mask_unseen,
     next_head,
 )
+from qkd_jax.nn.adapters import AdapterSpec
 
 
 def init(key, backbone, config):
-    rows = jnp.zeros((config.num_classes, backbone.spec.width))
+    rows = jnp.zeros((config.shapes.num_classes, backbone.spec.width))
     return new_tuned(key, backbone, config), {"rows": rows}
 
 
@@ -56,5 +58,7 @@ LEARNER = register(
         extract=extract,
         score=score,
         slots=lambda task: (task,),
-    )
+    ),
+    adapter=AdapterSpec,
+    head=HeadSettings,
 )

@@ -131,7 +131,7 @@ class _Loop:
         # On one device; `everywhere` has the copies of all.
         self.state = self.runner.alone(verbs.init_state(key, backbone, self.config))
         self._placed: tuple[LearnerState, LearnerState] | None = None
-        self.task_of_class = protocol.task_of_class(self.tasks, self.config.num_classes)
+        self.task_of_class = protocol.task_of_class(self.tasks, self.config.shapes.num_classes)
         self.correct, self.total = metrics.empty_matrix(len(self.tasks))
         self.within_task = np.zeros_like(self.correct)
         self.confusion: np.ndarray | None = None
@@ -429,7 +429,7 @@ class _Loop:
         from_images = self.learner.reads_images(self.config)
         slots = () if from_images else self.learner.slots(task)
         size = min(self.test.batch_size, len(self.data.test))
-        everything = range(self.config.num_classes)
+        everything = range(self.config.shapes.num_classes)
 
         def classify(features, slots):
             features.fill(self.everywhere, slots, everything)

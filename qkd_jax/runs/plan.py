@@ -6,12 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from qkd_jax.protocol import tasks as protocol
-from qkd_jax.settings.config import Config
+from qkd_jax.settings.config import Config, Shapes
 from qkd_jax.data.image_set import ImageSet, Split
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.splits import SHOWN, last_of_each_class
 from qkd_jax.errors import ConfigError, DataError
-from qkd_jax.learners.shape import learner_of
 
 
 class Plan(NamedTuple):
@@ -51,18 +50,17 @@ def plan(config: Config) -> Plan:
     seed = config.protocol.order_seed if config.protocol.shuffle else None
     order = protocol.class_order(num_classes, seed)
     tasks = protocol.split_tasks(order, config.protocol.base, config.protocol.increment)
-    if learner_of(config).all_at_once:
+    if config.protocol.kind == "joint":
         tasks = (protocol.Task(0, tuple(int(c) for c in order)),)
     counts = np.bincount(data.train.labels, minlength=num_classes)
     need_every_class(data)
-    config = dataclasses.replace(
-        config,
+    shapes = Shapes(
         num_classes=num_classes,
         max_tasks=len(tasks),
         max_task_classes=protocol.max_classes_per_task(tasks),
         max_task_images=max(int(counts[list(task.classes)].sum()) for task in tasks),
     )
-    return Plan(config, data, tasks, order)
+    return Plan(dataclasses.replace(config, shapes=shapes), data, tasks, order)
 
 
 def need_every_class(split: Split) -> None:

@@ -22,6 +22,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 TINY = ("train.devices=1", "train.epochs=1", "train.checkpoint_every=2")
@@ -29,7 +30,7 @@ OPTIONS = [part for setting in TINY for part in ("--set", setting)]
 
 
 def config(method, seed):
-    return override(cli.load_experiment("smoke").get_config(method), f"seed={seed}", *TINY)
+    return override(load_experiment("smoke").get_config(method), f"seed={seed}", *TINY)
 
 
 def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeypatch, capfd):

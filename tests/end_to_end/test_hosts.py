@@ -14,13 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import hosts as joined_hosts
 from qkd_jax.errors import ConfigError
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 SETTINGS = ("train.epochs=2", "train.checkpoint_every=2", "head.scale=10.0")

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
 from qkd_jax.engine.sharding import ShardedRunner, runner_of
 from qkd_jax.errors import ConfigError
@@ -12,6 +11,7 @@ from qkd_jax.reports.files import read_run
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
 from qkd_jax.engine.engine import Runner
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import inflora
 from qkd_jax.nn.lora import free_directions, occupy
 from qkd_jax.runs.loop import Interrupted, run, run_folder
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 BUDGET, SUBSPACE_BUDGET = 1e-5, 1e-4

@@ -11,7 +11,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.runs.checkpoint import Checkpoints
-from qkd_jax.cli.commands import load_experiment
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.settings.config import override
 from qkd_jax.errors import CheckpointError
 from qkd_jax.engine import verbs

@@ -15,7 +15,7 @@ import pytest
 from qkd_jax import predict_with_relevance
 from qkd_jax.protocol import tasks as protocol
 from qkd_jax.runs.checkpoint import Checkpoints
-from qkd_jax.cli.commands import load_experiment
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.settings.config import override
 from qkd_jax.data.image_set import Split
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError

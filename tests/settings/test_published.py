@@ -2,8 +2,8 @@
 
 import pytest
 
-from qkd_jax.cli.commands import experiment_names, load_experiment
 from qkd_jax.learners.shape import learner_names
+from qkd_jax.settings.experiments import experiment_names, load_experiment
 from qkd_jax.settings.published import (
     BOTTLENECK,
     FORM,
