@@ -235,8 +235,8 @@ def not_read(key: str, methods: Iterable[str]) -> ConfigError:
         return ConfigError(f"unknown setting {key!r}; it is called {RENAMED[key]} now")
     if key == "method":
         return ConfigError(
-            "method: it decides which settings there are, so it is chosen first: --method NAME, or "
-            "Config(method=NAME)"
+            "method: expected in --method NAME or Config(method=NAME), since it decides which "
+            "settings there are; found among the settings"
         )
     if key in shapes or section == "shapes":
         return ConfigError(
