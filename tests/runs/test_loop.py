@@ -46,7 +46,9 @@ FILES = {
 
 def smoke(method="qkd", *settings):
     config = load_experiment("smoke").get_config(method)
-    return override(config, "train.devices=1", "gate.encoding=angle", *settings)
+    return override(
+        config, "train.devices=1", "gate.encoding=angle", *settings, where_read=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_every_json_file_is_well_formed(finished):
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=no_nan)
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert json.loads((folder / "config.json").read_text())["num_classes"] == 6
+    assert json.loads((folder / "config.json").read_text())["shapes"]["num_classes"] == 6
     order = json.loads((folder / "class_order.json").read_text())
     assert sorted(order["order"]) == list(range(6))
     assert [c for task in order["tasks"] for c in task] == order["order"]
