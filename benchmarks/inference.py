@@ -27,19 +27,21 @@ from qkd_jax.learners.task_adapters import adapter_of, encode_with
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, init_random
-from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.config import Config, Shapes, override
 
 CLASSES_A_TASK = 10
 
 
 def learned_state(spec: ViTSpec, num_tasks: int, *settings: str) -> LearnerState:
     """QKD as after `num_tasks` tasks, with random adapters and rows."""
+    shapes = Shapes(
+        num_classes=num_tasks * CLASSES_A_TASK,
+        max_tasks=num_tasks,
+        max_task_classes=CLASSES_A_TASK,
+    )
     config = override(
-        Config(method="qkd"),
+        Config(method="qkd", shapes=shapes),
         f"backbone.image_size={spec.image_size}",
-        f"num_classes={num_tasks * CLASSES_A_TASK}",
-        f"max_tasks={num_tasks}",
-        f"max_task_classes={CLASSES_A_TASK}",
         f"adapter.bottleneck={BOTTLENECK}",
         "adapter.first_block=0",
         "data.augment=false",

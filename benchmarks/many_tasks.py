@@ -22,7 +22,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import class_order, split_tasks
-from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.config import Config, Shapes, override
 
 STEPS, IMAGES_A_CLASS, SIDE = 10, 2, 32
 SPEC = ViTSpec(
@@ -38,10 +38,10 @@ def resident_mib() -> float:
 def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
     """Per task: seconds of a step, of the end of the task, of an evaluation; resident MiB."""
     data = synthetic(num_tasks * classes, IMAGES_A_CLASS, 1, SIDE)
+    shapes = Shapes(num_classes=num_tasks * classes, max_tasks=num_tasks, max_task_classes=classes)
     config = override(
-        Config(method="qkd"),
-        *(f"backbone.image_size={SIDE}", f"num_classes={num_tasks * classes}"),
-        *(f"max_tasks={num_tasks}", f"max_task_classes={classes}", "data.augment=false"),
+        Config(method="qkd", shapes=shapes),
+        *(f"backbone.image_size={SIDE}", "data.augment=false"),
         *("adapter.bottleneck=16", "fusion.kind=routed", "fusion.top_k=2"),
     )
     backbone = Backbone(init_random(jax.random.key(0), SPEC), SPEC)

@@ -30,7 +30,7 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
-from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.config import Config, Shapes, override
 
 CLASSES = 10
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
@@ -50,10 +50,10 @@ def vit_b16(size: int) -> ViTSpec:
 
 def step_state(backbone: Backbone) -> LearnerState:
     """`finetune` in its first task: an adapter in every block and a cosine head."""
+    shapes = Shapes(num_classes=CLASSES, max_tasks=1, max_task_classes=CLASSES)
     config = override(
-        Config(method="finetune"),
+        Config(method="finetune", shapes=shapes),
         f"backbone.image_size={backbone.spec.image_size}",
-        *(f"num_classes={CLASSES}", f"max_task_classes={CLASSES}", "max_tasks=1"),
         *(f"adapter.bottleneck={BOTTLENECK}", "adapter.dropout=0.0", "data.augment=false"),
         *(f"train.learning_rate={LEARNING_RATE}", f"train.momentum={MOMENTUM}"),
         *("train.weight_decay=0.0", "train.schedule=constant"),

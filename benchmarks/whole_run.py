@@ -27,7 +27,6 @@ import numpy as np
 from benchmarks.inference import one_pass
 from benchmarks.pairs import Row, table
 from benchmarks.transformer import vit_b16
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches
 from qkd_jax.engine import verbs
@@ -36,6 +35,7 @@ from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.runs.loop import run
 from qkd_jax.runs.plan import plan
 from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 FAR_APART = 15  # right images after a task, of 300 at the end: more is another algorithm
@@ -54,7 +54,7 @@ def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:
 
     def looped(images: np.ndarray, num_slots: int) -> np.ndarray:
         """[B, T, D], one adapter after the other."""
-        features = np.zeros((len(images), config.max_tasks, backbone.spec.width), np.float32)
+        features = np.zeros((len(images), config.shapes.max_tasks, backbone.spec.width), np.float32)
         for slot in range(num_slots):
             features[:, slot] = one_pass(state, images, jnp.int32(slot))
         return features

@@ -27,4 +27,4 @@ COMMON = (
 def get_config(method: str = "qkd") -> Config:
     """The settings of this experiment for one method."""
     config = Config(experiment="cifar100", method=method)
-    return override(config, *COMMON, *published(method, "cifar100"))
+    return override(config, *COMMON, *published(method, "cifar100"), where_read=True)

@@ -29,4 +29,4 @@ COMMON = (
 def get_config(method: str = "qkd") -> Config:
     """The settings of this experiment for one method."""
     config = Config(experiment="cub200", method=method)
-    return override(config, *COMMON, *published(method, "cub200"))
+    return override(config, *COMMON, *published(method, "cub200"), where_read=True)

@@ -9,8 +9,8 @@ adapter.first_block=0 --set train.epochs=20
 
 import dataclasses
 
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.experiments import load_experiment
 
 
 def get_config(method: str = "qkd") -> Config:

@@ -30,4 +30,4 @@ COMMON = (
 def get_config(method: str = "qkd") -> Config:
     """The settings of this experiment for one method."""
     config = Config(experiment="imagenet_a", method=method)
-    return override(config, *COMMON, *published(method, "imagenet_a"))
+    return override(config, *COMMON, *published(method, "imagenet_a"), where_read=True)

@@ -30,4 +30,4 @@ COMMON = (
 def get_config(method: str = "qkd") -> Config:
     """The settings of this experiment for one method."""
     config = Config(experiment="imagenet_r", method=method)
-    return override(config, *COMMON, *published(method, "imagenet_r"))
+    return override(config, *COMMON, *published(method, "imagenet_r"), where_read=True)

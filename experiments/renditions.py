@@ -46,4 +46,4 @@ def get_config(method: str = "qkd") -> Config:
     config = Config(experiment="renditions", method=method)
     own = METHODS.get(method, on_few_images(method))
     rate = [f"train.learning_rate={RATES[method]}"] if method in RATES else []
-    return override(config, *COMMON, *own, *rate)
+    return override(config, *COMMON, *own, *rate, where_read=True)

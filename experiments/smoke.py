@@ -38,4 +38,5 @@ def get_config(method: str = "qkd") -> Config:
         "train.batch_size=8",
         "train.eval_batch_size=8",
         "train.checkpoint_every=4",
+        where_read=True,
     )

@@ -32,4 +32,4 @@ COMMON = (
 def get_config(method: str = "qkd") -> Config:
     """The settings of this experiment for one method."""
     config = Config(experiment="vtab", method=method)
-    return override(config, *COMMON, *published(method, "vtab"))
+    return override(config, *COMMON, *published(method, "vtab"), where_read=True)

@@ -29,7 +29,7 @@ from qkd_jax.errors import (
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.protocol.tasks import Task, class_order, split_tasks
 from qkd_jax.runs.load import LoadedRun, load_run
-from qkd_jax.settings.config import Config, apply_preset, override
+from qkd_jax.settings.config import Config, Shapes, apply_preset, override
 from qkd_jax.weights.load import load_backbone
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "LoadedRun",
     "ProtocolError",
     "QkdError",
+    "Shapes",
     "Task",
     "WeightsError",
     "apply_preset",

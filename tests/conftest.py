@@ -125,6 +125,22 @@ SETTINGS = (
 )
 
 
+def config_of(*assignments, common=()):
+    """A config from assignments, among them the method and the shapes. Of `common`, what the method
+    does not read is left out.
+    """
+    given = dict(text.split("=", 1) for text in (*common, *assignments))
+    names = ("num_classes", "max_tasks", "max_task_classes", "max_task_images")
+    shapes = {name: int(given[name]) for name in names if name in given}
+    config = qkd_jax.Config(method=given.get("method", "qkd"), shapes=qkd_jax.Shapes(**shapes))
+
+    def settings(texts):
+        return [text for text in texts if text.split("=")[0] not in ("method", *names)]
+
+    config = qkd_jax.override(config, *settings(common), where_read=True)
+    return qkd_jax.override(config, *settings(assignments))
+
+
 def batch_of(task, seed=0, size=4):
     """Noise images [B, 8, 8, 3] in [0, 1], brighter with the class, with every class present."""
     generator = np.random.default_rng([task.index, seed])
@@ -161,7 +177,8 @@ def tiny():
     return SimpleNamespace(
         backbone=Backbone(init_random(jax.random.key(0), SPEC), SPEC),
         tasks=TASKS,
-        config=lambda *changes: qkd_jax.override(qkd_jax.Config(), *SETTINGS, *changes),
+        config=lambda *changes: config_of(*changes, common=SETTINGS),
+        config_of=config_of,
         batch=batch_of,
         copy=copy_of,
         run=run,

@@ -77,6 +77,12 @@ def test_importing_the_package_starts_no_backend():
     assert done.stdout.strip() == "3"
 
 
+def test_settings_import_errors_only():
+    for name in files("settings"):
+        ours = [m for m in imports(name) if within(m, ["qkd_jax"])]
+        assert all(within(m, ["qkd_jax.settings", "qkd_jax.errors"]) for m in ours), (name, ours)
+
+
 def test_quantum_knows_nothing_of_learning():
     for name in files("quantum"):
         ours = [m for m in imports(name) if within(m, ["qkd_jax"])]
@@ -96,8 +102,8 @@ ORDER = (
 )
 LEVEL = {room: level for level, line in enumerate(ORDER) for room in line}
 # What stands between rooms of one line, or is left out although it would point down.
-ALSO = {("engine", "weights"), ("settings", "nn")}
-NEVER = {("reports", room) for room in ("learners", "generators", "nn", "quantum", "settings")} | {
+ALSO = {("engine", "weights")}
+NEVER = {("reports", room) for room in ("learners", "generators", "nn", "quantum")} | {
     ("data", room) for room in ("learners", "generators", "nn", "quantum", "protocol")
 }
 
@@ -147,8 +153,8 @@ def test_one_home_for_devices_and_one_for_checkpoints():
             assert "jax.pmap" not in calls, name
 
 
-def test_reports_never_import_jax():
-    for name in files("reports"):
+def test_reports_and_settings_never_import_jax():
+    for name in files("reports", "settings"):
         assert not [m for m in imports(name) if within(m, ["jax"])], name
 
 

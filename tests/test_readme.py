@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax.cli.commands import experiment_names
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.settings import config as configuration
+from qkd_jax.settings.experiments import experiment_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted(p for p in (README, *(ROOT / "docs").glob("*.md")) if p.is_file())
-SETTINGS = {path for path, _, _ in configuration.settings(configuration.Config())}
+SETTINGS = configuration.every_setting()
 ROOMS = ("qkd_jax/", "docs/", "tests/", "experiments/", "notebooks/", "benchmarks/")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -171,4 +171,5 @@ def test_named_settings_exist_and_take_the_value(page):
             continue
         assert f"{room}.{name}" in SETTINGS, f"{page.name}: {span}"
         if "=" in span and not span.partition("=")[2].isupper():
-            configuration.override(configuration.Config(), span)
+            reader = configuration.readers_of(f"{room}.{name}")[0]
+            configuration.override(configuration.Config(method=reader), span)

@@ -1,15 +1,15 @@
 """The command line: run, compare, report, record, list, doctor, weights, data."""
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 from qkd_jax.errors import ConfigError, QkdError, check_system
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
+from qkd_jax.settings.experiments import experiment_names, load_experiment
+from qkd_jax.settings.methods import method_named, method_names, preset_method, presets
 
 FOLLOW_LINKS = "read links in an image folder that lead out of it"
 
@@ -76,7 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("target", type=_path, help="where <experiment>/<method>/seed<k> go")
 
     listing = command("list", _list, "experiments, methods, presets, backbones and settings")
-    listing.add_argument("--settings", action="store_true", help="every setting with its default")
+    listing.add_argument(
+        "--settings", action="store_true", help="every setting that --method reads"
+    )
+    listing.add_argument("--method", default="qkd")
 
     command("doctor", _doctor, "devices, versions and weights of this machine")
 
@@ -121,7 +124,6 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from qkd_jax.engine import hosts
     from qkd_jax.engine.compiled_programs import keep_compiled_programs
-    from qkd_jax.learners.shape import learner_of
     from qkd_jax.reports.page import write_report
     from qkd_jax.reports.tables import write_results
     from qkd_jax.runs.loop import Interrupted, run, run_folder
@@ -131,7 +133,6 @@ def _run(options: argparse.Namespace) -> int:
     keep_compiled_programs()
     shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
-    learner_of(configs[0])  # an unknown method is told before weights are fetched
     backbone = load_backbone(
         configs[0].backbone.name,
         image_size=configs[0].backbone.image_size,
@@ -177,22 +178,17 @@ def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from qkd_jax.cli.compare import core_shares, planned_runs, run_all, without_finished
-    from qkd_jax.learners.shape import learner_names
     from qkd_jax.reports.files import read_json
     from qkd_jax.reports.page import write_report
     from qkd_jax.reports.tables import comparison_table, write_results
 
-    methods = options.methods.replace(",", " ").split() or list(learner_names())
-    for method in methods:
-        if method not in learner_names():
-            near = configuration.nearest(method, learner_names())
-            known = ", ".join(learner_names())
-            raise ConfigError(f"unknown method {method!r}{near}; known: {known}")
+    methods = options.methods.replace(",", " ").split() or list(method_names())
+    _refuse_unread(options, methods)
     seeds = _seeds(options.seeds)
     core_shares(options.jobs)
     # Seed after seed: the first complete comparison stands as early as it can.
     configs = [
-        _config_of(options, method, seed)
+        _config_of(options, method, seed, where_read=True)
         for seed in dict.fromkeys(seeds)
         for method in dict.fromkeys(methods)
     ]
@@ -229,13 +225,34 @@ def _compare(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _refuse_unread(options: argparse.Namespace, methods: list[str]) -> None:
+    """Raises ConfigError for an unknown method, and for what none of the methods reads."""
+    for method in methods:
+        method_named(method)
+    for assignment in options.settings:
+        key, _ = configuration.key_and_text(assignment)
+        if not set(configuration.readers_of(key)) & set(methods):
+            raise configuration.not_read(key, methods)
+    if options.preset and preset_method(options.preset) not in methods:
+        raise ConfigError(
+            f"preset {options.preset}: expected {preset_method(options.preset)} among the methods, "
+            f"found {', '.join(methods)}"
+        )
+
+
 def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
-    """The `run` command of one method and seed of a comparison."""
-    given = {"preset": options.preset, "variant": options.variant}
-    given |= {"weights": options.weights, "data": options.data}
+    """The `run` command of one method and seed of a comparison, with what the method reads."""
+    given = {"variant": options.variant, "weights": options.weights, "data": options.data}
+    if options.preset and preset_method(options.preset) == config.method:
+        given["preset"] = options.preset
+    read = [
+        assignment
+        for assignment in options.settings
+        if config.method in configuration.readers_of(configuration.key_and_text(assignment)[0])
+    ]
     return [
         *("run", options.experiment, "--method", config.method, "--seed", str(config.seed)),
-        *(f"--set={setting}" for setting in options.settings),
+        *(f"--set={assignment}" for assignment in read),
         *(f"--{name}={value}" for name, value in given.items() if value),
         *(["--follow-links"] if options.follow_links else []),
         *(["--allow-removed"] if options.allow_removed else []),
@@ -265,11 +282,15 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _config_of(options: argparse.Namespace, method: str, seed: int) -> Config:
-    """Experiment, then preset, then --set: later ones win."""
-    experiment = load_experiment(options.experiment)
-    config = experiment.get_config(method)
-    if options.preset:
+def _config_of(
+    options: argparse.Namespace, method: str, seed: int, *, where_read: bool = False
+) -> Config:
+    """Experiment, then preset, then --set: later ones win.
+
+    `where_read`: leave out what the method does not read, instead of refusing it.
+    """
+    config = load_experiment(options.experiment).get_config(method)
+    if options.preset and not (where_read and preset_method(options.preset) != method):
         config = configuration.apply_preset(config, options.preset)
     settings = list(options.settings)
     if options.weights:
@@ -278,39 +299,7 @@ def _config_of(options: argparse.Namespace, method: str, seed: int) -> Config:
         settings.append(f"data.path={options.data}")
     if options.follow_links:
         settings.append("data.follow_links=true")
-    return configuration.override(config, f"seed={seed}", *settings)
-
-
-def experiment_folder() -> Path:
-    """The experiment files: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parents[1]
-    inside = package / "experiments"
-    return inside if inside.is_dir() else package.parent / "experiments"
-
-
-def experiment_names() -> list[str]:
-    """Experiments that `run` knows by name."""
-    return sorted(p.stem for p in experiment_folder().glob("*.py") if p.stem != "__init__")
-
-
-def load_experiment(name: str) -> ModuleType:
-    """The experiment file called `name`, or at the path `name`.
-
-    Raises:
-      ConfigError: there is none; the message lists the known ones.
-    """
-    path = _path(name) if name.endswith(".py") else experiment_folder() / f"{name}.py"
-    if not path.is_file():
-        near = configuration.nearest(name, experiment_names())
-        raise ConfigError(
-            f"unknown experiment {name!r}{near}; known: {', '.join(experiment_names())}"
-        )
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config(method) -> Config")
-    return module
+    return configuration.override(config, f"seed={seed}", *settings, where_read=where_read)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -331,17 +320,16 @@ def _record(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from qkd_jax.learners.shape import learner_names
     from qkd_jax.weights.load import TINY_RANDOM
     from qkd_jax.weights.registry import names
 
     if options.settings:
-        for path, value, kind in configuration.settings(Config()):
-            print(f"{path} = {value!r}   ({kind})")
+        for path, value, accepts in configuration.settings(Config(method=options.method)):
+            print(f"{path} = {value!r}   ({accepts})")
         return
     print("experiments:", ", ".join(experiment_names()))
-    print("methods:    ", ", ".join(learner_names()))
-    print("presets:    ", ", ".join(configuration.PRESETS))
+    print("methods:    ", ", ".join(method_names()))
+    print("presets:    ", ", ".join(presets()))
     print("backbones:  ", ", ".join([*names(), TINY_RANDOM]))
 
 

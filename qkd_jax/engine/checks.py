@@ -117,23 +117,23 @@ def check_task(state: LearnerState, task: Task, num_steps: int) -> jax.Array:
     expected = int(state.task) + 1
     if task.index != expected:
         raise ProtocolError(f"task {task.index} cannot start: the next task is {expected}")
-    if task.index >= config.max_tasks:
+    if task.index >= config.shapes.max_tasks:
         raise ProtocolError(
-            f"task {task.index}: the state has room for max_tasks={config.max_tasks}"
+            f"task {task.index}: the state has room for max_tasks={config.shapes.max_tasks}"
         )
-    if not 1 <= len(classes) <= config.max_task_classes:
+    if not 1 <= len(classes) <= config.shapes.max_task_classes:
         raise ProtocolError(
             f"task {task.index} has {len(classes)} classes; the state has room for 1 to "
-            f"max_task_classes={config.max_task_classes}"
+            f"max_task_classes={config.shapes.max_task_classes}"
         )
     if len(set(classes.tolist())) != len(classes) or np.intersect1d(classes, seen).size:
         raise ProtocolError(f"task {task.index} repeats classes: {classes.tolist()}")
-    if classes.min() < 0 or classes.max() >= config.num_classes:
+    if classes.min() < 0 or classes.max() >= config.shapes.num_classes:
         raise ProtocolError(
-            f"task {task.index}: expected classes 0 to {config.num_classes - 1}, found "
+            f"task {task.index}: expected classes 0 to {config.shapes.num_classes - 1}, found "
             f"{classes.tolist()}"
         )
-    padded = np.full(config.max_task_classes, -1, np.int32)
+    padded = np.full(config.shapes.max_task_classes, -1, np.int32)
     padded[: len(classes)] = classes
     return jnp.asarray(padded)
 

@@ -160,11 +160,11 @@ class Engine:
             sums = self._accumulate(state, sums, features, jnp.asarray(label), jnp.asarray(mask))
         if missing:
             raise DataError(f"end_task: no image of classes {sorted(missing)} was given")
-        if 0 < config.max_task_images < given:
+        most = config.shapes.max_task_images
+        if 0 < most < given:
             raise DataError(
-                f"end_task: {given} images were given, more than max_task_images="
-                f"{config.max_task_images}; set it to the training images of the largest task, "
-                "or to 0"
+                f"end_task: expected at most {most} images (shapes.max_task_images), found {given}"
+                "; set it to the training images of the largest task, or to 0"
             )
         return self._finish(state, sums)
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from qkd_jax.learners.finetune import loss
 from qkd_jax.learners.shape import Learner, Slots, class_columns, register
 from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
-from qkd_jax.learners.task_heads import mask_unseen
+from qkd_jax.learners.task_heads import HeadSettings, mask_unseen
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import class_means, head_logits
 
 FROZEN, TUNED = 0, 1  # slots
@@ -28,7 +29,7 @@ FROZEN, TUNED = 0, 1  # slots
 
 def init(key, backbone, config):
     trainable = new_tuned(key, backbone, config)
-    rows = jnp.zeros((config.num_classes, 2 * backbone.spec.width))
+    rows = jnp.zeros((config.shapes.num_classes, 2 * backbone.spec.width))
     return trainable, {"adapter": jax.tree.map(jnp.zeros_like, trainable["adapter"]), "rows": rows}
 
 
@@ -78,5 +79,7 @@ LEARNER = register(
         slots=Slots(score=lambda task: (FROZEN, TUNED)),
         first_block=first_adapter_block,
         trains=lambda config, task: task == 0,
-    )
+    ),
+    adapter=AdapterSpec,
+    head=HeadSettings,
 )

@@ -23,6 +23,8 @@ Differences: the authors train on AutoAugment and drop the last incomplete batch
 images, we score every image.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
@@ -32,6 +34,15 @@ from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unse
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.layers import AttentionInsert, standardize
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class AptSettings:
+    """APT (arXiv 2503.07979): how far a task's end moves the prompt of inference."""
+
+    merge: float = setting(0.3, low=0, high=1)  # m: share of the prompt that the task ends with
+
 
 PROMPT_DEVIATION = 0.02
 HEAD_EPS = 1e-5
@@ -50,7 +61,7 @@ def init(key, backbone, config):
         "key": PROMPT_DEVIATION * jax.random.normal(key_key, shape),
         "value": PROMPT_DEVIATION * jax.random.normal(key_value, shape),
     }
-    rows = jnp.zeros((config.num_classes, spec.width))
+    rows = jnp.zeros((config.shapes.num_classes, spec.width))
     memory = {"prompt": jax.tree.map(jnp.zeros_like, prompt), "rows": rows}
     return {"prompt": prompt, "head": new_rows(key_head, backbone, config)}, memory
 
@@ -108,5 +119,6 @@ LEARNER = register(
         extract=extract,
         score=score,
         slots=Slots(score=lambda task: (task,), finish=lambda task: ()),
-    )
+    ),
+    apt=AptSettings,
 )

@@ -25,6 +25,8 @@ Differences from the authors' code:
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,28 @@ from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.prompts import check_blocks, in_blocks, split_prefix
+from qkd_jax.settings.ranges import Conflicts, setting
+
+
+@dataclass(frozen=True)
+class CodaPromptSettings:
+    """CODA-Prompt (arXiv 2211.13218): the pool of prompt components.
+
+    `form`: where a task's components start. `gram_schmidt`: orthonormal, and orthogonal to all
+    older ones. `published`: as the authors' later code computes it, which is the same only while
+    older components are orthogonal. `paper`: rows of one orthogonal pool drawn before the first
+    task.
+    """
+
+    pool: int = setting(100, low=1)  # M components, M / T for each task
+    length: int = setting(8, low=2)  # L rows of a prompt, half for keys and half for values
+    blocks: int = setting(5, low=1)  # prompts sit in the first blocks
+    form: Literal["gram_schmidt", "published", "paper"] = "gram_schmidt"
+    penalty: float = setting(0.0, low=0)  # mu, weight of the distance from orthogonality
+
+    def conflicts(self) -> Conflicts:
+        if self.length % 2:
+            yield "length", "an even number: half for keys, half for values"
 
 
 def check(config, spec):
@@ -46,7 +70,7 @@ def check(config, spec):
     Raises:
       ConfigError: too few components for the tasks, too many for the width, or too few blocks.
     """
-    coda, tasks = config.coda_prompt, config.max_tasks
+    coda, tasks = config.coda_prompt, config.shapes.max_tasks
     check_blocks("coda_prompt.blocks", coda.blocks, spec.depth)
     size = coda.pool // tasks
     if size == 0:
@@ -66,10 +90,10 @@ def new_pool(key, config, width, size):
     coda, orthogonal = config.coda_prompt, jax.nn.initializers.orthogonal()
 
     def rows(key, *shape):
-        whole = (coda.blocks, config.max_tasks, size, *shape)
+        whole = (coda.blocks, config.shapes.max_tasks, size, *shape)
         if coda.form != "paper":
             return jnp.zeros(whole)
-        flat = (config.max_tasks * size, math.prod(shape))
+        flat = (config.shapes.max_tasks * size, math.prod(shape))
         keys = jax.random.split(key, coda.blocks)
         return jax.vmap(lambda key: orthogonal(key, flat))(keys).reshape(whole)
 
@@ -225,5 +249,6 @@ LEARNER = register(
         loss=loss,
         inserts_of=lambda state, query: inserts_of(state, state.memory["prompt"], query),
         freeze=freeze,
-    )
+    ),
+    coda_prompt=CodaPromptSettings,
 )

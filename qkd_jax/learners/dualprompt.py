@@ -26,6 +26,9 @@ rows as keys). Keys of tasks that are not learned yet never win; all three publi
 their random start.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -42,6 +45,35 @@ from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with
 from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.layers import AttentionInsert
 from qkd_jax.nn.prompts import check_blocks, cosines, in_blocks, key_loss, nearest, new_rows
+from qkd_jax.settings.ranges import Conflicts, setting
+
+
+@dataclass(frozen=True)
+class DualPromptSettings:
+    """DualPrompt (arXiv 2204.04799): prefixes of all tasks in the first blocks, one set for each
+    task in the blocks after them.
+
+    `form`: `official` has one key a task, and `*_length` key rows and as many value rows; `gtripl`
+    has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01), U(0, 1)
+    or U(-1, 1).
+    """
+
+    form: Literal["official", "gtripl"] = "official"
+    general_blocks: int = setting(2, low=0)  # the first blocks: G-prompts
+    expert_blocks: int = setting(3, low=1)  # the blocks after them: E-prompts
+    general_length: int = setting(5, low=1)
+    expert_length: int = setting(5, low=1)
+    # E-prompts, at least one a task (checked; no more are made); 0 = one a task.
+    pool: int = setting(0, low=0, zero="one per task")
+    start: Literal["small", "unit", "signed"] = "small"
+    expert_start: Literal["previous", "random"] = "previous"  # where E-prompts of a task start
+    key_weight: float = setting(1.0, low=0)  # lambda
+    key_loss: Literal["mean", "sum"] = "mean"
+
+    def conflicts(self) -> Conflicts:
+        for name in ("general_length", "expert_length"):
+            if self.form == "gtripl" and getattr(self, name) % 2:
+                yield name, "an even number: half for keys, half for values"
 
 
 def _shapes(config, width):
@@ -68,7 +100,7 @@ def _new_task(key, backbone, config):
 
 
 def init(key, backbone, config):
-    settings, tasks = config.dualprompt, config.max_tasks
+    settings, tasks = config.dualprompt, config.shapes.max_tasks
     blocks = settings.general_blocks + settings.expert_blocks
     name = "dualprompt.general_blocks + dualprompt.expert_blocks"
     check_blocks(name, blocks, backbone.spec.depth)
@@ -144,7 +176,7 @@ def inserts_of(state, query):
 
 def score(state, features):
     chosen = chosen_tasks(state, features[:, 0])
-    relevance = jnp.mean(jax.nn.one_hot(chosen, state.config.max_tasks), axis=1)
+    relevance = jnp.mean(jax.nn.one_hot(chosen, state.config.shapes.max_tasks), axis=1)
     return class_scores(state, features), relevance
 
 
@@ -157,5 +189,6 @@ LEARNER = register(
         inserts_of=inserts_of,
         freeze=freeze,
         score=score,
-    )
+    ),
+    dualprompt=DualPromptSettings,
 )

@@ -20,6 +20,8 @@ cosine turn three times as fast at first. The subspace of the frozen model (`use
 CUB and OmniBenchmark in their files) is left out.
 """
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 
 from qkd_jax.learners.finetune import loss
@@ -35,12 +37,21 @@ from qkd_jax.learners.task_adapters import (
     store_adapter,
     store_rows,
 )
-from qkd_jax.learners.task_heads import mask_unseen
+from qkd_jax.learners.task_heads import HeadSettings, mask_unseen
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import class_means, unit
 
 
+@dataclass(frozen=True)
+class EaseSettings:
+    """EASE (arXiv 2403.12030): weight of the subspaces that are not a class's own."""
+
+    alpha: float = 0.1
+    complement: bool = True
+
+
 def init(key, backbone, config):
-    shape = (config.max_tasks, config.num_classes, backbone.spec.width)
+    shape = (config.shapes.max_tasks, config.shapes.num_classes, backbone.spec.width)
     memory = {"adapters": empty_adapters(backbone, config), "rows": jnp.zeros(shape)}
     return new_tuned(key, backbone, config), memory
 
@@ -87,5 +98,8 @@ LEARNER = register(
         score=score,
         slots=Slots(score=lambda task: range(task + 1)),
         first_block=first_adapter_block,
-    )
+    ),
+    adapter=AdapterSpec,
+    ease=EaseSettings,
+    head=HeadSettings,
 )

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 from qkd_jax.learners.shape import Learner, Slots, register
 from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
 from qkd_jax.learners.task_heads import (
+    HeadSettings,
     class_logits,
     finish_with_head,
     head_loss,
     mask_unseen,
     next_head,
 )
+from qkd_jax.nn.adapters import AdapterSpec
 
 
 def init(key, backbone, config):
-    rows = jnp.zeros((config.num_classes, backbone.spec.width))
+    rows = jnp.zeros((config.shapes.num_classes, backbone.spec.width))
     return new_tuned(key, backbone, config), {"rows": rows}
 
 
@@ -57,5 +59,7 @@ LEARNER = register(
         score=score,
         slots=Slots(score=lambda task: (task,)),
         first_block=first_adapter_block,
-    )
+    ),
+    adapter=AdapterSpec,
+    head=HeadSettings,
 )

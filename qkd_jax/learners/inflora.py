@@ -24,6 +24,9 @@ Where this differs from the code:
 - The two passes see each image once as a test does; the code's see random crops.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -39,6 +42,27 @@ from qkd_jax.learners.task_heads import (
 )
 from qkd_jax.nn.heads import linear_logits
 from qkd_jax.nn.lora import attention_moments, branch_inserts, free_directions, occupy
+from qkd_jax.settings.ranges import Conflicts, setting
+
+
+@dataclass(frozen=True)
+class InfloraSettings:
+    """InfLoRA (arXiv 2404.00228): the low-rank branches and the memory of directions.
+
+    `first_basis`: how many directions the first task leaves in memory. `reach`: the fewest whose
+    share of the energy reaches `lamb`. `below`: as the authors' code, one less, but at least one.
+    """
+
+    rank: int = setting(10, low=1)  # of one task's branch
+    # Share of the energy in memory after the first task ...
+    lamb: float = setting(0.95, low=0, high=1)
+    lame: float = setting(1.0, low=0, high=1)  # ... rising towards this
+    first_basis: Literal["reach", "below"] = "reach"
+
+    def conflicts(self) -> Conflicts:
+        if self.lamb > self.lame:
+            yield "lamb", f"at most inflora.lame ({self.lame:g})"
+
 
 # The down-projection of a branch: its directions have this length.
 DOWN_LENGTH = 3**-0.5
@@ -52,7 +76,7 @@ def new_branch(backbone, config):
 
 def init(key, backbone, config):
     depth, width = backbone.spec.depth, backbone.spec.width
-    rank, tasks = config.inflora.rank, config.max_tasks
+    rank, tasks = config.inflora.rank, config.shapes.max_tasks
     if rank > width:
         raise ConfigError(f"inflora.rank: {rank} is wider than the backbone ({width})")
     up = new_branch(backbone, config)
@@ -108,7 +132,7 @@ def freeze(state):
 
 def occupied_directions(state, sums):
     settings = state.config.inflora
-    progress = state.task.astype(jnp.float32) / state.config.max_tasks
+    progress = state.task.astype(jnp.float32) / state.config.shapes.max_tasks
     threshold = settings.lamb + (settings.lame - settings.lamb) * progress
     below = (state.task == 0) & (settings.first_basis == "below")
     occupied = jax.vmap(lambda m, p: occupy(m, p, threshold, below))(
@@ -141,5 +165,6 @@ LEARNER = register(
         score=score,
         slots=Slots(score=lambda task: (task,), finish=lambda task: ()),
         survey=Survey(add=add_moments, before=new_directions, after=occupied_directions),
-    )
+    ),
+    inflora=InfloraSettings,
 )

@@ -8,5 +8,12 @@ stage has no old task: average accuracy is last accuracy, and every forgetting i
 
 from qkd_jax.learners import finetune
 from qkd_jax.learners.shape import register
+from qkd_jax.learners.task_heads import HeadSettings
+from qkd_jax.nn.adapters import AdapterSpec
 
-LEARNER = register(finetune.LEARNER._replace(name="joint", all_at_once=True))
+LEARNER = register(
+    finetune.LEARNER._replace(name="joint"),
+    defaults=("protocol.kind=joint",),
+    adapter=AdapterSpec,
+    head=HeadSettings,
+)

@@ -29,6 +29,9 @@ with their random keys. How often a prompt was chosen is counted in one pass whe
 since the paper does not say at which moment of training.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -48,6 +51,36 @@ from qkd_jax.nn.prompts import (
     new_rows,
     split_prefix,
 )
+from qkd_jax.settings.ranges import Conflicts, setting
+
+
+@dataclass(frozen=True)
+class L2pSettings:
+    """L2P (arXiv 2112.08654): the pool, how images choose from it, and where prompts go.
+
+    `form`: `official` puts prompts before the tokens and classifies the mean of their outputs;
+    `gtripl` is "L2P++": prefixes in the first `blocks` blocks, class token. `diversify`: how
+    training spreads tasks over the pool (see `learners.l2p`). `start`: U(0, 0.01), U(0, 1) or
+    U(-1, 1).
+    """
+
+    form: Literal["official", "gtripl"] = "official"
+    pool: int = setting(10, low=1)  # M prompts
+    # L_p rows of one; in `gtripl` half for keys and half for values.
+    length: int = setting(5, low=1)
+    top_k: int = setting(5, low=1)  # N chosen by each image
+    blocks: int = setting(1, low=1)  # `gtripl` only; 5 = "Deep L2P++"
+    start: Literal["small", "unit", "signed"] = "small"
+    key_weight: float = setting(0.5, low=0)  # lambda
+    key_loss: Literal["mean", "sum", "gtripl_sum"] = "mean"
+    diversify: Literal["off", "frequency", "task"] = "off"
+
+    def conflicts(self) -> Conflicts:
+        if self.top_k > self.pool:
+            yield "top_k", f"at most l2p.pool ({self.pool})"
+        if self.form == "gtripl" and self.length % 2:
+            yield "length", "an even number: half for keys, half for values"
+
 
 # Share given to a prompt that was never chosen: below that of one choice, but the nearest key of
 # several such prompts still wins.
@@ -62,11 +95,11 @@ def _pools(config):
 def init(key, backbone, config):
     settings, width = config.l2p, backbone.spec.width
     check_blocks("l2p.blocks", _pools(config), backbone.spec.depth)
-    if settings.diversify == "task" and settings.pool < settings.top_k * config.max_tasks:
+    if settings.diversify == "task" and settings.pool < settings.top_k * config.shapes.max_tasks:
         raise ConfigError(
-            f"l2p.pool: expected at least {settings.top_k * config.max_tasks}, since "
-            f"l2p.diversify=task gives each of {config.max_tasks} tasks {settings.top_k} prompts "
-            f"(l2p.top_k); found {settings.pool}"
+            f"l2p.pool: expected at least {settings.top_k * config.shapes.max_tasks}, since "
+            f"l2p.diversify=task gives each of {config.shapes.max_tasks} tasks {settings.top_k} "
+            f"prompts (l2p.top_k); found {settings.pool}"
         )
     key_prompts, key_keys, key_head = jax.random.split(key, 3)
     shape = (_pools(config), settings.pool)
@@ -168,5 +201,6 @@ LEARNER = register(
         slots=query_slots(finish=(0,)),
         sums=Sums(empty_counts, count_choices),
         feature=prompted_feature,
-    )
+    ),
+    l2p=L2pSettings,
 )

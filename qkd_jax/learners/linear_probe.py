@@ -12,6 +12,7 @@ from qkd_jax.learners.prompted import query_of
 from qkd_jax.learners.shape import Learner, Slots, register
 from qkd_jax.learners.simplecil import extract
 from qkd_jax.learners.task_heads import (
+    HeadSettings,
     class_logits,
     finish_with_head,
     head_loss,
@@ -22,7 +23,7 @@ from qkd_jax.learners.task_heads import (
 
 
 def init(key, backbone, config):
-    rows = jnp.zeros((config.num_classes, backbone.spec.width))
+    rows = jnp.zeros((config.shapes.num_classes, backbone.spec.width))
     return {"head": new_head(key, backbone, config)}, {"rows": rows}
 
 
@@ -50,5 +51,6 @@ LEARNER = register(
         extract=extract,
         score=score,
         slots=Slots(score=lambda task: (0,), loss=lambda task: (0,)),
-    )
+    ),
+    head=HeadSettings,
 )

@@ -28,6 +28,9 @@ Where we differ from the authors' code:
 - The mean of no batch depends on how it is split over devices: the orthogonality term sees all.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -44,6 +47,7 @@ from qkd_jax.learners.task_adapters import (
     store_adapter,
 )
 from qkd_jax.learners.task_heads import (
+    AlignmentSettings,
     aligned,
     class_terms,
     empty_linear_head,
@@ -53,14 +57,32 @@ from qkd_jax.learners.task_heads import (
     stored_head,
     with_term,
 )
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import linear_logits, unit
 from qkd_jax.nn.losses import MASKED
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class MosSettings:
+    """MOS (arXiv 2412.09441): adapter merging, orthogonality, self-refined retrieval."""
+
+    # Alpha: the step of an adapter towards the mean of the older ones.
+    merge_rate: float = setting(0.1, low=0, below=1)
+    # When: after every optimisation step; or, as the authors' code runs, also in every block of
+    # every forward pass, which leaves the mean of the older adapters in each slot.
+    merge: Literal["step", "every_pass"] = "step"
+    # Weight of the loss that keeps features and class means apart.
+    orthogonality: float = setting(0.1, low=0)
+    retrievals: int = setting(4, low=1)  # adapters tried for one image at most
+    ensemble: bool = True  # add the first adapter's prototypes to the prediction
+
 
 TEMPERATURE = 0.8  # of the similarities in the orthogonality loss
 
 
 def init(key, backbone, config):
-    width, classes = backbone.spec.width, config.num_classes
+    width, classes = backbone.spec.width, config.shapes.num_classes
     adapters = empty_adapters(backbone, config)
     trainable = {
         "adapter": new_adapter(jax.random.fold_in(key, 0), backbone, config),
@@ -167,7 +189,7 @@ def freeze(state):
 
 def statistics(config, num_slots, width):
     """Moments under the task's own adapter, and means under the first."""
-    count, kind = config.max_task_classes, config.alignment.statistics
+    count, kind = config.shapes.max_task_classes, config.alignment.statistics
     return empty_moments(count, width, kind), empty_moments(count, width, "variance")
 
 
@@ -214,7 +236,7 @@ def score(state, features):
     if settings.ensemble:
         num_tasks = (state.task + 1).astype(jnp.float32)
         scores = jax.nn.softmax(scores) + jax.nn.softmax(num_tasks * cosines)
-    relevance = jax.nn.one_hot(used, state.config.max_tasks)
+    relevance = jax.nn.one_hot(used, state.config.shapes.max_tasks)
     return mask_unseen(state, scores), relevance
 
 
@@ -233,5 +255,8 @@ LEARNER = register(
         first_block=first_adapter_block,
         end_rate="alignment.learning_rate",
         project=project,
-    )
+    ),
+    adapter=AdapterSpec,
+    alignment=AlignmentSettings,
+    mos=MosSettings,
 )

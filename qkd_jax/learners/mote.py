@@ -22,6 +22,8 @@ since features are fused and not tokens. That variant itself, which stops adding
 out.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
@@ -35,13 +37,26 @@ from qkd_jax.learners.task_adapters import (
     new_tuned,
     store_rows,
 )
-from qkd_jax.learners.task_heads import mask_unseen
+from qkd_jax.learners.task_heads import HeadSettings, mask_unseen
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import class_means, head_logits
 from qkd_jax.nn.losses import MASKED
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class MoteSettings:
+    """MoTE (arXiv 2506.11038): which experts speak about an image, and how loud."""
+
+    filter: bool = True  # keep experts that predict a class of their own task
+    merge: bool = True  # fuse the features of the kept experts; false = the most confident one's
+    # Factor on the confidence of all kept experts but the best; 1 = none.
+    others: float = setting(0.1, low=0, high=1)
+    sharpness: float = setting(10.0, above=0)  # of the cosines in an expert's confidence
 
 
 def init(key, backbone, config):
-    rows = jnp.zeros((1, config.num_classes, backbone.spec.width))
+    rows = jnp.zeros((1, config.shapes.num_classes, backbone.spec.width))
     memory = {"adapters": empty_adapters(backbone, config), "rows": rows}
     return new_tuned(key, backbone, config), memory
 
@@ -98,5 +113,8 @@ LEARNER = register(
         score=score,
         slots=Slots(score=lambda task: range(task + 1), finish=lambda task: (task,)),
         first_block=first_adapter_block,
-    )
+    ),
+    adapter=AdapterSpec,
+    head=HeadSettings,
+    mote=MoteSettings,
 )

@@ -28,6 +28,9 @@ G [M, M] and W [D, M] live in memory, 400 and 31 MB at M = 10,000 and D = 768; d
 every batch of 32 would cost some 25 times the product with it.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -38,15 +41,30 @@ from qkd_jax.learners.finetune import loss
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels
 from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
-from qkd_jax.learners.task_heads import mask_unseen
+from qkd_jax.learners.task_heads import HeadSettings, mask_unseen
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import unit
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class RanpacSettings:
+    """RanPAC (arXiv 2307.02251): the random projection and what its ridge regression reads.
+
+    `readout`: how the ridge solution scores. `linear` as published; `cosine` as LAMDA-PILOT's port.
+    """
+
+    projection_dim: int = setting(10_000, low=1)  # M; its Gram matrix takes 4 M^2 bytes
+    first_session: bool = True  # tune an adapter in the first task, then freeze it
+    readout: Literal["linear", "cosine"] = "linear"
+
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 def init(key, backbone, config):
-    if config.max_task_images < 1:
+    if config.shapes.max_task_images < 1:
         raise ConfigError(
             "ranpac keeps the features of a task's images until it ends, and needs to know how "
             "many they are: set max_task_images to the training images of the largest task"
@@ -55,8 +73,8 @@ def init(key, backbone, config):
     memory = {
         "projection": jax.random.normal(jax.random.fold_in(key, 2), (width, size)),
         "gram": jnp.zeros((size, size)),
-        "moments": jnp.zeros((size, config.num_classes)),
-        "rows": jnp.zeros((config.num_classes, size)),
+        "moments": jnp.zeros((size, config.shapes.num_classes)),
+        "rows": jnp.zeros((config.shapes.num_classes, size)),
         "ridge": jnp.float32(1.0),
     }
     if not config.ranpac.first_session:
@@ -76,8 +94,8 @@ def extract(state, inputs, slot, features):
 def statistics(config, num_slots, width):
     """The task's features themselves: the search for lambda needs to hold some of them out."""
     return {
-        "features": jnp.zeros((config.max_task_images, width)),
-        "position": jnp.zeros(config.max_task_images, jnp.int32),
+        "features": jnp.zeros((config.shapes.max_task_images, width)),
+        "position": jnp.zeros(config.shapes.max_task_images, jnp.int32),
         "count": jnp.int32(0),
     }
 
@@ -101,7 +119,7 @@ def project(state, feature):
 
 def finish(state, statistics, key):
     memory, count = state.memory, statistics["count"]
-    size, num_rows = len(statistics["features"]), state.config.max_task_classes
+    size, num_rows = len(statistics["features"]), state.config.shapes.max_task_classes
     real = (jnp.arange(size) < count).astype(jnp.float32)[:, None]
     hidden = project(state, statistics["features"]) * real
     targets = jax.nn.one_hot(statistics["position"], num_rows) * real
@@ -201,5 +219,8 @@ LEARNER = register(
         sums=Sums(statistics, accumulate),
         first_block=first_adapter_block,
         trains=lambda config, task: config.ranpac.first_session and task == 0,
-    )
+    ),
+    adapter=AdapterSpec,
+    head=HeadSettings,
+    ranpac=RanpacSettings,
 )

@@ -1,15 +1,15 @@
 """The shape that every method has, and the list of those that are known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.errors import ConfigError
 from qkd_jax.learners.state import LearnerState, local_labels
 from qkd_jax.nn import heads
 from qkd_jax.settings.config import Config
+from qkd_jax.settings.methods import Method, declare, method_names
 
 
 class Context(NamedTuple):
@@ -28,7 +28,7 @@ class Context(NamedTuple):
 
 def class_statistics(config: Config, num_slots: int, width: int) -> heads.ClassStatistics:
     """The usual accumulator: sums and counts of each class, no second moments."""
-    return heads.empty_statistics(num_slots, config.max_task_classes, width, 0)
+    return heads.empty_statistics(num_slots, config.shapes.max_task_classes, width, 0)
 
 
 def add_classes(state, statistics, features, labels, mask):
@@ -129,44 +129,51 @@ class Learner(NamedTuple):
     project: Callable = lambda trainable, state: trainable
     first_block: Callable = lambda config: None
     trains: Callable = lambda config, task: True
-    all_at_once: bool = False
     describe: Callable = lambda config: {}
     end_rate: str = ""
 
     def num_slots(self, config: Config) -> int:
         """S: how many slots a feature array has."""
-        last = config.max_tasks - 1
+        last = config.shapes.max_tasks - 1
         return 1 + max(0, *self.slots.score(last), *self.slots.at_end(last))
 
 
 _REGISTRY: dict[str, Learner] = {}
 
 
-def register(learner: Learner) -> Learner:
-    """Makes a learner known by its name; returns it."""
+def register(
+    learner: Learner,
+    *,
+    defaults: tuple[str, ...] = (),
+    presets: Mapping[str, tuple[str, ...]] | None = None,
+    **sections: type,
+) -> Learner:
+    """Makes a learner and its settings known by its name; returns it.
+
+    Args:
+      defaults: shared settings such as "protocol.kind=joint" that a new `Config` of it has.
+      presets: assignments by name of the preset.
+      sections: the dataclass of each section of settings that the method reads beside the shared
+        ones: `ease=EaseSettings` makes `config.ease.alpha` and `--set ease.alpha=...`.
+    """
+    declare(learner.name, Method(sections, defaults, presets or {}))
     _REGISTRY[learner.name] = learner
     return learner
 
 
 def learner_names() -> tuple[str, ...]:
     """The known methods."""
-    return tuple(sorted(_REGISTRY))
+    return method_names()
 
 
 def learner_of(config: Config) -> Learner:
-    """The learner of `config.method`.
-
-    Raises:
-      ConfigError: unknown method; the message lists the known ones.
-    """
-    if config.method not in _REGISTRY:
-        raise ConfigError(f"unknown method {config.method!r}; known: {', '.join(learner_names())}")
+    """The learner of `config.method`."""
     return _REGISTRY[config.method]
 
 
 def columns_of(classes, state):
     """Class of each row of the task's head; padding points outside and is dropped."""
-    return jnp.where(classes >= 0, classes, state.config.num_classes)
+    return jnp.where(classes >= 0, classes, state.config.shapes.num_classes)
 
 
 def class_columns(state: LearnerState) -> jax.Array:

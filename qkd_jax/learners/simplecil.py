@@ -12,6 +12,8 @@ covariance for each class, a power transform of the feature, and scores by Mahal
 Here the score is the cosine between whitened vectors, centred at the mean of the class means.
 """
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 
 from qkd_jax.learners.features import class_feature
@@ -20,11 +22,20 @@ from qkd_jax.learners.state import seen_classes
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.heads import class_means, empty_statistics, head_logits, within_class_scatter
 from qkd_jax.nn.whitening import identity_metric, learned_metric, whiten
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class SimplecilSettings:
+    """SimpleCIL (arXiv 2303.07338), and its comparison in the within-class metric."""
+
+    whiten: bool = False  # compare in the metric of the stored within-class covariance
+    shrinkage: float = setting(0.6, low=0, high=1)  # share of the isotropic part in it
 
 
 def init(key, backbone, config):
     width = backbone.spec.width
-    rows = jnp.zeros((config.num_classes, width))
+    rows = jnp.zeros((config.shapes.num_classes, width))
     if not config.simplecil.whiten:
         return {}, {"rows": rows}
     return {}, {
@@ -39,7 +50,7 @@ def init(key, backbone, config):
 def statistics(config, num_slots, width):
     """Second moments only where the metric needs them."""
     moments = int(config.simplecil.whiten)
-    return empty_statistics(num_slots, config.max_task_classes, width, moments)
+    return empty_statistics(num_slots, config.shapes.max_task_classes, width, moments)
 
 
 def finish(state, statistics, key):
@@ -78,5 +89,6 @@ LEARNER = register(
         score=score,
         slots=Slots(score=lambda task: (0,)),
         sums=Sums(empty=statistics),
-    )
+    ),
+    simplecil=SimplecilSettings,
 )

@@ -28,6 +28,9 @@ Where we differ from the authors' code:
 - Old rows of the head shrink by weight decay while a task trains, which a cosine does not see.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -37,6 +40,7 @@ from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes
 from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_adapter
 from qkd_jax.learners.task_heads import (
+    AlignmentSettings,
     aligned,
     class_terms,
     generator_of,
@@ -44,11 +48,32 @@ from qkd_jax.learners.task_heads import (
     new_cosine_rows,
     stored_head,
 )
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import head_logits
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class SsiatSettings:
+    """SSIAT (arXiv 2403.19979): cosine head with margin, shift of old class means, alignment."""
+
+    scale: float = setting(20.0, above=0)  # s of the cosine head; fixed
+    # M, taken off the cosine of an image's own class in training.
+    margin: float = setting(0.0, low=0)
+    # How old class means move with the adapter: by how far each image moved; by the difference of
+    # means that the authors' code has in expectation, since it shuffles between its two passes; or
+    # not at all.
+    shift: Literal["paired", "unpaired", "none"] = "paired"
+    # Sigma of the weight of an image in the shift of a class.
+    kernel_width: float = setting(4.0, above=0)
+    # Added to every weight, so that far images count alike.
+    kernel_floor: float = setting(1e-5, above=0)
+    # Alignment draws the oldest classes around (1 - this) of their mean.
+    mean_decay: float = setting(0.1, low=0, below=1)
 
 
 def init(key, backbone, config):
-    width, classes = backbone.spec.width, config.num_classes
+    width, classes = backbone.spec.width, config.shapes.num_classes
     adapter = new_adapter(jax.random.fold_in(key, 0), backbone, config)
     head = new_cosine_rows(jax.random.fold_in(key, 1), backbone, config)
     memory = {
@@ -90,9 +115,11 @@ def extract(state, inputs, slot, features):
 def statistics(config, num_slots, width):
     """Moments of the task's classes; for every class sum_i w_i [C] and sum_i w_i (g_i - f_i)."""
     return {
-        "moments": empty_moments(config.max_task_classes, width, config.alignment.statistics),
-        "weight": jnp.zeros(config.num_classes),
-        "moved": jnp.zeros((config.num_classes, width)),
+        "moments": empty_moments(
+            config.shapes.max_task_classes, width, config.alignment.statistics
+        ),
+        "weight": jnp.zeros(config.shapes.num_classes),
+        "moved": jnp.zeros((config.shapes.num_classes, width)),
     }
 
 
@@ -163,5 +190,8 @@ LEARNER = register(
         sums=Sums(statistics, accumulate),
         first_block=first_adapter_block,
         end_rate="alignment.learning_rate",
-    )
+    ),
+    adapter=AdapterSpec,
+    alignment=AlignmentSettings,
+    ssiat=SsiatSettings,
 )

@@ -26,7 +26,7 @@ from qkd_jax.settings.config import Config
 def empty_adapters(backbone: Backbone, config: Config) -> dict:
     """Zeroed slots for `max_tasks` adapters."""
     one = jax.eval_shape(lambda: new_adapter(jax.random.key(0), backbone, config))
-    return jax.tree.map(lambda a: jnp.zeros((config.max_tasks, *a.shape), a.dtype), one)
+    return jax.tree.map(lambda a: jnp.zeros((config.shapes.max_tasks, *a.shape), a.dtype), one)
 
 
 def new_adapter(key: jax.Array, backbone: Backbone, config: Config) -> dict:
@@ -139,7 +139,7 @@ def complemented(
 
         def place(total, slot):
             (mine,) = jnp.nonzero(
-                owner == slot, size=state.config.max_task_classes, fill_value=num_classes
+                owner == slot, size=state.config.shapes.max_task_classes, fill_value=num_classes
             )
             found = function(slot, jnp.minimum(mine, num_classes - 1))
             return total.at[mine].set(found, mode="drop"), None

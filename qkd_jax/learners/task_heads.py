@@ -6,7 +6,8 @@ Each trains M rows, one for every class of the task, by cross-entropy that sees 
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,37 @@ from qkd_jax.nn.fit import cosine_factor, fit, sgd
 from qkd_jax.nn.heads import head_logits, init_rows
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.settings.config import Config
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """The classifier over a feature."""
+
+    kind: Literal["cosine", "linear"] = "cosine"
+    scale: float = setting(20.0, above=0)  # start of the learnable scale of the cosine head
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """The head of mos, tuna and ssiat after a task: SGD on Gaussian pseudo-features of all classes
+    seen.
+    """
+
+    statistics: Literal["covariance", "variance"] = "covariance"  # kept of each class
+    # Added to every variance; with few images the covariance is singular.
+    jitter: float = setting(1e-4, above=0)
+    epochs: int = setting(30, low=0)
+    learning_rate: float = setting(0.005, low=0)
+    # Of a class in an epoch, and a batch; 0 = five times train.batch_size.
+    samples: int = setting(0, low=0)
+    # Epochs from the full rate to zero, then up again; 0 = `epochs`.
+    period: int = setting(0, low=0)
 
 
 def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:
     """Rows of one task's classes [M, D] and the learnable scale of the cosine head."""
-    rows = init_rows(key, config.max_task_classes, backbone.spec.width)
+    rows = init_rows(key, config.shapes.max_task_classes, backbone.spec.width)
     return {"rows": rows, "scale": jnp.float32(config.head.scale)}
 
 
@@ -40,7 +67,7 @@ def new_linear_head(
     key: jax.Array, backbone: Backbone, config: Config, start: str = "uniform"
 ) -> dict:
     """Rows [M, D] and bias [M] of one task's classes: zero, or uniform in +-1 / sqrt(D)."""
-    width, size = backbone.spec.width, config.max_task_classes
+    width, size = backbone.spec.width, config.shapes.max_task_classes
     if start == "zeros":
         return {"rows": jnp.zeros((size, width)), "bias": jnp.zeros(size)}
     bound = width**-0.5
@@ -50,15 +77,15 @@ def new_linear_head(
 
 def empty_linear_head(backbone: Backbone, config: Config) -> dict:
     """Room in memory for the rows and biases of every class."""
-    shape = (config.num_classes, backbone.spec.width)
-    return {"rows": jnp.zeros(shape), "bias": jnp.zeros(config.num_classes)}
+    shape = (config.shapes.num_classes, backbone.spec.width)
+    return {"rows": jnp.zeros(shape), "bias": jnp.zeros(config.shapes.num_classes)}
 
 
 def new_cosine_rows(key: jax.Array, backbone: Backbone, config: Config) -> dict:
     """{"rows": [M, D]} of one task's classes. How fast SGD turns them depends on their length: at
     width 768 their entries have deviation 0.02, and every width has the same length.
     """
-    shape = (config.max_task_classes, backbone.spec.width)
+    shape = (config.shapes.max_task_classes, backbone.spec.width)
     return {"rows": 0.02 * (768 / shape[1]) ** 0.5 * jax.random.normal(key, shape)}
 
 

@@ -27,6 +27,9 @@ Where we differ from the authors' code (commit 77d4f10 of a public copy with the
 - After the first task it shows the bare cosines; the sum of two equal softmaxes ranks the same.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -42,6 +45,7 @@ from qkd_jax.learners.task_adapters import (
     store_adapter,
 )
 from qkd_jax.learners.task_heads import (
+    AlignmentSettings,
     aligned,
     class_terms,
     generator_of,
@@ -50,12 +54,30 @@ from qkd_jax.learners.task_heads import (
     stored_head,
     with_term,
 )
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import head_logits, unit
 from qkd_jax.nn.losses import entropy
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class TunaSettings:
+    """TUNA (arXiv 2508.08165): cosine head with margin, orthogonality, universal adapter."""
+
+    scale: float = setting(20.0, above=0)  # s of the cosine head; fixed
+    # M, taken off the cosine of an image's own class in training.
+    margin: float = setting(0.0, low=0)
+    # Weight of the overlap with old adapters, times exp(-(t + 1)).
+    orthogonality: float = setting(1e-3, low=0)
+    # Alignment draws around class means that are scaled: not at all, less the newer a class is, or
+    # more the newer, as the authors' code does by the sign of a task's size.
+    mean_decay: Literal["none", "old", "new"] = "none"
+    # The universal adapter: fused from all; or the newest, which the authors' code reads instead.
+    universal: Literal["fused", "newest"] = "fused"
 
 
 def init(key, backbone, config):
-    width, classes = backbone.spec.width, config.num_classes
+    width, classes = backbone.spec.width, config.shapes.num_classes
     adapter = new_adapter(jax.random.fold_in(key, 0), backbone, config)
     trainable = {
         "adapter": adapter,
@@ -122,12 +144,12 @@ def fused(adapters, known):
 def freeze(state):
     """The adapter fills its slot; the universal one is fused anew."""
     adapters = store_adapter(state)
-    universal = fused(adapters, jnp.arange(state.config.max_tasks) <= state.task)
+    universal = fused(adapters, jnp.arange(state.config.shapes.max_tasks) <= state.task)
     return state.replace(memory={**state.memory, "adapters": adapters, "universal": universal})
 
 
 def statistics(config, num_slots, width):
-    return empty_moments(config.max_task_classes, width, config.alignment.statistics)
+    return empty_moments(config.shapes.max_task_classes, width, config.alignment.statistics)
 
 
 def accumulate(state, statistics, features, labels, mask):
@@ -174,7 +196,7 @@ def extract(state, inputs, slot, features):
 
 def score(state, features):
     """softmax(z of the adapter with the least entropy) + softmax(z of the universal adapter)."""
-    tasks = jnp.arange(state.config.max_tasks)
+    tasks = jnp.arange(state.config.shapes.max_tasks)
     logits = jax.vmap(
         lambda f: mask_unseen(state, logits_of(state, f, state.memory["rows"])),
         in_axes=1,
@@ -204,5 +226,8 @@ LEARNER = register(
         sums=Sums(statistics, accumulate),
         first_block=first_adapter_block,
         end_rate="alignment.learning_rate",
-    )
+    ),
+    adapter=AdapterSpec,
+    alignment=AlignmentSettings,
+    tuna=TunaSettings,
 )

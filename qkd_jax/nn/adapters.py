@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.layers import as_row, matmul_trainable
-from qkd_jax.settings.ranges import problems_of, setting
+from qkd_jax.settings.ranges import Conflicts, setting
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,8 @@ class AdapterSpec:
     input: Literal["residual", "norm"] = "residual"
     first_block: int = setting(0, low=0)
 
-    def __post_init__(self):
-        problems = list(problems_of(self, "adapter."))
-        if problems:
-            raise ConfigError("; ".join(problems))
-
-    def conflicts(self):
-        if self.placement not in ("parallel", "sequential"):
-            yield "placement", "parallel or sequential"
-        if self.input not in ("residual", "norm"):
-            yield "input", "residual or norm"
-        elif self.placement == "sequential" and self.input != "residual":
+    def conflicts(self) -> Conflicts:
+        if self.placement == "sequential" and self.input != "residual":
             yield "input", "residual, since a sequential adapter reads the MLP's output"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from qkd_jax.errors import DataError
 from qkd_jax.protocol import metrics
 from qkd_jax.reports.files import read_json, write_atomically
+from qkd_jax.settings.config import changeable_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -193,8 +194,6 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _differing(configs: list[dict[str, Any]]) -> list[str]:
     """Settings that are not the same in all seeds of one row: their mean would mix two things."""
-    from qkd_jax.settings.config import changeable_settings  # tables are read without jax
-
     keys = sorted({key for config in configs for key in config} - changeable_settings())
     return [
         key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)

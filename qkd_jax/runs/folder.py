@@ -116,7 +116,10 @@ def begun_run(
     except ConfigError as error:
         raise CheckpointError(f"{settings} cannot be used: {error}") from None
     # Follows from tasks and data, and shapes what the run keeps: it stays as the run began.
-    config = dataclasses.replace(planned.config, max_task_images=stored.max_task_images)
+    shapes = dataclasses.replace(
+        planned.config.shapes, max_task_images=stored.shapes.max_task_images
+    )
+    config = dataclasses.replace(planned.config, shapes=shapes)
     changed = configuration.difference(stored, config)
     changeable = configuration.changeable_settings()
     results = [line for line in changed if line.partition(":")[0] not in changeable]
@@ -275,9 +278,9 @@ def continue_folder(folder: Path, begun: Begun) -> None:
 
 
 def _split_name(planned: Plan) -> str:
-    """B0-Inc10; a method that learns all classes at once has its own split, whatever was asked."""
+    """B0-Inc10; one task of all classes has its own split, whatever the increment."""
     if len(planned.tasks) == 1:
-        return split_name(0, planned.config.num_classes)
+        return split_name(0, planned.config.shapes.num_classes)
     wanted = planned.config.protocol
     return split_name(wanted.base, wanted.increment)
 

@@ -121,7 +121,7 @@ class _Loop:
         self.writer = Writer(folder, hosts.is_first())
         self.model = Model(self.config, backbone)
         self.learner = self.model.learner
-        self.task_of_class = task_of_class(self.tasks, self.config.num_classes)
+        self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
         self.books = Books()
         self.test = self.model.features_of(self.data.test)
@@ -263,7 +263,7 @@ class _Loop:
     def _inference_rate(self) -> float:
         """Images per second of the final model: all its slots and the score."""
         slots = self.model.slots_read(len(self.tasks) - 1)
-        everything = range(self.config.num_classes)
+        everything = range(self.config.shapes.num_classes)
 
         def classify(features: SlotFeatures, slots: Sequence[int]) -> None:
             features.fill(self.model.everywhere, slots, everything)

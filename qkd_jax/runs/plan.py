@@ -13,7 +13,7 @@ from qkd_jax.data.streams import num_batches
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.protocol.tasks import Task, class_order, max_classes_per_task, split_tasks
-from qkd_jax.settings.config import Config
+from qkd_jax.settings.config import Config, Shapes
 
 
 class Plan(NamedTuple):
@@ -72,18 +72,17 @@ def plan(config: Config) -> Plan:
     seed = config.protocol.order_seed if config.protocol.shuffle else None
     order = class_order(num_classes, seed)
     tasks = split_tasks(order, config.protocol.base, config.protocol.increment)
-    if learner_of(config).all_at_once:
+    if config.protocol.kind == "joint":
         tasks = (Task(0, tuple(int(c) for c in order)),)
     counts = np.bincount(data.train.labels, minlength=num_classes)
     need_every_class(data)
-    config = dataclasses.replace(
-        config,
+    shapes = Shapes(
         num_classes=num_classes,
         max_tasks=len(tasks),
         max_task_classes=max_classes_per_task(tasks),
         max_task_images=max(int(counts[list(task.classes)].sum()) for task in tasks),
     )
-    return Plan(config, data, tasks, order)
+    return Plan(dataclasses.replace(config, shapes=shapes), data, tasks, order)
 
 
 def need_every_class(split: Split) -> None:

@@ -1,236 +1,278 @@
-"""Every setting of a run, its default and its check; the only home of defaults.
+"""Every setting of a run: how it is read from text, checked, compared and kept as JSON.
 
 A `Config` is a tree of frozen dataclasses: hashable, so it is a static argument of jitted
-functions, and printable as JSON, so a run folder is enough to run it again. `override(config,
-"train.epochs=5")` is what the command line does with `--set`. The presets are `qkd` (the default:
-what we judge to work) and `paper` (every literal choice of the QKD paper, arXiv 2604.11112).
+functions, and printable as JSON, so a run folder is enough to run it again. It has the sections
+that every method reads (`settings.sections`) and those of the chosen method, which stand beside the
+code that reads them: `config.ease.alpha`, `config.adapter.bottleneck`. `override(config,
+"train.epochs=5")` is what the command line does with `--set`.
 """
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.nn.adapters import AdapterSpec
-from qkd_jax.settings.ranges import problems_of, rule_of, setting
-from qkd_jax.settings.sections import (
-    AlignmentConfig,
-    AptConfig,
-    BackboneConfig,
-    CodaPromptConfig,
-    DataConfig,
-    DistillationConfig,
-    DualPromptConfig,
-    EaseConfig,
-    FusionConfig,
-    GateConfig,
-    HeadConfig,
-    InfloraConfig,
-    L2pConfig,
-    MosConfig,
-    MoteConfig,
-    ProtocolConfig,
-    RanpacConfig,
-    SimplecilConfig,
-    SparsityConfig,
-    SsiatConfig,
-    TrainConfig,
-    TunaConfig,
-)
+from qkd_jax.settings.methods import method_named, method_names, nearest, preset_method
+from qkd_jax.settings.ranges import Conflicts, problems_of, rule_of, setting
+from qkd_jax.settings.sections import BackboneConfig, DataConfig, ProtocolConfig, TrainConfig
+
+# Settings that had another name in earlier versions.
+RENAMED = {"train.adapter_start": "adapter.start"}
 
 
 @dataclass(frozen=True)
-class Config:
-    """One run. `num_classes`, `max_tasks`, `max_task_classes` and `max_task_images` fix every array
-    shape.
+class Shapes:
+    """What fixes every array shape of a run. It follows from data and protocol, so it is no
+    setting: a run fills it in.
     """
 
-    experiment: str = "custom"
-    method: str = "qkd"
-    seed: int = setting(1993, low=0, high=2**32 - 1)
     num_classes: int = setting(100, low=1)
     max_tasks: int = setting(10, low=1)
     max_task_classes: int = setting(10, low=1)
     # Training images of the largest task; 0 = not known (ranpac needs it).
     max_task_images: int = setting(0, low=0, zero="not known")
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
-    adapter: AdapterSpec = field(default_factory=AdapterSpec)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
-    fusion: FusionConfig = field(default_factory=FusionConfig)
-    ease: EaseConfig = field(default_factory=EaseConfig)
-    ranpac: RanpacConfig = field(default_factory=RanpacConfig)
-    simplecil: SimplecilConfig = field(default_factory=SimplecilConfig)
-    apt: AptConfig = field(default_factory=AptConfig)
-    coda_prompt: CodaPromptConfig = field(default_factory=CodaPromptConfig)
-    inflora: InfloraConfig = field(default_factory=InfloraConfig)
-    l2p: L2pConfig = field(default_factory=L2pConfig)
-    dualprompt: DualPromptConfig = field(default_factory=DualPromptConfig)
-    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    mos: MosConfig = field(default_factory=MosConfig)
-    tuna: TunaConfig = field(default_factory=TunaConfig)
-    mote: MoteConfig = field(default_factory=MoteConfig)
-    ssiat: SsiatConfig = field(default_factory=SsiatConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
-    def __post_init__(self):
-        validate(self)
-
-    def conflicts(self):
+    def conflicts(self) -> Conflicts:
         if self.max_task_classes > self.num_classes:
             yield "max_task_classes", f"1 to num_classes ({self.num_classes})"
 
 
-PRESETS: dict[str, tuple[str, ...]] = {
-    "qkd": (),
-    # Literal choices: qkd.md section 2. Fidelity scores at temperature 1, never-taught gate,
-    # constant L1.
-    "paper": (
-        "gate.encoding=angle",
-        "gate.num_qubits=9",
-        "gate.whiten=false",
-        "head.whiten=false",
-        "gate.theta_scale=6.283185307179586",
-        "gate.states=weights",
-        "gate.score=fidelity",
-        "gate.temperature=1.0",
-        "gate.calibration_steps=0",
-        "sparsity.kind=l1_softmax",
-        "head.prototypes=own",
-    ),
-}
+@dataclass(frozen=True)
+class Config:
+    """One run: the shared sections, the array shapes, and the sections that `method` declares,
+    which are attributes like the others.
+
+    Attributes:
+      own: (name, section) of each section that the method declares; None = its defaults.
+    """
+
+    experiment: str = "custom"
+    method: str = "qkd"
+    seed: int = setting(1993, low=0, high=2**32 - 1)
+    shapes: Shapes = field(default_factory=Shapes)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    own: tuple[tuple[str, Any], ...] | None = None
+
+    def __post_init__(self):
+        if self.own is None:
+            method = method_named(self.method)
+            own = tuple((name, section()) for name, section in method.sections.items())
+            object.__setattr__(self, "own", own)
+            if method.defaults:
+                complete = override(self, *method.defaults)
+                for name, value in vars(complete).items():
+                    object.__setattr__(self, name, value)
+        validate(self)
+
+    def __getattr__(self, name: str) -> Any:
+        """A section of the method's own; called for what is no field."""
+        own = dict(vars(self).get("own") or ())
+        if name not in own:
+            raise AttributeError(
+                f"config.{name}: expected a section that {vars(self).get('method')} reads "
+                f"({', '.join([*own, *_SHARED])}), found none of this name"
+            )
+        return own[name]
+
+    def replace(self, **changes: Any) -> "Config":
+        """`dataclasses.replace` that takes the method's own sections too."""
+        own = tuple((name, changes.pop(name, section)) for name, section in self.own)
+        return dataclasses.replace(self, own=own, **changes)
+
+
+_SHARED = ("backbone", "data", "protocol", "train")
 
 
 def apply_preset(config: Config, name: str) -> Config:
     """`config` with the settings of the preset `name`.
 
     Raises:
-      ConfigError: unknown preset; the message names the known ones.
+      ConfigError: unknown preset, or one of another method.
     """
-    if name not in PRESETS:
+    if preset_method(name) != config.method:
         raise ConfigError(
-            f"unknown preset {name!r}; known: {', '.join(PRESETS)}{nearest(name, PRESETS)}"
+            f"preset {name}: expected method {preset_method(name)}, found {config.method}"
         )
-    return override(config, *PRESETS[name])
+    return override(config, *method_named(config.method).presets[name])
 
 
-def override(config: Config, *assignments: str) -> Config:
+def override(config: Config, *assignments: str, where_read: bool = False) -> Config:
     """`config` with `"section.key=value"` applied, in order, then checked as a whole.
 
+    Args:
+      where_read: leave out what only other methods read, for lists that are meant for many methods.
+
     Raises:
-      ConfigError: an unknown key (the nearest known ones are named), an ill-typed value, or a
-        combination that does not fit.
+      ConfigError: an unknown key (the nearest known ones are named), one that the method does not
+        read, an ill-typed value, or a combination that does not fit.
     """
+    kinds = _kinds(config.method)
     changes: dict[str, Any] = {}
     problems = []
     for assignment in assignments:
         try:
-            _assign(config, changes, assignment)
+            key, text = key_and_text(assignment)
+            if key in kinds:
+                changes[key] = _parse(key, text, kinds[key])
+            elif not (where_read and readers_of(key)):
+                raise not_read(key, [config.method])
         except ConfigError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError("\n  ".join(problems))
-    return _replace(config, changes)
+    return _changed(config, changes)
 
 
-def _assign(config: Config, changes: dict[str, Any], assignment: str) -> None:
-    """Puts the value of `"section.key=value"` into the nested `changes`."""
-    path, separator, text = assignment.partition("=")
-    path = path.strip()
-    if not separator:
-        raise ConfigError(f"--set {assignment!r}: expected key=value, as in train.epochs=5")
-    owner: Any = config
-    *sections, leaf = path.split(".")
-    for section in sections:
-        inner = getattr(owner, section, None) if section in _field_types(owner) else None
-        if not dataclasses.is_dataclass(inner):
-            raise _unknown_key(path)
-        owner = inner
-        changes = changes.setdefault(section, {})
-    kinds = _field_types(owner)
-    if leaf not in kinds or dataclasses.is_dataclass(getattr(owner, leaf)):
-        raise _unknown_key(path)
-    changes[leaf] = _parse(path, text.strip(), kinds[leaf])
+def from_dict(values: Any) -> Config:
+    """The inverse of `to_dict`, as read from a run's config.json, of an earlier version too.
 
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`, as read from a run's config.json.
+    Those had every method's settings and the shapes beside the sections: settings that the method
+    does not read are left out.
 
     Raises:
       ConfigError: unknown keys or ill-typed values.
     """
-    problems: list[str] = []
+    if not isinstance(values, dict):
+        found = type(values).__name__
+        raise ConfigError(f"config: expected an object of settings, found {found}")
+    config = Config(method=values.get("method", Config.method))
+    kinds = _kinds(config.method) | {f"shapes.{name}": int for name in _types(Shapes)}
+    sections = {key.partition(".")[0] for key in (*every_setting(), *kinds) if "." in key}
+    changes: dict[str, Any] = {}
+    problems = []
 
-    def read(owner: Any, node: Any, path: str) -> dict[str, Any]:
-        if not isinstance(node, dict):
-            found = type(node).__name__
-            problems.append(f"{path or 'config'}: expected an object of settings, found {found}")
-            return {}
-        kinds, changes = _field_types(owner), {}
-        for name, value in node.items():
-            key = f"{path}.{name}" if path else str(name)
-            if name not in kinds:
-                problems.append(str(_unknown_key(key)))
-                continue
-            inner = getattr(owner, name)
-            value = tuple(value) if isinstance(value, list) else value
-            if dataclasses.is_dataclass(inner):
-                changes[name] = read(inner, value, key)
-            elif not _fits(value, kinds[name]):
-                problems.append(f"{key}: expected {_describe(kinds[name])}, found {value!r}")
-            else:
-                changes[name] = value
-        return changes
+    def read(key: str, value: Any) -> None:
+        key = RENAMED.get(key, f"shapes.{key}" if key in _types(Shapes) else key)
+        value = tuple(value) if isinstance(value, list) else value
+        if key not in kinds:
+            if not readers_of(key):
+                problems.append(str(not_read(key, [config.method])))
+        elif not _fits(value, kinds[key]):
+            problems.append(f"{key}: expected {_describe(kinds[key])}, found {value!r}")
+        else:
+            changes[key] = value
 
-    default = Config()
-    changes = read(default, values, "")
+    for name, value in values.items():
+        if name in sections and isinstance(value, dict):
+            for key, inner in value.items():
+                read(f"{name}.{key}", inner)
+        elif name in sections:
+            found = type(value).__name__
+            problems.append(f"{name}: expected an object of settings, found {found}")
+        elif name != "method":
+            read(str(name), value)
     if problems:
         raise ConfigError("bad settings:\n  " + "\n  ".join(problems))
-    return _replace(default, changes)
+    return _changed(config, changes)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested dicts, ready for JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    values = {name: getattr(config, name) for name in ("experiment", "method", "seed")}
+    sections = {name: dataclasses.asdict(section) for name, section in _sections(config)}
+    return json.loads(json.dumps(values | sections))
 
 
 def difference(old: Config, new: Config) -> list[str]:
     """Lines `key: old -> new` for every setting that differs."""
-    left, right = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
-    return [f"{k}: {left[k]!r} -> {right[k]!r}" for k in left if left[k] != right[k]]
+    left, right = ({key: value for key, value, _ in _leaves(config)} for config in (old, new))
+    return [
+        f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
+        for key in {**left, **right}
+        if left.get(key) != right.get(key)
+    ]
 
 
 def changeable_settings() -> frozenset[str]:
     """Settings that cannot change a result, so that a run may continue with other values."""
     return frozenset(
         f"{name}.{field.name}"
-        for name, section in _sections(Config())
+        for method in method_names()
+        for name, section in _section_types(method).items()
         for field in dataclasses.fields(section)
         if rule_of(field).may_change
     )
 
 
 def settings(config: Config) -> list[tuple[str, Any, str]]:
-    """(key, value, what it accepts) of every setting."""
-    return [(path, value, _describe(kind)) for path, value, kind in _typed_leaves(config, "")]
+    """(key, value, what it accepts) of every setting that the method reads."""
+    rules = {
+        f"{name}.{field.name}": rule_of(field)
+        for name, section in _section_types(config.method).items()
+        for field in dataclasses.fields(section)
+    } | {field.name: rule_of(field) for field in dataclasses.fields(Config)}
+    values = {key: value for key, value, _ in _leaves(config)}
+    return [
+        (key, values[key], _describe(kind) + f", {rules[key]}" * rules[key].bounded)
+        for key, kind in _kinds(config.method).items()
+    ]
+
+
+def every_setting() -> frozenset[str]:
+    """The keys of all methods."""
+    return frozenset(key for method in method_names() for key in _kinds(method))
+
+
+def readers_of(key: str) -> tuple[str, ...]:
+    """The methods that read a setting; none where there is no such setting."""
+    return tuple(method for method in method_names() if key in _kinds(method))
+
+
+def not_read(key: str, methods: Iterable[str]) -> ConfigError:
+    """Why a key is refused that none of `methods` reads."""
+    section, _, leaf = key.rpartition(".")
+    shapes = _types(Shapes)
+    if key in RENAMED:
+        return ConfigError(f"unknown setting {key!r}; it is called {RENAMED[key]} now")
+    if key == "method":
+        return ConfigError(
+            "method: expected in --method NAME or Config(method=NAME), since it decides which "
+            "settings there are; found among the settings"
+        )
+    if key in shapes or section == "shapes":
+        return ConfigError(
+            f"{key}: expected a setting, found an array shape, which follows from the data; in "
+            "Python give Config(shapes=Shapes(...))"
+        )
+    if readers := readers_of(key):
+        names = [name for method in methods for name in _kinds(method)]
+        own = [name for name in names if name.startswith(f"{section}.")]
+        reads = own or [name.rpartition(".")[0] for name in names if "." in name]
+        return ConfigError(
+            f"{key}: expected a setting that {' or '.join(methods)} reads "
+            f"({', '.join(dict.fromkeys(reads))}), found one of {', '.join(readers)}"
+        )
+    known = sorted(every_setting())
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+    close += [name for name in known if name.split(".")[-1] == leaf and name not in close]
+    hint = f"; nearest: {', '.join(close)}" if close else ""
+    return ConfigError(f"unknown setting {key!r}{hint}")
 
 
 def validate(config: Config) -> None:
-    """Checks ranges and combinations.
+    """Checks types, ranges and combinations.
 
     Raises:
       ConfigError: lists every setting that is wrong, not only the first.
     """
+    declared = method_named(config.method).sections
+    if {name: type(section) for name, section in config.own} != dict(declared):
+        raise ConfigError(
+            f"method: expected the one whose sections this config has "
+            f"({', '.join(dict(config.own))}), found {config.method}; make a new "
+            f"Config(method={config.method!r})"
+        )
     problems: list[str] = []
-    for path, value, kind in _typed_leaves(config, ""):
+    for path, value, kind in _leaves(config):
         if not _fits(value, kind):
             problems.append(f"{path}: expected {_describe(kind)}, found {value!r}")
     if not problems:
@@ -241,38 +283,51 @@ def validate(config: Config) -> None:
         raise ConfigError("bad settings:\n  " + "\n  ".join(problems))
 
 
-def _replace(node: Any, changes: dict[str, Any]) -> Any:
-    new = {
-        k: _replace(getattr(node, k), v) if isinstance(v, dict) else v for k, v in changes.items()
-    }
-    return dataclasses.replace(node, **new)
+@functools.cache
+def _types(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
 
 
-def _field_types(node: Any) -> dict[str, Any]:
-    return typing.get_type_hints(type(node))
+def _section_types(method: str) -> dict[str, type]:
+    """The sections of settings that a method reads: shared ones first."""
+    return {name: _types(Config)[name] for name in _SHARED} | dict(method_named(method).sections)
+
+
+def _kinds(method: str) -> dict[str, Any]:
+    """The type of every setting that a method reads."""
+    kinds: dict[str, Any] = {name: _types(Config)[name] for name in ("experiment", "seed")}
+    for name, section in _section_types(method).items():
+        kinds |= {f"{name}.{leaf}": kind for leaf, kind in _types(section).items()}
+    return kinds
 
 
 def _sections(config: Config) -> list[tuple[str, Any]]:
-    """(name, section) of every section."""
-    named = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
-    return [(name, value) for name, value in named if dataclasses.is_dataclass(value)]
+    """(name, section) of every section, shapes included."""
+    return [(name, getattr(config, name)) for name in ("shapes", *_SHARED)] + list(config.own)
 
 
-def _typed_leaves(node: Any, prefix: str):
-    for name, kind in _field_types(node).items():
-        value = getattr(node, name)
-        if dataclasses.is_dataclass(value):
-            yield from _typed_leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value, kind
+def _leaves(config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, type) of everything in a config; of a section that is none, of itself."""
+    for name in ("experiment", "method", "seed"):
+        yield name, getattr(config, name), _types(Config)[name]
+    for name, section in _sections(config):
+        if not dataclasses.is_dataclass(section):
+            yield name, section, _types(Config)[name]
+            continue
+        for leaf, kind in _types(type(section)).items():
+            yield f"{name}.{leaf}", getattr(section, leaf), kind
 
 
-def _leaves(node: dict, prefix: str = ""):
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _changed(config: Config, changes: dict[str, Any]) -> Config:
+    """`config` with values by key, such as {"seed": 1, "train.epochs": 5}."""
+    parts: dict[str, Any] = {}
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        if section:
+            before = parts.get(section, getattr(config, section))
+            value = dataclasses.replace(before, **{leaf: value})
+        parts[section or leaf] = value
+    return config.replace(**parts)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -300,6 +355,18 @@ def _describe(kind: Any) -> str:
     return names.get(kind, "an object of settings")
 
 
+def key_and_text(assignment: str) -> tuple[str, str]:
+    """The two sides of "train.epochs=5".
+
+    Raises:
+      ConfigError: no equals sign.
+    """
+    key, separator, text = assignment.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {assignment!r}: expected key=value, as in train.epochs=5")
+    return key.strip(), text.strip()
+
+
 def _parse(path: str, text: str, kind: Any) -> Any:
     try:
         if typing.get_origin(kind) is Literal:
@@ -318,22 +385,3 @@ def _parse(path: str, text: str, kind: Any) -> Any:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}={text}: expected {_describe(kind)}") from None
-
-
-def nearest(word: str, known) -> str:
-    """'; did you mean ...?' with the closest of `known`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def _unknown_key(path: str) -> ConfigError:
-    known = [name for name, _, _ in _typed_leaves_of_default()]
-    close = difflib.get_close_matches(path, known, n=3, cutoff=0.4)
-    leaf = path.split(".")[-1]
-    close += [k for k in known if k.split(".")[-1] == leaf and k not in close]
-    hint = f"; nearest: {', '.join(close)}" if close else ""
-    return ConfigError(f"unknown setting {path!r}{hint}")
-
-
-def _typed_leaves_of_default():
-    return _typed_leaves(Config(), "")

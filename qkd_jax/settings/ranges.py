@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+Conflicts = Iterator[tuple[str, str]]  # (name of the setting, what was expected)
+
 KEY = "qkd_jax"  # where a field's metadata has its `Rule`
 
 
@@ -39,6 +41,11 @@ class Rule:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
         return self.low <= value <= self.high and self.above < value < self.below
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a range at all."""
+        return self != Rule(zero=self.zero, may_change=self.may_change)
 
     def __str__(self) -> str:
         """The range in words, such as "0 (all) or more"."""

@@ -77,10 +77,18 @@ def test_record_keeps_what_makes_the_tables_again(finished, tmp_path, capsys, mo
 
 
 def test_variant_names_a_folder_of_its_own(tmp_path, capsys):
-    more = ["--variant", "wide", "--no-report", "--out", tmp_path, "--set", "head.scale=10"]
+    more = [
+        "--variant",
+        "wide",
+        "--no-report",
+        "--out",
+        tmp_path,
+        "--set",
+        "simplecil.shrinkage=0.5",
+    ]
     assert call(capsys, "run", "smoke", *QUICK, *more)[0] == 0
     folder = tmp_path / "smoke/simplecil-wide/seed1993"
-    assert json.loads((folder / "config.json").read_text())["head"]["scale"] == 10.0
+    assert json.loads((folder / "config.json").read_text())["simplecil"]["shrinkage"] == 0.5
     assert not (folder / "report.html").exists()
 
 
@@ -102,6 +110,8 @@ def test_report_of_a_run_and_of_an_experiment(finished, capsys):
         (["smoke", "--preset", "papper"], ["unknown preset 'papper'", "paper"]),
         (["smoke", "--set", "train.epoch=1"], ["train.epoch", "train.epochs"]),
         (["smoke", "--set", "train.epochs"], ["expected key=value"]),
+        (["smoke", "--method", "ease", "--set", "gate.kind=mlp"], ["that ease reads", "of qkd"]),
+        (["smoke", "--method", "ease", "--preset", "paper"], ["expected method qkd, found ease"]),
         (["smoke", "--set", "train.epochs=many"], ["train.epochs", "whole number", "many"]),
         (["smoke", "--set", "backbone.name=tiny_randm"], ["tiny_randm", "clip_vit_b16"]),
         (
@@ -153,7 +163,13 @@ def test_list_settings_gives_each_key_that_set_takes(capsys):
     lines = out.splitlines()
     assert any(line.startswith("train.epochs = ") and "whole number" in line for line in lines)
     assert any(line.startswith("gate.kind = 'quantum'") and "cosine" in line for line in lines)
+    assert "train.clip_norm = 0.0   (a number, 0 (never) or more)" in lines
+    assert "adapter.scale = 0.1   (a number)" in lines  # anything
     assert len(lines) == len({line.split(" = ")[0] for line in lines}) > 40
+    assert not any(line.startswith("ease.") for line in lines)
+    code, out, _ = call(capsys, "list", "--settings", "--method", "ease")
+    assert code == 0 and "\nease.alpha = 0.1" in out and "\ngate." not in out
+    assert "unknown method 'eas'" in refused(capsys, "list", "--settings", "--method", "eas")
 
 
 def test_doctor_tells_versions_and_devices(capsys):

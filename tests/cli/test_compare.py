@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from qkd_jax.cli import compare
-from qkd_jax.cli.commands import load_experiment, main
+from qkd_jax.cli.commands import main
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 TINY = ("train.devices=1", "train.epochs=1", "train.checkpoint_every=2")
@@ -53,7 +54,9 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
     shutil.copytree(folders["simplecil", 1], folders["simplecil", 2])
     stored = folders["simplecil", 2] / "config.json"
     values = json.loads(stored.read_text())
-    stored.write_text(json.dumps(values | {"seed": 2, "head": values["head"] | {"scale": 3.0}}))
+    stored.write_text(
+        json.dumps(values | {"seed": 2, "simplecil": values["simplecil"] | {"shrinkage": 0.5}})
+    )
 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -69,7 +72,7 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
     assert "3/4  simplecil seed 2: failed" in out
     assert "4/4  finetune seed 2: average" in out
     assert "1 of 4 runs failed:\n  simplecil seed 2: " in error
-    assert "head.scale: 3.0 -> 20.0" in error
+    assert "simplecil.shrinkage: 0.5 -> 0.6" in error
     for seed in (1, 2):
         summary = json.loads((folders["finetune", seed] / "summary.json").read_text())
         assert summary["finished"] is True
@@ -83,9 +86,11 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--methods", "qkd qdk"], ["unknown method 'qdk'; did you mean qkd", "known: ", "ease"]),
+        (["--methods", "qkd qdk"], ["unknown method 'qdk'; known: ", "did you mean qkd", "ease"]),
         (["--methods", "qkd", "--seeds", "one"], ["whole numbers"]),
         (["--methods", "qkd", "--set", "train.epoch=1"], ["train.epochs"]),
+        (["--methods", "ease mos", "--set", "gate.kind=mlp"], ["ease or mos reads", "one of qkd"]),
+        (["--methods", "ease mos", "--preset", "paper"], ["expected qkd among the methods"]),
         (["--methods", "qkd", "--jobs", "0"], ["--jobs 0: expected 1 to"]),
     ],
 )

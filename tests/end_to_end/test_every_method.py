@@ -7,12 +7,12 @@ rounding; accuracies are those of the same images, each of them counted.
 import numpy as np
 import pytest
 
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]

@@ -14,20 +14,23 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import hosts as joined_hosts
 from qkd_jax.errors import ConfigError
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
-SETTINGS = ("train.epochs=2", "train.checkpoint_every=2", "head.scale=10.0")
+
+def settings_of(method):
+    more = ("head.scale=10.0",) if method == "ease" else ()
+    return ("train.epochs=2", "train.checkpoint_every=2", *more)
 
 
 def config(method):
-    return override(load_experiment("smoke").get_config(method), *SETTINGS)
+    return override(load_experiment("smoke").get_config(method), *settings_of(method))
 
 
 def start_hosts(method, out, compiled, num_hosts=2):
@@ -42,7 +45,11 @@ def start_hosts(method, out, compiled, num_hosts=2):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "qkd_jax", "run", "smoke", "--method", method]
-    command += [f"--set={setting}" for setting in SETTINGS] + ["--out", str(out), "--bare"]
+    command += [f"--set={setting}" for setting in settings_of(method)] + [
+        "--out",
+        str(out),
+        "--bare",
+    ]
     command += [f"--coordinator=127.0.0.1:{port}", f"--num-hosts={num_hosts}"]
     return [
         subprocess.Popen(

@@ -25,7 +25,7 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
-from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.config import Config, Shapes, override
 from qkd_jax.settings.sections import TrainConfig
 
 pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
@@ -45,8 +45,9 @@ def backbone():
 
 
 def settings(method, num_tasks=3, *assignments):
-    config = override(
-        Config(method=method),
+    shapes = Shapes(num_classes=num_tasks * CLASSES, max_tasks=num_tasks, max_task_classes=CLASSES)
+    return override(
+        Config(method=method, shapes=shapes),
         "backbone.image_size=16",
         "adapter.bottleneck=2",
         "adapter.dropout=0.2",
@@ -57,12 +58,7 @@ def settings(method, num_tasks=3, *assignments):
         "gate.rank=2",
         "train.learning_rate=0.005",  # small, so that rounding is not amplified step by step
         *assignments,
-    )
-    return dataclasses.replace(
-        config,
-        num_classes=num_tasks * CLASSES,
-        max_tasks=num_tasks,
-        max_task_classes=CLASSES,
+        where_read=True,
     )
 
 

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
 from qkd_jax.engine.sharding import ShardedEngine, engine_of
 from qkd_jax.errors import ConfigError
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.loop import run, run_folder
-from qkd_jax.settings.config import override
+from qkd_jax.settings.config import Shapes, override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.settings.sections import TrainConfig
 from qkd_jax.weights.load import load_backbone
 
@@ -52,7 +52,8 @@ def bytes_on(device, tree):
 
 def test_a_device_holds_its_part_of_the_frozen_arrays():
     backbone = load_backbone("tiny_random", image_size=32)
-    settings = config("ease", "num_classes=6", "max_tasks=3", "max_task_classes=2")
+    shapes = Shapes(num_classes=6, max_tasks=3, max_task_classes=2)
+    settings = config("ease").replace(shapes=shapes)
     state = verbs.init_state(jax.random.key(0), backbone, settings)
     engine = engine_of(config("ease", "train.devices=8", "train.model_devices=4").train)
     assert isinstance(engine, ShardedEngine) and engine.num_parts == 2

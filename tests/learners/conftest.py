@@ -64,7 +64,7 @@ def backbone_of(arrays, num_heads=2, image_size=8):
 
 
 @pytest.fixture(scope="session")
-def golden():
+def golden(tiny):
     """name -> arrays of golden/<name>.npz, and the transformer and adapters in them."""
 
     def load(name):
@@ -72,6 +72,7 @@ def golden():
             arrays = dict(stored)
         return SimpleNamespace(
             arrays=arrays,
+            config=tiny.config_of,
             backbone=backbone_of(arrays),
             adapter=lambda prefix: adapter_of(arrays, prefix),
         )

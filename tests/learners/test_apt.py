@@ -35,7 +35,7 @@ def test_the_prompt_of_vit_b16_has_18432_numbers():
     spec = ViTSpec(
         width=768, depth=12, num_heads=12, mlp_width=3072, patch_size=16, image_size=224, grid=14
     )
-    config = qkd_jax.override(qkd_jax.Config(), "method=apt")
+    config = qkd_jax.Config(method="apt")
     shapes = jax.eval_shape(lambda k: apt.init(k, Backbone(None, spec), config), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes[0]["prompt"])) == 18_432
 

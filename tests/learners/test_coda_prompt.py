@@ -216,7 +216,7 @@ def test_size_of_the_published_pool():
     spec = ViTSpec(
         width=768, depth=12, num_heads=12, mlp_width=3072, patch_size=16, image_size=224, grid=14
     )
-    config = qkd_jax.override(qkd_jax.Config(), "method=coda_prompt", "max_tasks=10")
+    config = qkd_jax.Config(method="coda_prompt")
     init = jax.eval_shape(
         lambda k: coda_prompt.init(k, Backbone(None, spec), config), jax.random.key(0)
     )

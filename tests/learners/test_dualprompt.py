@@ -149,7 +149,7 @@ def test_keys_learn_to_route_as_well_as_class_means(key):
 )
 def test_published_prompts_have_the_published_shapes(settings, general, task):
     changes = [f"dualprompt.{setting}" for setting in settings]
-    config = qkd_jax.override(qkd_jax.Config(), "method=dualprompt", *changes)
+    config = qkd_jax.override(qkd_jax.Config(method="dualprompt"), *changes)
     backbone = Backbone({}, VIT_B)
     trainable, memory = jax.eval_shape(
         lambda key: dualprompt.init(key, backbone, config), jax.random.key(0)

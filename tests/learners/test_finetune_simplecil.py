@@ -119,7 +119,7 @@ def test_whitened_simplecil_with_one_image_a_class(tiny, whitened):
 
 def test_the_shrinkage_is_a_share():
     with pytest.raises(ConfigError, match=r"shrinkage: expected 0 to 1, found 1\.5"):
-        qkd_jax.override(qkd_jax.Config(), "simplecil.shrinkage=1.5")
+        qkd_jax.override(qkd_jax.Config(method="simplecil"), "simplecil.shrinkage=1.5")
 
 
 def test_simplecil_trains_nothing(tiny, simple):

@@ -92,7 +92,7 @@ def images_of(stored, task):
 @pytest.fixture(scope="module")
 def learned(stored):
     """(the state in each task before its end, the state after it), under the drawn adapters."""
-    config = qkd_jax.override(qkd_jax.Config(), *SETTINGS, *FORM["ease"])
+    config = stored.config(*SETTINGS, *FORM["ease"])
     state, found = qkd_jax.init_state(jax.random.key(0), stored.backbone, config), []
     for task in TASKS:
         state = qkd_jax.begin_task(state, task, num_steps=4)

@@ -71,14 +71,9 @@ def run(name, arrays, source, trainable, memory, *settings):
     spec = SPECS[name]
     weights = {k[8:]: v for k, v in arrays.items() if k.startswith("weights/")}
     backbone = Backbone(assemble(weights, "timm_safetensors", spec, name), spec)
-    shapes = (
-        "num_classes=4",
-        "max_tasks=2",
-        "max_task_classes=2",
-        "backbone.image_size=8",
-        "adapter.bottleneck=2",
-    )
-    config = qkd_jax.override(qkd_jax.Config(), f"method={name}", *shapes, *settings)
+    shapes = qkd_jax.Shapes(num_classes=4, max_tasks=2, max_task_classes=2)
+    config = qkd_jax.Config(method=name, shapes=shapes)
+    config = qkd_jax.override(config, "backbone.image_size=8", *settings)
     state = qkd_jax.init_state(jax.random.key(0), backbone, config)
     rows, bias = arrays[f"{source}/head_rows"], arrays[f"{source}/head_bias"]
     trainable = trainable | {"head": {"rows": rows[2:], "bias": bias[2:]}}

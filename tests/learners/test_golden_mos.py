@@ -57,7 +57,7 @@ def adapter(stored, task):
 def learn(stored, *changes):
     """(state in the third task before its end, the state after it)."""
     arrays = stored.arrays
-    config = qkd_jax.override(qkd_jax.Config(), *SETTINGS, *changes)
+    config = stored.config(*SETTINGS, *changes)
     state = qkd_jax.init_state(jax.random.key(0), stored.backbone, config)
     for task in range(3):
         state = qkd_jax.begin_task(state, Task(task, (2 * task, 2 * task + 1)))

@@ -53,7 +53,7 @@ def learned(stored):
     settings = "backbone.image_size=8 data.augment=false num_classes=6 max_tasks=3"
     settings += " max_task_classes=2 adapter.bottleneck=3 adapter.scale=0.1 adapter.dropout=0.0"
     settings += " adapter.placement=sequential method=mote"
-    config = qkd_jax.override(qkd_jax.Config(), *settings.split())
+    config = stored.config(*settings.split())
     state = qkd_jax.init_state(jax.random.key(0), stored.backbone, config)
     for task in range(3):
         state = qkd_jax.begin_task(state, Task(task, (2 * task, 2 * task + 1)))

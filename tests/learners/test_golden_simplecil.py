@@ -34,8 +34,8 @@ def stored(golden):
 def test_prototypes_and_cosines_of_two_tasks(stored):
     arrays = stored.arrays
     settings = "method=simplecil backbone.image_size=8 data.augment=false num_classes=6"
-    settings += " max_tasks=3 max_task_classes=3 adapter.bottleneck=3"
-    config = qkd_jax.override(qkd_jax.Config(), *settings.split())
+    settings += " max_tasks=3 max_task_classes=3"
+    config = stored.config(*settings.split())
     state = qkd_jax.init_state(jax.random.key(0), stored.backbone, config)
     scale = np.abs(arrays["features"]).max()
     for task in TASKS:

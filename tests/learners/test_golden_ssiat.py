@@ -59,7 +59,7 @@ def learned(stored):
     settings = "backbone.image_size=8 data.augment=false num_classes=4 max_tasks=2"
     settings += " max_task_classes=2 adapter.bottleneck=3 adapter.scale=0.1 adapter.dropout=0.0"
     settings += " alignment.jitter=0.001 alignment.epochs=0 ssiat.margin=0.3 method=ssiat"
-    config = qkd_jax.override(qkd_jax.Config(), *settings.split())
+    config = stored.config(*settings.split())
     state = qkd_jax.init_state(jax.random.key(0), stored.backbone, config)
     first = ended(stored, begun(stored, state, 0, "first"))
     second = begun(stored, first, 1, "second")

@@ -54,7 +54,7 @@ def stored(golden):
 def learned(stored):
     """(state in the third task before its end, the state after it)."""
     arrays, adapters = stored.arrays, stored.adapter("adapter")
-    config = qkd_jax.override(qkd_jax.Config(), *SETTINGS)
+    config = stored.config(*SETTINGS)
     backbone = stored.backbone.replace(params=stack_blocks(stored.backbone.params))
     state = qkd_jax.init_state(jax.random.key(0), backbone, config)
     for task in range(3):

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
 from qkd_jax.engine.checks import check_batch
 from qkd_jax.engine.engine import Engine
@@ -26,6 +25,7 @@ from qkd_jax.learners import inflora
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.lora import free_directions, occupy
 from qkd_jax.runs.loop import Interrupted, run, run_folder
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.settings.sections import TrainConfig
 from qkd_jax.weights.load import load_backbone
 

@@ -68,7 +68,7 @@ def count(config):
 
 def test_published_pools_have_the_published_number_of_parameters():
     """10 (5 + 1) 768 and 20 (5 + 1) 768, as the paper's Table 1 counts them."""
-    config = qkd_jax.override(qkd_jax.Config(), "method=l2p")
+    config = qkd_jax.Config(method="l2p")
     assert count(config) == 46_080
     assert count(qkd_jax.override(config, "l2p.pool=20", "l2p.top_k=4")) == 92_160
 

@@ -4,7 +4,6 @@ Error budget: cosines of 12 numbers times a scale of 5, below 100 eps times 5; l
 of four rows with them likewise: 1e-4 in all.
 """
 
-import dataclasses
 import itertools
 
 import jax
@@ -99,20 +98,24 @@ def test_a_task_of_one_class_teaches_nothing(tiny, probe):
 
 def test_joint_is_finetune_with_all_classes_in_one_task():
     learner = learner_of(qkd_jax.Config(method="joint"))
-    assert learner.all_at_once and not finetune.LEARNER.all_at_once
-    assert learner._replace(name="finetune", all_at_once=False) == finetune.LEARNER
-    config = qkd_jax.override(
-        qkd_jax.Config(method="joint"),
-        *("data.source=synthetic", "data.num_classes=6", "protocol.increment=2"),
-        "backbone.image_size=32",
+    assert learner._replace(name="finetune") == finetune.LEARNER
+    settings = ("data.source=synthetic", "data.num_classes=6", "protocol.increment=2")
+    settings += ("backbone.image_size=32",)
+    joint, apart = (
+        plan(qkd_jax.override(qkd_jax.Config(method=method), *settings))
+        for method in ("joint", "finetune")
     )
-    joint, apart = plan(config), plan(dataclasses.replace(config, method="finetune"))
-    assert len(apart.tasks) == 3 and apart.config.max_task_images * 3 == len(apart.data.train)
+    assert len(apart.tasks) == 3 and apart.config.shapes.max_task_images * 3 == len(
+        apart.data.train
+    )
     assert joint.tasks == (protocol.Task(0, tuple(int(c) for c in joint.order)),)
     np.testing.assert_array_equal(joint.order, apart.order)
-    found = joint.config
+    found = joint.config.shapes
     assert (found.max_tasks, found.max_task_classes, found.num_classes) == (1, 6, 6)
     assert found.max_task_images == len(joint.data.train)
+    ease = qkd_jax.override(qkd_jax.Config(method="ease"), *settings, "protocol.kind=joint")
+    assert plan(ease).tasks == joint.tasks
+    assert plan(qkd_jax.override(joint.config, "protocol.kind=incremental")).tasks == apart.tasks
 
 
 def test_joint_learns_all_classes_at_once(tiny):

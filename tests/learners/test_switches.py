@@ -14,14 +14,19 @@ import pytest
 
 import qkd_jax
 from qkd_jax.engine import verbs
-from qkd_jax.learners.qkd.learner import num_metrics
+from qkd_jax.learners.qkd.gate import GateSettings
+from qkd_jax.learners.qkd.learner import (
+    DistillationSettings,
+    QkdHeadSettings,
+    SparsitySettings,
+    num_metrics,
+)
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import Moving, split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.heads import ClassStatistics
 from qkd_jax.nn.vit import ViTSpec, init_random
-from qkd_jax.settings.config import DistillationConfig, GateConfig, HeadConfig, SparsityConfig
 
 GATE = "gate.kind gate.encoding gate.angle_map gate.states gate.stack gate.score gate.theta_side"
 GATE += " gate.last_axis gate.reupload gate.whiten gate.freeze_after"
@@ -46,10 +51,10 @@ ROWS = [dict(zip(COLUMNS, line.split(), strict=True)) for line in TABLE.split("\
 @pytest.mark.parametrize(
     "section, kind",
     [
-        ("gate", GateConfig),
-        ("head", HeadConfig),
-        ("distillation", DistillationConfig),
-        ("sparsity", SparsityConfig),
+        ("gate", GateSettings),
+        ("head", QkdHeadSettings),
+        ("distillation", DistillationSettings),
+        ("sparsity", SparsitySettings),
     ],
 )
 def test_no_value_is_left_out(section, kind):

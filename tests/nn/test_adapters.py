@@ -20,6 +20,7 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import Inserts, encode
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.settings.config import Config
 
 ERF = np.vectorize(math.erf)
 SPECS = {
@@ -218,7 +219,7 @@ def test_apply_adapter_keeps_dtype(key):
 )
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=r"adapter\."):
-        AdapterSpec(**settings)
+        Config(method="finetune").replace(adapter=AdapterSpec(**settings))
 
 
 def test_first_block_beyond_the_model_is_refused(key):

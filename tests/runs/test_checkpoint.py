@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, byte for byte what was saved; if damaged, the one before it."""
 
-import dataclasses
 import logging
 
 import jax
@@ -12,7 +11,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.runs.checkpoint import KEPT, Checkpoints
-from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.config import Config, Shapes, override
 from qkd_jax.weights.load import load_backbone
 
 # When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
@@ -25,8 +24,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def state():
     """A finetune state in its first task, with numbers in every array."""
-    config = override(Config(method="finetune"), "adapter.bottleneck=2", "backbone.image_size=32")
-    config = dataclasses.replace(config, num_classes=4, max_tasks=2, max_task_classes=2)
+    shapes = Shapes(num_classes=4, max_tasks=2, max_task_classes=2)
+    config = Config(method="finetune", shapes=shapes)
+    config = override(config, "adapter.bottleneck=2", "backbone.image_size=32")
     empty = verbs.init_state(jax.random.key(0), load_backbone("tiny_random"), config)
     state = verbs.begin_task(empty, Task(0, (3, 1)), 10)
     return state.replace(trainable=jax.tree.map(lambda a: a + 0.25, state.trainable))

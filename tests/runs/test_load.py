@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive, reading
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 # When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.

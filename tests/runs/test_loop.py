@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from qkd_jax import predict_with_relevance
-from qkd_jax.cli.commands import load_experiment
 from qkd_jax.data.examples import Split
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
@@ -22,6 +21,7 @@ from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.settings.config import override
+from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -43,7 +43,7 @@ FILES = {
 
 def smoke(method="qkd", *settings):
     config = load_experiment("smoke").get_config(method)
-    return override(config, "train.devices=1", "gate.encoding=angle", *settings)
+    return override(config, "train.devices=1", "gate.encoding=angle", *settings, where_read=True)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_every_json_file_is_well_formed(finished):
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=no_nan)
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert json.loads((folder / "config.json").read_text())["num_classes"] == 6
+    assert json.loads((folder / "config.json").read_text())["shapes"]["num_classes"] == 6
     order = json.loads((folder / "class_order.json").read_text())
     assert sorted(order["order"]) == list(range(6))
     assert [c for task in order["tasks"] for c in task] == order["order"]

@@ -32,9 +32,9 @@ def test_shapes_come_from_the_largest_task():
     )
     planned = plan(config)
     per_class = np.bincount(planned.data.train.labels)
-    assert planned.config.num_classes == 6 and planned.config.max_tasks == 2
-    assert planned.config.max_task_classes == 4
-    assert planned.config.max_task_images == per_class[list(planned.tasks[0].classes)].sum()
+    assert planned.config.shapes.num_classes == 6 and planned.config.shapes.max_tasks == 2
+    assert planned.config.shapes.max_task_classes == 4
+    assert planned.config.shapes.max_task_images == per_class[list(planned.tasks[0].classes)].sum()
 
 
 @pytest.mark.parametrize("later, expected", [(0, [2, 2, 2]), (1, [2, 1, 1])])

@@ -1,26 +1,32 @@
 """Settings: parsing, refusals that help, presets, and the round trip through JSON."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners.qkd.gate import GateSettings
+from qkd_jax.learners.shape import learner_names
 from qkd_jax.settings.config import (
-    PRESETS,
     Config,
-    GateConfig,
+    Shapes,
     TrainConfig,
     apply_preset,
     changeable_settings,
     difference,
+    every_setting,
     from_dict,
     override,
+    readers_of,
     settings,
     to_dict,
 )
+from qkd_jax.settings.methods import presets
 
 
 def value_of(config, path):
@@ -86,6 +92,11 @@ def test_override_applies_in_order_and_leaves_the_rest():
         ("gate.kind=cosin", ["one of quantum", "did you mean cosine"]),
         ("adapter.placement=above", ["one of parallel, sequential"]),
         ("adapter.bottleneck=0", ["adapter.bottleneck", "at least 1"]),
+        ("ease.alpha=1", ["ease.alpha: expected a setting that qkd reads", "found one of ease"]),
+        ("num_classes=3", ["num_classes: expected a setting, found an array shape", "shapes="]),
+        ("shapes.max_tasks=3", ["shapes.max_tasks: expected a setting, found an array shape"]),
+        ("method=ease", ["method: expected in --method NAME"]),
+        ("train.adapter_start=previous", ["'train.adapter_start'; it is called adapter.start"]),
     ],
 )
 def test_override_refuses_with_the_name_and_a_hint(assignment, words):
@@ -93,6 +104,68 @@ def test_override_refuses_with_the_name_and_a_hint(assignment, words):
         override(Config(), assignment)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_only_others_read_is_refused_or_left_out():
+    config = Config(method="ease")
+    with pytest.raises(
+        ConfigError, match=r"gate\.kind: .* ease reads \(.*ease.*\), found one of qkd"
+    ):
+        override(config, "gate.kind=cosine")
+    with pytest.raises(
+        ConfigError, match=r"head\.whiten: .* \(head\.kind, head\.scale\), found one"
+    ):
+        override(config, "head.whiten=true")
+    left = override(config, "gate.kind=x", "head.whiten=true", "head.scale=3", where_read=True)
+    assert difference(config, left) == ["head.scale: 20.0 -> 3.0"]
+    with pytest.raises(ConfigError, match=r"unknown setting 'gate\.kin'"):
+        override(config, "gate.kin=cosine", where_read=True)
+    with pytest.raises(AttributeError, match=r"config\.gate: expected a section that ease reads"):
+        _ = config.gate
+    assert readers_of("gate.kind") == ("qkd",) and readers_of("gate.kin") == ()
+    assert set(readers_of("train.epochs")) == set(learner_names())
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ConfigError, match=r"unknown method 'qdk'; known: aper, .*did you mean qkd"):
+        Config(method="qdk")
+    with pytest.raises(ConfigError, match="make a new Config"):
+        dataclasses.replace(Config(), method="ease")
+
+
+@pytest.mark.parametrize("method", learner_names())
+def test_a_config_is_copied_hashed_and_kept(method):
+    config = override(Config(method=method, shapes=Shapes(max_tasks=3)), "train.epochs=3")
+    for again in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), config.replace()):
+        assert again == config and hash(again) == hash(config)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_joint_is_a_protocol_that_one_method_starts_with():
+    assert Config(method="joint").protocol.kind == "joint"
+    assert Config().protocol.kind == "incremental"
+    apart = override(Config(method="joint"), "protocol.kind=incremental")
+    assert from_dict(to_dict(apart)).protocol.kind == "incremental"
+
+
+def test_files_of_earlier_versions_are_understood():
+    """They had every method's settings, the shapes beside them, and one setting by another name."""
+    now = to_dict(override(Config(shapes=Shapes(5, 3, 2, 9)), "adapter.start=previous"))
+    then = {**now, **now.pop("shapes"), "ease": {"alpha": 0.5, "complement": True}}
+    then["adapter"] = {name: v for name, v in now["adapter"].items() if name != "start"}
+    then["train"] = {**now["train"], "adapter_start": "previous"}
+    del then["shapes"]
+    assert to_dict(from_dict(then)) == to_dict(
+        override(Config(shapes=Shapes(5, 3, 2, 9)), "adapter.start=previous")
+    )
+    ease = from_dict({**then, "method": "ease"})
+    assert ease.ease.alpha == 0.5 and ease.shapes == Shapes(5, 3, 2, 9)
+    assert {name for name, _ in ease.own} == {"adapter", "ease", "head"}
+    assert from_dict({**then, "method": "joint"}).protocol.kind == "incremental"
+    del then["protocol"]
+    assert from_dict({**then, "method": "joint"}).protocol.kind == "joint"
+    with pytest.raises(ConfigError, match=r"unknown setting 'ease\.alfa'"):
+        from_dict({"ease": {"alfa": 1.0}})
 
 
 def test_all_that_cannot_be_read_is_listed_at_once():
@@ -104,8 +177,6 @@ def test_all_that_cannot_be_read_is_listed_at_once():
 
 def test_all_range_problems_are_listed_at_once():
     bad = {
-        "num_classes": 0,
-        "max_tasks": 0,
         "seed": -1,
         "protocol.increment": 0,
         "protocol.base": -1,
@@ -117,6 +188,7 @@ def test_all_range_problems_are_listed_at_once():
         "gate.calibration_steps": -1,
         "gate.calibration_batch": 0,
         "distillation.temperature": -1.0,
+        "fusion.top_k": 0,
         "train.epochs": -1,
         "train.later_epochs": -1,
         "train.batch_size": 0,
@@ -124,25 +196,38 @@ def test_all_range_problems_are_listed_at_once():
         "train.checkpoint_every": 0,
         "train.learning_rate": -0.1,
         "train.devices": -1,
-        # Of single methods.
-        "fusion.top_k": 0,
-        "ranpac.projection_dim": 0,
-        "mos.merge_rate": 1.0,
-        "tuna.scale": 0.0,
-        "alignment.jitter": 0.0,
-        "mote.others": 1.5,
-        "ssiat.kernel_width": 0.0,
-        "coda_prompt.length": 0,
     }
     with pytest.raises(ConfigError) as caught:
         override(Config(), *(f"{key}={value}" for key, value in bad.items()))
     for key in bad:
         assert f"\n  {key}: expected" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"max_tasks: expected at least 1.*\n.*max_task_images"):
+        Config(shapes=Shapes(max_tasks=0, max_task_images=-1))
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "ranpac.projection_dim=0",
+        "mos.merge_rate=1.0",
+        "tuna.scale=0.0",
+        "alignment.jitter=0.0",
+        "mote.others=1.5",
+        "ssiat.kernel_width=0.0",
+        "coda_prompt.length=0",
+    ],
+)
+def test_ranges_of_single_methods(assignment):
+    key = assignment.partition("=")[0]
+    for method in readers_of(key):
+        with pytest.raises(ConfigError, match=f"{key}: expected"):
+            override(Config(method=method), assignment)
 
 
 def test_ranges_include_their_ends_and_nothing_beyond():
-    for good in ("train.epochs=0", "gate.shrinkage=1", "data.validation=0", "mos.merge_rate=0"):
+    for good in ("train.epochs=0", "gate.shrinkage=1", "data.validation=0"):
         override(Config(), good)
+    override(Config(method="mos"), "mos.merge_rate=0")
     for bad, words in (
         ("data.validation=1", "0 (none) to below 1"),
         ("gate.num_qubits=21", "1 to 20"),
@@ -166,9 +251,9 @@ def test_what_may_change_while_a_run_goes_on():
 
 def test_combinations_are_checked():
     with pytest.raises(ConfigError, match="max_task_classes"):
-        override(Config(), "num_classes=4", "max_task_classes=5")
+        Config(shapes=Shapes(num_classes=4, max_task_classes=5))
     with pytest.raises(ConfigError, match=r"l2p\.top_k: expected at most l2p\.pool"):
-        override(Config(), "l2p.top_k=11")
+        override(Config(method="l2p"), "l2p.top_k=11")
 
 
 @pytest.mark.parametrize(
@@ -179,8 +264,10 @@ def test_combinations_are_checked():
         lambda: Config(seed=1.0),
         lambda: Config(train=None),
         lambda: Config(train=TrainConfig(decay_leaves=["kernel"])),
-        lambda: Config(gate=GateConfig(kind=["quantum"])),
-        lambda: Config(gate=GateConfig(reupload=1)),
+        lambda: Config(shapes=None),
+        lambda: Config().replace(gate=GateSettings(kind=["quantum"])),
+        lambda: Config().replace(gate=GateSettings(reupload=1)),
+        lambda: Config().replace(gate=None),
     ],
 )
 def test_ill_typed_values_in_the_constructor(build):
@@ -247,8 +334,9 @@ def configs(draw):
     config = Config(
         experiment=draw(TEXT),
         seed=draw(st.integers(0, 2**32 - 1)),
-        num_classes=draw(st.integers(20, 300)),
-        max_task_classes=draw(st.integers(1, 20)),
+        shapes=Shapes(
+            num_classes=draw(st.integers(20, 300)), max_task_classes=draw(st.integers(1, 20))
+        ),
     )
     train = dataclasses.replace(
         config.train,
@@ -263,7 +351,7 @@ def configs(draw):
         freeze_after=draw(st.integers(-1, 9)),
     )
     data = dataclasses.replace(config.data, path=draw(TEXT), augment=draw(st.booleans()))
-    return dataclasses.replace(config, train=train, gate=gate, data=data)
+    return config.replace(train=train, gate=gate, data=data)
 
 
 @given(configs())
@@ -282,9 +370,11 @@ def test_difference_and_settings_name_every_leaf():
         "train.epochs: 1 -> 2",
     ]
     listed = {path: (value, accepts) for path, value, accepts in settings(new)}
-    assert listed["train.epochs"] == (2, "a whole number")
+    assert listed["train.epochs"] == (2, "a whole number, 0 or more")
     assert listed["gate.kind"][0] == "mlp" and "pqk" in listed["gate.kind"][1]
+    assert listed["train.batch_size"][1] == "a whole number, at least 1"
     assert all(value_of(new, path) == value for path, (value, _) in listed.items())
+    assert set(listed) < every_setting()
 
 
 def test_presets():
@@ -306,5 +396,7 @@ def test_presets():
 def test_unknown_preset_lists_the_known():
     with pytest.raises(ConfigError) as caught:
         apply_preset(Config(), "papr")
-    assert all(name in str(caught.value) for name in PRESETS)
+    assert all(name in str(caught.value) for name in presets())
     assert "did you mean paper" in str(caught.value)
+    with pytest.raises(ConfigError, match="preset paper: expected method qkd, found ease"):
+        apply_preset(Config(method="ease"), "paper")

@@ -9,6 +9,9 @@ Relevance alpha [B, T] comes from the feature under the first task's adapter. Th
                them: k passes more, whatever the tasks
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,6 +22,17 @@ from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.adapters import mixed_adapter
 from qkd_jax.nn.heads import head_logits
 from qkd_jax.nn.whitening import whiten
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """Inference: every adapter's logits mixed by relevance, adapters mixed in every block, or the
+    logits of each image's `top_k` most relevant adapters.
+    """
+
+    kind: Literal["logits", "block_mix", "routed"] = "logits"
+    top_k: int = setting(2, low=1)
 
 
 def gate_inputs(state, vectors):
@@ -37,7 +51,7 @@ def anchors(state):
     """(vectors [A, D], owner [A]): what stands for each learned task in the gate."""
     if state.config.gate.states == "class":
         return gate_inputs(state, state.memory["class_means"]), state.task_of_class
-    return state.memory["task_states"], jnp.arange(state.config.max_tasks)
+    return state.memory["task_states"], jnp.arange(state.config.shapes.max_tasks)
 
 
 def route(state, gate_params, query, open_tasks):
@@ -59,13 +73,13 @@ def logits_in(state, slot, features):
 
 def learned(state):
     """bool [T]: the tasks that have been learned."""
-    return jnp.arange(state.config.max_tasks) <= state.task
+    return jnp.arange(state.config.shapes.max_tasks) <= state.task
 
 
 def score(state, features):
     """z = sum_i alpha_i z^(i) over the learned tasks, from features [B, S, D]."""
     found = route(state, state.trainable["gate"], features[:, 0], learned(state))
-    tasks = jnp.arange(state.config.max_tasks)
+    tasks = jnp.arange(state.config.shapes.max_tasks)
     of_slot = jax.vmap(lambda slot, f: logits_in(state, slot, f), in_axes=(0, 1), out_axes=1)
     fused = jnp.einsum("bt,btc->bc", found.weights, of_slot(tasks, features))
     return mask_unseen(state, fused), found.weights
@@ -81,7 +95,7 @@ def predict(state, inputs):
 
 def routed_logits(state, inputs, weights):
     """sum over each image's k most relevant tasks of alpha_i z^(i), alpha renormalised."""
-    count = min(state.config.fusion.top_k, state.config.max_tasks)
+    count = min(state.config.fusion.top_k, state.config.shapes.max_tasks)
     shares, chosen = lax.top_k(weights, count)
     shares = shares / jnp.sum(shares, axis=1, keepdims=True)
 
@@ -91,7 +105,7 @@ def routed_logits(state, inputs, weights):
         logits = own_logits(state, slots, feature)
         return total + share[:, None] * logits, None
 
-    nothing = jnp.zeros((len(weights), state.config.num_classes))
+    nothing = jnp.zeros((len(weights), state.config.shapes.num_classes))
     return lax.scan(one, nothing, (shares.T, chosen.T))[0]
 
 
@@ -99,14 +113,14 @@ def own_logits(state, slots, features):
     """[B, C] of features [B, D], each read in its own slot [B]."""
     if len(state.memory["rows"]) == 1:  # all slots read the same
         return logits_in(state, 0, features)
-    if len(slots) < state.config.max_tasks:  # reads only the heads that are asked for
+    if len(slots) < state.config.shapes.max_tasks:  # reads only the heads that are asked for
         return jax.vmap(lambda slot, f: logits_in(state, slot, f[None])[0])(slots, features)
 
     def keep(slot, logits):
         mine = (slots == slot)[:, None]
         return jnp.where(mine, logits_in(state, slot, features), logits)
 
-    nothing = jnp.zeros((len(slots), state.config.num_classes))
+    nothing = jnp.zeros((len(slots), state.config.shapes.num_classes))
     return lax.fori_loop(0, state.task + 1, keep, nothing)
 
 

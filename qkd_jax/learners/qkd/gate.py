@@ -6,7 +6,8 @@ task's anchors, and takes a softmax over the tasks that are open. The answer for
 depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,42 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.nn.fit import fit
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.losses import MASKED
-from qkd_jax.settings.config import GateConfig
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Relevance of each learned task to an image: which gate, on which states, with which score."""
+
+    kind: Literal["quantum", "pqk", "cosine", "mlp", "attention", "uniform"] = "quantum"
+    num_qubits: int = setting(10, low=1, high=20)
+    num_layers: int = setting(2, low=1)
+    reupload: bool = True
+    theta_scale: float = setting(0.1, low=0)  # theta ~ U[0, scale); the paper's start is U[0, 2 pi)
+    theta_side: Literal["both", "query"] = "both"
+    last_axis: Literal["y", "x", "z"] = "y"
+    encoding: Literal["angle", "amplitude"] = "amplitude"
+    angle_map: Literal["linear", "separate", "first_q", "pool"] = "linear"
+    angle_range: float = setting(3.141592653589793, above=0)  # angles lie in (-range, range)
+    # What stands for a task: its adapter's SVD, its class means, or a vector that the gate learns.
+    states: Literal["weights", "class", "learned"] = "class"
+    stack: Literal["weights", "delta", "product"] = "weights"
+    rank: int = setting(12, low=1)
+    score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
+    temperature: float = setting(0.3, above=0)
+    kernel_width: float = setting(1.0, above=0)  # gamma of the projected quantum kernel
+    # Routing steps on pseudo-features when a task ends; 0 = never taught.
+    calibration_steps: int = setting(200, low=0, zero="never taught")
+    calibration_batch: int = setting(128, low=1)
+    calibration_rate: float = setting(0.01, low=0)
+    # Unseen images lie further out than the stored covariance says.
+    calibration_noise: float = setting(2.0, low=0)
+    whiten: bool = True  # compare in the metric of the stored within-class covariance
+    # Task index after which training no longer moves the gate; -1 = never.
+    freeze_after: int = setting(-1, low=-1)
+    # Share of the isotropic part in the stored covariance.
+    shrinkage: float = setting(0.6, low=0, high=1)
+
 
 # Fidelities of unrelated angles fall like prod cos^2: below this they carry no evidence in float32.
 FIDELITY_FLOOR = 1e-6
@@ -33,7 +69,7 @@ class Relevance(NamedTuple):
     scores: jax.Array
 
 
-def feature_map(config: GateConfig) -> quantum.FeatureMap:
+def feature_map(config: GateSettings) -> quantum.FeatureMap:
     """The circuit of the gate."""
     return quantum.FeatureMap(
         num_qubits=config.num_qubits,
@@ -43,7 +79,7 @@ def feature_map(config: GateConfig) -> quantum.FeatureMap:
     )
 
 
-def drawing(config: GateConfig) -> str:
+def drawing(config: GateSettings) -> str:
     """The gate's circuit as text; empty for classical gates.
 
     Amplitude states have no gates of their own: the drawing shows how their fidelity is measured,
@@ -57,7 +93,7 @@ def drawing(config: GateConfig) -> str:
     return "".join(f"{wire}: ─|ψ(h)⟩{end}\n" for wire in range(config.num_qubits))
 
 
-def init_gate(key: jax.Array, config: GateConfig, width: int, max_tasks: int) -> dict:
+def init_gate(key: jax.Array, config: GateSettings, width: int, max_tasks: int) -> dict:
     """Parameters of a gate over features of `width`, as a dict of arrays.
 
     The classical gates get about as many parameters as the quantum one's map D -> q and its angles
@@ -96,7 +132,7 @@ def init_gate(key: jax.Array, config: GateConfig, width: int, max_tasks: int) ->
     return params
 
 
-def _check_width(config: GateConfig, width: int) -> None:
+def _check_width(config: GateSettings, width: int) -> None:
     qubits, found = config.num_qubits, f"gate.num_qubits={config.num_qubits}"
     if config.kind not in ("quantum", "pqk", "cosine"):
         return
@@ -119,7 +155,7 @@ def num_parameters(params: dict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(leaves))
 
 
-def angles(params: dict, config: GateConfig, vectors: jax.Array, side: str) -> jax.Array:
+def angles(params: dict, config: GateSettings, vectors: jax.Array, side: str) -> jax.Array:
     """Eq. 5: vectors [..., D] -> q angles in (-range, range), radians.
 
     The input is sqrt(D) * unit vector: with unit length the angles would all be near 0 and every
@@ -140,7 +176,7 @@ def angles(params: dict, config: GateConfig, vectors: jax.Array, side: str) -> j
 
 
 def similarity(
-    params: dict, config: GateConfig, query: jax.Array, anchors: jax.Array
+    params: dict, config: GateSettings, query: jax.Array, anchors: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(evidence, p), both [B, A], of query [B, D] with anchors [A, D].
 
@@ -170,7 +206,7 @@ def similarity(
     return evidence, jax.nn.sigmoid(evidence)
 
 
-def _overlap(params: dict, config: GateConfig, query: jax.Array, anchors: jax.Array) -> jax.Array:
+def _overlap(params: dict, config: GateSettings, query: jax.Array, anchors: jax.Array) -> jax.Array:
     """Fidelity, projected kernel or cosine of every query with every anchor: [B, A]."""
     if config.encoding == "amplitude":
         if config.kind == "cosine":
@@ -194,14 +230,14 @@ def _overlap(params: dict, config: GateConfig, query: jax.Array, anchors: jax.Ar
     )
 
 
-def _projected(psi: jax.Array, phi: jax.Array, config: GateConfig) -> jax.Array:
+def _projected(psi: jax.Array, phi: jax.Array, config: GateSettings) -> jax.Array:
     bloch = jax.vmap(quantum.bloch_vectors)
     return quantum.projected_kernel(bloch(psi), bloch(phi), config.kernel_width)
 
 
 def relevance(
     params: dict,
-    config: GateConfig,
+    config: GateSettings,
     query: jax.Array,
     anchors: jax.Array,
     owner: jax.Array,
@@ -237,7 +273,7 @@ def relevance(
     return Relevance(jnp.where(open_tasks[None, :], weights, 0.0), log_weights, scores)
 
 
-def task_embedding(adapter: dict, start: dict, config: GateConfig) -> jax.Array:
+def task_embedding(adapter: dict, start: dict, config: GateSettings) -> jax.Array:
     """Eq. 3-4: the state s~ [D] of a task from its adapter's weights, by truncated SVD.
 
     S = [down_1, ..., down_L, up_1^T, ..., up_L^T] in R^{D x 2LR}; S^(12) = its best rank-12
@@ -269,7 +305,7 @@ def task_embedding(adapter: dict, start: dict, config: GateConfig) -> jax.Array:
 def calibrate(
     key: jax.Array,
     params: dict,
-    config: GateConfig,
+    config: GateSettings,
     class_means: jax.Array,
     task_of_class: jax.Array,
     factor: jax.Array,

@@ -6,12 +6,23 @@ old adapters as teachers of the new one; at test it mixes the logits of all adap
 given. What the paper leaves open is a setting; the preset `paper` holds the literal choices.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.learners.qkd import gate
-from qkd_jax.learners.qkd.fusion import anchors, gate_inputs, metric_of, predict, route, score
+from qkd_jax.learners.qkd.fusion import (
+    FusionSettings,
+    anchors,
+    gate_inputs,
+    metric_of,
+    predict,
+    route,
+    score,
+)
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
 from qkd_jax.learners.task_adapters import (
@@ -25,7 +36,8 @@ from qkd_jax.learners.task_adapters import (
     store_adapter,
     store_rows,
 )
-from qkd_jax.learners.task_heads import new_head, next_head
+from qkd_jax.learners.task_heads import HeadSettings, new_head, next_head
+from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import (
     class_means,
     empty_statistics,
@@ -42,6 +54,69 @@ from qkd_jax.nn.losses import (
     sparsity,
 )
 from qkd_jax.nn.whitening import identity_metric, learned_metric, shrunk_factor, whiten
+from qkd_jax.settings.ranges import setting
+
+
+@dataclass(frozen=True)
+class QkdAdapterSpec(AdapterSpec):
+    """Adapters, and where those of a new task start."""
+
+    start: Literal["random", "previous"] = "random"
+
+
+@dataclass(frozen=True)
+class QkdHeadSettings(HeadSettings):
+    """The classifier over a feature.
+
+    `prototypes`: what becomes of the rows of a task's classes when the task ends. `none` keeps the
+    trained rows; `own` puts the class means under the task's own adapter in their place; `all`
+    keeps one row for each (adapter, class): the class mean under every adapter known when the class
+    is learned, and its own adapter's for later ones; `drift` moves the latter by how much similar
+    classes moved.
+    """
+
+    prototypes: Literal["none", "own", "all", "drift"] = "drift"
+    whiten: bool = True  # at test, compare in the metric of the stored within-class covariance
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """Task-interaction knowledge distillation (TIKD, Eq. 13)."""
+
+    weight: float = 1.0
+    columns: Literal["seen", "all", "own"] = "seen"
+    temperature: float = setting(1.0, above=0)
+    target: Literal["logits", "features"] = "logits"
+
+
+@dataclass(frozen=True)
+class SparsitySettings:
+    """L1 sparsity of the relevance (Eq. 11). `l1_softmax` is literal and constant: a softmax
+    sums to 1.
+    """
+
+    kind: Literal["l1_softmax", "l1_scores", "entropy"] = "entropy"
+    weight: float = 0.05
+
+
+PRESETS = {
+    "qkd": (),  # the default: what we judge to work
+    # Every literal choice of the paper: fidelity scores at temperature 1, a gate that is never
+    # taught, the constant L1.
+    "paper": (
+        "gate.encoding=angle",
+        "gate.num_qubits=9",
+        "gate.whiten=false",
+        "head.whiten=false",
+        "gate.theta_scale=6.283185307179586",
+        "gate.states=weights",
+        "gate.score=fidelity",
+        "gate.temperature=1.0",
+        "gate.calibration_steps=0",
+        "sparsity.kind=l1_softmax",
+        "head.prototypes=own",
+    ),
+}
 
 # Weights of the drift of similar classes: exp(20 cos), nearly the mean over all that a slot has
 # seen.
@@ -50,7 +125,7 @@ DRIFT_SHARPNESS = 20.0
 
 def num_row_slots(config):
     """For how many slots classes have rows: for each, or one set for all."""
-    return config.max_tasks if config.head.prototypes in ("all", "drift") else 1
+    return config.shapes.max_tasks if config.head.prototypes in ("all", "drift") else 1
 
 
 def num_metrics(config):
@@ -64,16 +139,18 @@ def init(key, backbone, config):
     trainable = {
         "adapter": adapter,
         "head": new_head(jax.random.fold_in(key, 1), backbone, config),
-        "gate": gate.init_gate(jax.random.fold_in(key, 2), config.gate, width, config.max_tasks),
+        "gate": gate.init_gate(
+            jax.random.fold_in(key, 2), config.gate, width, config.shapes.max_tasks
+        ),
     }
     slots, metric_slots = num_row_slots(config), num_metrics(config)
     identity = identity_metric(width)
     memory = {
         "adapters": empty_adapters(backbone, config),
         "start": adapter,
-        "rows": jnp.zeros((slots, config.num_classes, width)),
-        "task_states": jnp.zeros((config.max_tasks, width)),
-        "class_means": jnp.zeros((config.num_classes, width)),
+        "rows": jnp.zeros((slots, config.shapes.num_classes, width)),
+        "task_states": jnp.zeros((config.shapes.max_tasks, width)),
+        "class_means": jnp.zeros((config.shapes.num_classes, width)),
         "scatter": jnp.zeros((metric_slots, width, width)),
         "count": jnp.zeros(metric_slots),
         "metrics": jax.tree.map(lambda a: jnp.stack([a] * metric_slots), identity),
@@ -86,7 +163,7 @@ def init(key, backbone, config):
 def begin(state, key):
     key_adapter, key_head = jax.random.split(key)
     adapter = new_adapter(key_adapter, state.backbone, state.config)
-    if state.config.train.adapter_start == "previous":
+    if state.config.adapter.start == "previous":
         follow = state.task > 0
         previous = adapter_of(state, jnp.maximum(state.task - 1, 0))
         adapter = jax.tree.map(lambda new, old: jnp.where(follow, old, new), adapter, previous)
@@ -109,7 +186,7 @@ def teacher_features(state, inputs, batch):
     """[B, T, D] features of the old adapters: brought by the batch, or computed."""
     if "features" in batch:
         return lax.stop_gradient(batch["features"])
-    shape = (num_inputs(inputs), state.config.max_tasks, state.backbone.spec.width)
+    shape = (num_inputs(inputs), state.config.shapes.max_tasks, state.backbone.spec.width)
 
     def fill(slot, features):
         return features.at[:, slot].set(encode_with(state, adapter_of(state, slot), inputs))
@@ -127,7 +204,7 @@ def loss(trainable, state, inputs, batch, context):
     ce = cross_entropy(logits, labels, valid)
 
     teachers = teacher_features(state, inputs, batch)
-    tasks = jnp.arange(config.max_tasks)
+    tasks = jnp.arange(config.shapes.max_tasks)
     gate_params = _still_learning(state, trainable["gate"])
     found = route(state, gate_params, teachers[:, 0], tasks < state.task)
     if config.distillation.target == "features":
@@ -165,8 +242,10 @@ def _distil_logits(state, trainable, feature, teachers, weights):
     teacher_logits = slot_logits(state, teachers, rows, scale)
     own_rows = rows[jnp.minimum(state.task, rows.shape[0] - 1)]
     student_logits = head_logits(feature, own_rows, scale, config.head.kind)
-    owner, tasks = state.task_of_class, jnp.arange(config.max_tasks)
-    columns = jnp.broadcast_to(old_classes(state), (config.max_tasks, config.num_classes))
+    owner, tasks = state.task_of_class, jnp.arange(config.shapes.max_tasks)
+    columns = jnp.broadcast_to(
+        old_classes(state), (config.shapes.max_tasks, config.shapes.num_classes)
+    )
     if config.distillation.columns == "own":
         columns = owner[None, :] == tasks[:, None]
     if config.distillation.columns == "all":
@@ -191,7 +270,7 @@ def freeze(state):
 
 def statistics(config, num_slots, width):
     """Second moments too, for the metrics."""
-    classes = config.max_task_classes
+    classes = config.shapes.max_task_classes
     return empty_statistics(num_slots, classes, width, num_metrics(config))
 
 
@@ -261,7 +340,7 @@ def _taught_gate(state, key):
         state.task_of_class,
         factor,
         *anchors(state),
-        config.max_tasks,
+        config.shapes.max_tasks,
     )
     if config.gate.freeze_after < 0:
         return taught
@@ -295,5 +374,12 @@ LEARNER = register(
         first_block=first_adapter_block,
         describe=describe,
         end_rate="gate.calibration_rate",
-    )
+    ),
+    presets=PRESETS,
+    adapter=QkdAdapterSpec,
+    head=QkdHeadSettings,
+    gate=gate.GateSettings,
+    distillation=DistillationSettings,
+    sparsity=SparsitySettings,
+    fusion=FusionSettings,
 )

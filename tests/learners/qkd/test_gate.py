@@ -15,7 +15,7 @@ import pytest
 from qkd_jax import quantum
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.qkd import gate
-from qkd_jax.settings.config import GateConfig
+from qkd_jax.settings.config import GateSettings
 
 BUDGET, EXACT = 2e-4, 2e-5
 WIDTH, TASKS, QUBITS = 12, 4, 3
@@ -44,7 +44,7 @@ def settings(**changes):
         calibration_batch=16,
         calibration_rate=0.05,
     )
-    return GateConfig(**(fixed | changes))
+    return GateSettings(**(fixed | changes))
 
 
 def draw(*shape, seed=0):

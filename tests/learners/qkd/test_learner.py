@@ -37,7 +37,7 @@ METHOD = (
     "distillation.target=logits",
     "sparsity.kind=entropy",
     "fusion.kind=logits",
-    "train.adapter_start=random",
+    "adapter.start=random",
 )
 KEYS = {
     "loss",
@@ -405,7 +405,7 @@ def test_tokens_path_equals_the_image_path(tiny, history):
     adapter = jax.tree.map(lambda a: a[1:], history[2].trained.trainable["adapter"])
     trainable = {**state.trainable, "adapter": adapter}
     state = state.replace(
-        config=dataclasses.replace(state.config, adapter=spec),
+        config=state.config.replace(adapter=spec),
         memory={**state.memory, "adapters": memory},
         trainable=trainable,
         opt_state=optimiser(state.config.train).init(trainable),
