@@ -23,6 +23,7 @@ from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
+
 def settings_of(method):
     more = ("head.scale=10.0",) if method == "ease" else ()
     return ("train.epochs=2", "train.checkpoint_every=2", *more)
@@ -44,7 +45,11 @@ def start_hosts(method, out, compiled, num_hosts=2):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "qkd_jax", "run", "smoke", "--method", method]
-    command += [f"--set={setting}" for setting in settings_of(method)] + ["--out", str(out), "--bare"]
+    command += [f"--set={setting}" for setting in settings_of(method)] + [
+        "--out",
+        str(out),
+        "--bare",
+    ]
     command += [f"--coordinator=127.0.0.1:{port}", f"--num-hosts={num_hosts}"]
     return [
         subprocess.Popen(
