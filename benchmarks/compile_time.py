@@ -30,6 +30,7 @@ from benchmarks.transformer import (
 from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.backbone import Backbone, stack_blocks
+from qkd_jax.nn.inputs import Raw
 
 
 def compile_seconds(make, *arguments) -> float:
@@ -56,7 +57,8 @@ def rows(size: int, batch: int, pairs: int, spec_of=vit_b16) -> Iterator[Row]:
     compiled = {}
     for name, model in forms.items():
         held, moving = split(step_state(model))
-        given = {"image": on_device[0], "label": on_device[1]}
+        given = {"inputs": Raw({"image": on_device[0]}), "label": on_device[1]}
+        given["mask"] = jnp.ones(len(labels), bool)
         ours = (held, moving, given)
         times = [
             (

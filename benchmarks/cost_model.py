@@ -18,6 +18,7 @@ from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, param_shapes
 
 
@@ -76,11 +77,13 @@ def counted_by_xla(spec: ViTSpec, batch: int) -> tuple[float, float]:
     shape = (batch, spec.image_size, spec.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    forward = jax.jit(lambda p, x: encode(p, spec, x)).lower(params, images).cost_analysis()
+    raw, mask = Raw({"image": images}), jax.ShapeDtypeStruct((batch,), jnp.bool)
+    forward = jax.jit(lambda p, x: encode(Backbone(p, spec), x)).lower(params, raw).cost_analysis()
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), params)
     held, moving = split(step_state(Backbone(zeros, spec)))
     step = jax.jit(lambda h, m, b: device_step(h, m, b))
-    step = step.lower(held, moving, {"image": images, "label": labels}).cost_analysis()
+    given = {"inputs": raw, "label": labels, "mask": mask}
+    step = step.lower(held, moving, given).cost_analysis()
     return forward["flops"] / batch, step["flops"] / batch
 
 

@@ -20,6 +20,7 @@ from benchmarks.floors import BOTTLENECK, adapted_forward, block_flops, matmul_r
 from benchmarks.pairs import Row, check, compare, median_seconds, table
 from benchmarks.transformer import vit_b16
 from qkd_jax.engine import verbs
+from qkd_jax.learners import passes
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
@@ -92,7 +93,8 @@ def memory_rows(state: LearnerState, images: jax.Array, name: str) -> Iterator[R
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     mib = 1024.0**2
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.backbone, state.memory))) / mib
-    ours = temporary_bytes(verbs._extract_slots, state, images, empty, slots, jnp.int32(num_slots))
+    arguments = (Raw({"image": images}), empty, slots, jnp.int32(num_slots))
+    ours = temporary_bytes(jax.jit(passes.extract), state, *arguments)
     peer = temporary_bytes(one_pass, state, images, jnp.int32(0))
     ours, peer = ours / mib, peer / mib
     for what, kept in (("memory", held), ("temporary memory alone", 0.0)):

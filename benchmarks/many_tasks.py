@@ -75,7 +75,7 @@ def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
 def rows(num_tasks: int, classes: int) -> Iterator[Row]:
     found = measure(num_tasks, classes)
     tenth = max(1, num_tasks // 10)
-    programs = verbs._train._cache_size()
+    programs = verbs.one_device().compilations
     named = (
         ("step", "a step, teachers' features kept", 1e3, "ms", round(1 / 1.1, 2)),
         ("evaluation", "an answer, routed to two adapters", 1e3, "ms", round(1 / 1.1, 2)),

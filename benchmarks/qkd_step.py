@@ -20,6 +20,7 @@ from benchmarks.transformer import examples, our_step, vit_b16
 from qkd_jax.engine import verbs
 from qkd_jax.learners.qkd.fusion import route
 from qkd_jax.learners.state import LearnerState, split
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol.tasks import Task
 
@@ -55,14 +56,15 @@ def qkd_step(state: LearnerState, images: np.ndarray, labels: np.ndarray) -> Cal
         (len(images), NUM_TASKS, state.backbone.spec.width), np.float32
     )
     batch = {
-        "image": jnp.asarray(images),
+        "inputs": Raw({"image": jnp.asarray(images)}),
+        "mask": jnp.ones(len(images), bool),
         "label": jnp.asarray(labels + (NUM_TASKS - 1) * CLASSES_A_TASK),
         "features": jnp.asarray(teachers),
     }
     holder = [moving]
 
     def call():
-        holder[0], metrics = verbs._train(held, holder[0], batch)
+        holder[0], metrics = verbs.one_device().step(held, holder[0], batch)
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
             raise AssertionError(f"loss became {loss}")

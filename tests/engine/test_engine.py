@@ -235,7 +235,8 @@ def test_features_and_stems_are_equal_on_eight_devices(backbone):
     config = settings("ease", 3, "adapter.first_block=1")
     state = third_task(backbone, config)
     inputs = batch_of(0, 0)["inputs"]
-    engines = one, eight = engine_on(1), engine_on(8)
+    eight = engine_on(8)
+    engines = engine_on(1), eight
     a, b = (np.asarray(e.features(e.place(state), inputs, (0, 1))) for e in engines)
     assert a.shape == (BATCH, 3, backbone.spec.width)
     # Features of order 1: the same float32 sums in smaller matrices.

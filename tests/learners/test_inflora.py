@@ -23,8 +23,10 @@ from qkd_jax.engine.engine import Engine
 from qkd_jax.engine.sharding import engine_of
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import inflora
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.lora import free_directions, occupy
 from qkd_jax.runs.loop import Interrupted, run, run_folder
+from qkd_jax.settings.sections import TrainConfig
 from qkd_jax.weights.load import load_backbone
 
 BUDGET, SUBSPACE_BUDGET = 1e-5, 1e-4
@@ -252,7 +254,10 @@ def test_a_survey_leaves_padding_out_on_one_and_on_eight_devices(tiny, history):
     scale = np.abs(alone["moments"]).max()
     for devices in (1, 8):
         engine = engine_of(TrainConfig(devices=devices))
-        halves = [{"image": padded[h], "mask": mask[h]} for h in (slice(0, 8), slice(8, 16))]
+        halves = [
+            {"inputs": Raw({"image": padded[h]}), "mask": mask[h]}
+            for h in (slice(0, 8), slice(8, 16))
+        ]
         found = engine.survey(engine.place(state), halves)
         np.testing.assert_allclose(found["moments"], alone["moments"], atol=BUDGET * scale)
         assert float(found["tokens"]) == 11 * 5
