@@ -6,6 +6,7 @@ next to what was measured, and losing rows stay.
 """
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -35,7 +36,7 @@ class Row(NamedTuple):
       name: what is done, with its sizes.
       ours, peer: medians, in `unit`; less is better.
       peer_name: who the peer is, and whether compiled or eager.
-      ratio: median of peer / ours over the pairs.
+      ratio: median of peer / ours over the pairs; NaN where the peer could not be measured.
       goal: the ratio that was aimed at; 0 where there is none.
       note: how the numbers came to be, where that is not plain timing.
     """
@@ -130,6 +131,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         goal = f"{row.goal:g}" if row.goal else "–"
         missed = " **missed**" if row.goal and row.ratio < row.goal else ""
+        if math.isnan(row.ratio):  # the note says why
+            missed = " **not measured**"
         note = f" ({row.note})" if row.note else ""
         lines.append(
             f"| {row.name} | {row.ours:.3g} {row.unit} | {row.peer:.3g} {row.unit} | "

@@ -11,11 +11,13 @@ makes some steps, over that between steps.
 
 import argparse
 import ctypes
+import math
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,17 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.floors import BOTTLENECK, adapted_forward, backward, forward_flops, matmul_rate
-from benchmarks.pairs import Row, check, compare, table
+from benchmarks.pairs import Row, check, compare, median_seconds, table
 from qkd_jax.engine import verbs
 from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, init_random
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config, Shapes, override
 
 CLASSES = 10
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
+COMPILED = "PyTorch, SDPA, torch.compile"
 
 
 def vit_b16(size: int) -> ViTSpec:
@@ -65,18 +69,25 @@ def step_state(backbone: Backbone) -> LearnerState:
 def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """One step after the other."""
     held, moving = split(step_state(backbone))
-    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+    batch = {
+        "inputs": Raw({"image": jnp.asarray(images)}),
+        "mask": jnp.ones(len(images), bool),
+        "label": jnp.asarray(labels),
+    }
     holder = [moving]
 
     def call():
-        holder[0], metrics = verbs._train(held, holder[0], batch)
+        holder[0], metrics = verbs.one_device().step(held, holder[0], batch)
         return float(metrics["loss"])
 
     call.trainable = jax.device_get(moving.trainable)
     return call
 
 
-def torch_step(backbone, images, labels, trainable) -> Callable[[], object]:
+def torch_step(
+    backbone, images, labels, trainable, prepare=lambda model: model
+) -> Callable[[], object]:
+    """`prepare`: what becomes of the model before its first step, such as `torch.compile`."""
     import torch
     from torch.nn import functional
 
@@ -92,6 +103,7 @@ def torch_step(backbone, images, labels, trainable) -> Callable[[], object]:
     optimiser = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     targets = torch.from_numpy(labels).long()
+    model = prepare(model)
 
     def call():
         optimiser.zero_grad(set_to_none=True)
@@ -124,11 +136,11 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
         peer = Transformer(spec)
         copy_weights(peer, backbone.params)
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        encoded = jax.jit(partial(encode, spec=spec))
-        on_device = jnp.asarray(images)
+        encoded = jax.jit(lambda backbone, inputs: encode(backbone, inputs)[:, 0])
+        on_device = Raw({"image": jnp.asarray(images)})
 
-        def ours(backbone=backbone, images=on_device, encoded=encoded):
-            return jax.block_until_ready(encoded(backbone.params, images=images))
+        def ours(backbone=backbone, inputs=on_device, encoded=encoded):
+            return jax.block_until_ready(encoded(backbone, inputs))
 
         def theirs(peer=peer, pixels=pixels):
             with torch.no_grad():
@@ -150,6 +162,7 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
         yield row._replace(note=note)
         yield compare(name, ours, theirs_for_the_class, "PyTorch, SDPA, class token alone too",
                       0.0, pairs=pairs)  # fmt: skip
+        yield beside_compiled(name, ours, compiled_forward(peer, pixels), pairs)
 
         mine = our_step(backbone, images, labels)
         step = torch_step(backbone, images, labels, mine.trainable)
@@ -160,12 +173,33 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
         rate = batch * (adapted_forward(spec) + backward(spec)) / (row.ours / 1e3)
         note = f"ours {rate / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {100 * rate / peak:.0f} %"
         yield row._replace(note=note)
-        memory, first = zip(
-            *(peak_over_weights(side, size, batch) for side in ("ours", "torch")), strict=True
+        # Both from the same start again, so that each of the losses is compared.
+        yield beside_compiled(
+            f"step of adapters and head, {size} px, batch {batch}",
+            our_step(backbone, images, labels),
+            torch_step(backbone, images, labels, mine.trainable, torch.compile),
+            pairs,
         )
+        with tempfile.TemporaryDirectory() as programs:
+            sides = ("ours", "torch", "ours")
+            found = [peak_over_weights(side, size, batch, programs) for side in sides]
+        (memory, first), peer, (_, second) = found
         for name, found, note in (
-            ("memory of that step", memory, "largest resident size over that between steps"),
-            ("memory of the first step", first, "over that before it; ours compiles in it"),
+            (
+                "memory of that step",
+                (memory, peer[0]),
+                "largest resident size over that between steps",
+            ),
+            (
+                "memory of the first step",
+                (first, peer[1]),
+                "over that before it; ours compiles in it",
+            ),
+            (
+                "memory of the first step, second run",
+                (second, peer[1]),
+                "over that before it; ours loads the program that the first run kept",
+            ),
         ):
             yield Row(
                 f"{name}, {size} px, batch {batch}",
@@ -178,11 +212,50 @@ def rows(sizes: tuple[int, ...], batch: int, pairs: int, spec_of=vit_b16) -> Ite
             )
 
 
-def peak_over_weights(side: str, size: int, batch: int) -> tuple[float, float]:
-    """`measure_memory` in a process of its own."""
+def compiled_forward(model, pixels) -> Callable[[], object]:
+    import torch
+
+    compiled = torch.compile(model)
+
+    def call():
+        with torch.no_grad():
+            return compiled(pixels).numpy()
+
+    return call
+
+
+def beside_compiled(
+    name: str, ours: Callable[[], object], theirs: Callable[[], object], pairs: int
+) -> Row:
+    """The row beside `torch.compile`, after three calls of each that give the same.
+
+    Where it cannot compile, as without a C++ compiler, the row says so and has no ratio.
+    """
+    import torch
+
+    torch._dynamo.reset()  # another size is not recompiled as a dynamic one, but for itself
+    began = time.perf_counter()
+    try:
+        first = theirs()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        note = f"it could not compile: {type(error).__name__}: {reason[:200]}"
+        mine = 1e3 * median_seconds(ours, pairs)
+        return Row(name, mine, math.nan, COMPILED, "ms", math.nan, 1.0, note)
+    took = time.perf_counter() - began
+    for expected in (first, theirs(), theirs()):
+        check(name, np.asarray(ours(), np.float64), np.asarray(expected, np.float64))
+    note = f"its first call, which compiles, took {took:.0f} s and is not counted"
+    return compare(name, ours, theirs, COMPILED, 1.0, pairs=pairs, warm=True, note=note)
+
+
+def peak_over_weights(side: str, size: int, batch: int, programs: str) -> tuple[float, float]:
+    """`measure_memory` in a process of its own, which keeps compiled programs in a folder."""
     command = [sys.executable, "-m", "benchmarks.transformer", "--measure-memory", side]
     command += ["--sizes", str(size), "--batch", str(batch)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": programs}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    printed = done.stdout
     steps, first = map(float, printed.split())
     return steps, first
 

@@ -14,8 +14,10 @@ CPU_FACTS = Path("/proc/cpuinfo")  # Linux
 def keep_compiled_programs() -> None:
     """Later processes load what this one compiles, from `compiled/` beside the fetched weights.
 
-    Another folder that jax was told (`JAX_COMPILATION_CACHE_DIR`) stays. Programs for one CPU may
-    not run on another, so every kind of CPU has its own.
+    Small programs too: a run starts with some forty of them, and loading one takes a tenth of the
+    time that compiling it takes. Another folder that jax was told (`JAX_COMPILATION_CACHE_DIR`)
+    stays, with jax's own limits. Programs for one CPU may not run on another, so every kind of CPU
+    has its own.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -24,3 +26,4 @@ def keep_compiled_programs() -> None:
         flags = [line for line in CPU_FACTS.read_text().splitlines() if line.startswith("flags")]
         kind += "-" + hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / kind))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -53,9 +53,9 @@ class Engine:
         self._predict = self._build_here(passes.predict, (None, 0), 0)
         # What happens once for each task, all devices would only repeat (`alone`).
         self._scan = jax.jit(self._scanned_steps, donate_argnums=1)
-        self._begin, self._freeze = jax.jit(passes.begin), jax.jit(passes.freeze)
-        self._before, self._after = jax.jit(passes.before), jax.jit(passes.after)
-        self._accumulate, self._finish = jax.jit(passes.accumulate), jax.jit(passes.finish)
+        self._begin, self._freeze = _changing(passes.begin), _changing(passes.freeze)
+        self._before, self._after = _changing(passes.before), _changing(passes.after)
+        self._accumulate, self._finish = jax.jit(passes.accumulate), _changing(passes.finish)
         self._score = jax.jit(passes.score)
 
     def padded(self, batch_size: int) -> int:
@@ -302,6 +302,14 @@ def local_devices(count: int) -> list[jax.Device]:
             f"devices of this process, found {count}"
         )
     return available[: count or len(available)]
+
+
+def _changing(function: Callable) -> Callable:
+    """`function`, a state to the next one, compiled; the frozen arrays stay the same arrays. As
+    results of a program they would be copied: all weights, several times for each task.
+    """
+    compiled = jax.jit(lambda state, *rest: function(state, *rest).replace(frozen=None))
+    return lambda state, *rest: compiled(state, *rest).replace(frozen=state.frozen)
 
 
 def _split_rows(parts: int, array: Any) -> Any:

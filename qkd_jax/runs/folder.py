@@ -352,8 +352,8 @@ class Writer:
             save_arrays(path, arrays)
 
     def log(self, name: str) -> TextIO:
-        """A file open for more lines."""
-        return open(self.folder / name if self.writes else os.devnull, "a")
+        """A file open for more lines, each of which is there at once."""
+        return open(self.folder / name if self.writes else os.devnull, "a", buffering=1)
 
     def trim_log(self, name: str, task: int, step: int) -> None:
         if self.writes:
