@@ -253,7 +253,6 @@ LEARNER = register(
         slots=Slots(score=lambda task: range(task + 1), finish=lambda task: sorted({0, task})),
         sums=Sums(statistics, accumulate),
         first_block=first_adapter_block,
-        end_rate="alignment.learning_rate",
         project=project,
     ),
     adapter=AdapterSpec,

@@ -111,7 +111,6 @@ class Learner(NamedTuple):
         is shared by all slots and computed once. None where something else is inserted.
       trains: (config, task) -> whether the task has optimisation steps.
       describe: config -> {file name: text}, what a run leaves beside its settings.
-      end_rate: the setting with the rate of what is trained when a task ends; "" = nothing is.
     """
 
     name: str
@@ -130,7 +129,6 @@ class Learner(NamedTuple):
     first_block: Callable = lambda config: None
     trains: Callable = lambda config, task: True
     describe: Callable = lambda config: {}
-    end_rate: str = ""
 
     def num_slots(self, config: Config) -> int:
         """S: how many slots a feature array has."""

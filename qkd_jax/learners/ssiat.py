@@ -189,7 +189,6 @@ LEARNER = register(
         ),
         sums=Sums(statistics, accumulate),
         first_block=first_adapter_block,
-        end_rate="alignment.learning_rate",
     ),
     adapter=AdapterSpec,
     alignment=AlignmentSettings,

@@ -37,7 +37,7 @@ from qkd_jax.runs.plan import Plan, plan
 from qkd_jax.runs.progress import NullProgress, Progress, counting
 from qkd_jax.runs.signals import StopRequest
 from qkd_jax.runs.slot_features import SlotFeatures
-from qkd_jax.settings.config import Config
+from qkd_jax.settings.config import Config, end_rate
 
 logger = logging.getLogger("qkd_jax")
 
@@ -186,7 +186,7 @@ class _Loop:
         self.model.freeze(features)
         self._fill(features, self.learner.slots.at_end(task.index), task.classes)
         self.model.finish(features)
-        self._need_finite("when the task ended", self.learner.end_rate)
+        self._need_finite("when the task ended", end_rate(self.config))
         self.books.end_lap("train")
 
     def _train(self, task: Task, features: SlotFeatures, checkpoints) -> None:

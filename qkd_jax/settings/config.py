@@ -203,6 +203,15 @@ def changeable_settings() -> frozenset[str]:
     )
 
 
+def end_rate(config: Config) -> str:
+    """The setting with the learning rate of what is trained when a task ends; "" = nothing is."""
+    for name, section in config.own:
+        for field in dataclasses.fields(section):
+            if rule_of(field).end_rate:
+                return f"{name}.{field.name}"
+    return ""
+
+
 def settings(config: Config) -> list[tuple[str, Any, str]]:
     """(key, value, what it accepts) of every setting that the method reads."""
     rules = {

@@ -27,6 +27,7 @@ class Rule:
       zero: what 0 stands for, such as "all"; told in the refusal.
       may_change: True where another value cannot change a result, so that a run may continue with
         it: paths, devices, batch sizes of evaluation.
+      end_rate: True for the learning rate of what is trained when a task ends.
     """
 
     low: float = -math.inf
@@ -35,6 +36,7 @@ class Rule:
     below: float = math.inf
     zero: str = ""
     may_change: bool = False
+    end_rate: bool = False
 
     def allows(self, value: Any) -> bool:
         """Whether a number is in the range; what is no number has no range."""

@@ -373,7 +373,6 @@ LEARNER = register(
         predict=lambda config: None if config.fusion.kind == "logits" else predict,
         first_block=first_adapter_block,
         describe=describe,
-        end_rate="gate.calibration_rate",
     ),
     presets=PRESETS,
     adapter=QkdAdapterSpec,
