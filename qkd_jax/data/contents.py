@@ -43,6 +43,11 @@ class Contents(NamedTuple):
         """The images at some rows, or where a mask holds."""
         return Contents(*(field[rows] for field in self))
 
+    def digests_of(self, ids: np.ndarray) -> np.ndarray:
+        """uint8 [n, 16], the digests of the images with these ids."""
+        places = {text: row for row, text in enumerate(self.ids.tolist())}
+        return self.digests[[places[text] for text in ids.tolist()]]
+
     def keys(self) -> list[tuple[int, bytes]]:
         """(label, digest) of each image: what counts when sets are compared."""
         return [(int(k), d.tobytes()) for k, d in zip(self.labels, self.digests, strict=True)]

@@ -14,12 +14,14 @@ class Examples(Protocol):
       labels: int32 [N], indices into `class_names`.
       ids: str [N], one stable and unique id for each example.
       class_names: C names.
+      view: how an example is shown, beside its content and size, such as "margin cut off".
     """
 
     name: str
     labels: np.ndarray
     ids: np.ndarray
     class_names: tuple[str, ...]
+    view: str
 
     def __len__(self) -> int:
         """N."""

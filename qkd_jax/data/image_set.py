@@ -57,6 +57,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def view(self) -> str:
+        """How a test sees an image, beside its size."""
+        return "margin cut off" if self.margin else "whole"
+
     def load(
         self,
         indices: Sequence[int] | np.ndarray,

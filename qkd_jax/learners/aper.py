@@ -76,7 +76,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=Slots(score=lambda task: (FROZEN, TUNED)),
+        slots=Slots(score=lambda task: (FROZEN, TUNED), frozen=FROZEN),
         first_block=first_adapter_block,
         trains=lambda config, task: task == 0,
     ),

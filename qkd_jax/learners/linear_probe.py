@@ -50,7 +50,7 @@ LEARNER = register(
         finish=finish_with_head,
         extract=extract,
         score=score,
-        slots=Slots(score=lambda task: (0,), loss=lambda task: (0,)),
+        slots=Slots(score=lambda task: (0,), loss=lambda task: (0,), frozen=0),
     ),
     head=HeadSettings,
 )

@@ -43,7 +43,10 @@ def class_scores(state: LearnerState, features: jax.Array) -> jax.Array:
 def query_slots(finish: tuple[int, ...] = ()) -> Slots:
     """Slot 0 and the last model's; `finish` are the slots that the end of a task reads."""
     return Slots(
-        score=lambda task: (0, 1 + task), finish=lambda task: finish, loss=lambda task: (0,)
+        score=lambda task: (0, 1 + task),
+        finish=lambda task: finish,
+        loss=lambda task: (0,),
+        frozen=0,
     )
 
 

@@ -37,18 +37,21 @@ def add_classes(state, statistics, features, labels, mask):
 
 
 class Slots(NamedTuple):
-    """Which slots are read when, each a function task -> slots in order of extraction.
+    """Which slots are read when: functions task -> slots in order of extraction.
 
     Attributes:
       score: read by `Learner.score` when `task` is the last one that was learned.
       finish: read by `Learner.finish` when `task` ends; None = as `score`.
       loss: slots whose features of the current inputs `Learner.loss` reads: the teachers of
         distillation, or the frozen query of prompts.
+      frozen: the slot that is the frozen model's class token, whatever was learned; None = there is
+        none. Its features are shared by all methods and seeds (`runs.store`).
     """
 
     score: Callable
     finish: Callable | None = None
     loss: Callable = lambda task: ()
+    frozen: int | None = None
 
     def at_end(self, task: int) -> tuple[int, ...]:
         """The slots that are extracted from the inputs of a task that ends."""

@@ -87,7 +87,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=Slots(score=lambda task: (0,)),
+        slots=Slots(score=lambda task: (0,), frozen=0),
         sums=Sums(empty=statistics),
     ),
     simplecil=SimplecilSettings,

@@ -85,7 +85,9 @@ def run(
     if begun is not None and begun.summary is not None:
         return begun.summary
     # Before the folder is made: settings and images that do not fit leave nothing behind.
-    loop = _Loop(begun.planned if begun else planned, backbone, folder, variant, show_progress)
+    loop = _Loop(
+        begun.planned if begun else planned, contents, backbone, folder, variant, show_progress
+    )
     leaked: list[list[str]] = []
     if begun is None or not begun.content:  # else it was checked when it began
         with counting("checking", num_images, shows) as advance:
@@ -113,7 +115,7 @@ def run(
 class _Loop:
     """One run in progress."""
 
-    def __init__(self, planned, backbone, folder, variant, show_progress):
+    def __init__(self, planned, contents, backbone, folder, variant, show_progress):
         self.planned, self.folder, self.variant = planned, folder, variant
         self.config, self.data, self.tasks, _ = planned
         self.shows, self.progress = show_progress and hosts.is_first(), NullProgress()
@@ -124,7 +126,9 @@ class _Loop:
         self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
         self.books = Books()
-        self.test = self.model.features_of(self.data.test)
+        self.digests = contents.train.digests_of(self.data.train.ids)
+        digests = contents.test.digests_of(self.data.test.ids)
+        self.test = self.model.features_of(self.data.test, digests)
 
     @property
     def state(self) -> LearnerState:
@@ -172,7 +176,8 @@ class _Loop:
     def _learn(self, task: Task, checkpoints) -> None:
         """Opens, surveys, trains, freezes and finishes one task."""
         self.progress.start_task(task.index, len(self.tasks))
-        features = self.model.features_of(self.data.train.take(self.planned.rows(task)))
+        rows = self.planned.rows(task)
+        features = self.model.features_of(self.data.train.take(rows), self.digests[rows])
         num_steps = self.planned.steps(task)
         self.books.start_lap()
         if int(self.state.task) < task.index:

@@ -14,8 +14,11 @@ from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
+from qkd_jax.runs.folder import fingerprint
 from qkd_jax.runs.slot_features import SlotFeatures
+from qkd_jax.runs.store import Store, backbone_key
 from qkd_jax.settings.config import Config
+from qkd_jax.weights.fetch import cache_folder
 
 
 class Model:
@@ -32,6 +35,12 @@ class Model:
         key = jax.random.key(config.seed)
         self.state = self.engine.alone(verbs.init_state(key, backbone, config))
         self._placed: tuple[LearnerState, LearnerState] | None = None
+        self._store = None
+        # Several hosts must all compute, or none: what lies on one disk is no help to them.
+        if config.data.store_gib and hosts.count() == 1:
+            key = backbone_key(backbone, fingerprint(backbone), config.backbone.compute_dtype)
+            limit = int(config.data.store_gib * 2**30)
+            self._store = Store(cache_folder() / "frozen", limit, key)
 
     @property
     def reads_inputs(self) -> bool:
@@ -66,9 +75,13 @@ class Model:
         """Statistics, prototypes and whatever else is made of a task's features when it ends."""
         self.state = self.engine.finish(self.state, features.batches())
 
-    def features_of(self, examples: Examples) -> SlotFeatures:
-        """Room for the features of a set, none computed yet."""
-        return SlotFeatures(examples, self.config, self.state.backbone.spec, self.engine)
+    def features_of(self, examples: Examples, digests: np.ndarray | None = None) -> SlotFeatures:
+        """Room for the features of a set. With the digests of its contents, what the frozen model
+        computes is shared with other runs on disk.
+        """
+        store = None if digests is None else self._store
+        spec = self.state.backbone.spec
+        return SlotFeatures(examples, self.config, spec, self.engine, store, digests)
 
     def slots_read(self, task: int) -> Sequence[int]:
         """The slots that `scores` reads when `task` is the last."""

@@ -15,10 +15,12 @@ from qkd_jax.data.examples import Examples
 from qkd_jax.data.streams import eval_batches, prefetch
 from qkd_jax.engine import hosts
 from qkd_jax.engine.engine import Engine
+from qkd_jax.learners import passes
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.backbone import Spec
 from qkd_jax.nn.inputs import Raw, Stem
+from qkd_jax.runs.store import Shelf, Store
 from qkd_jax.settings.config import Config
 
 # Decoded inputs up to this size stay in memory, and so does what slots share; larger sets are
@@ -29,9 +31,22 @@ KEEP_BYTES = 2 * 1024**3
 class SlotFeatures:
     """Features [N, S, D] of a set's inputs under filled slots, each computed once."""
 
-    def __init__(self, examples: Examples, config: Config, spec: Spec, engine: Engine):
+    def __init__(
+        self,
+        examples: Examples,
+        config: Config,
+        spec: Spec,
+        engine: Engine,
+        store: Store | None = None,
+        digests: np.ndarray | None = None,
+    ):
+        """`store`, with the `digests` uint8 [N, 16] of the inputs' contents, keeps what does not
+        depend on the run for others; None = nothing is kept on disk.
+        """
         self.set, self.config, self.spec, self.engine = examples, config, spec, engine
+        self.store, self.digests = store, digests
         learner = learner_of(config)
+        self.frozen = learner.slots.frozen
         slots = learner.num_slots(config)
         self.values = np.zeros((len(examples), slots, spec.width), np.float32)
         self.known = np.zeros((len(examples), slots), bool)
@@ -52,6 +67,21 @@ class SlotFeatures:
         return Raw(self.fields(rows))
 
     def _shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
+        first = learner_of(self.config).first_block(self.config)
+
+        def compute(positions):
+            return self._compute_shared_part(state, rows[positions])
+
+        if self.store is None:
+            return compute(np.arange(len(rows)))
+        one = jax.tree.map(lambda a: a[:1], Raw(self.fields(rows[:1])))
+        like = jax.eval_shape(passes.shared_part, state, one)
+        return self._shelf("stem", first).rows(self.digests[rows], like, compute)
+
+    def _shelf(self, *what: Any) -> Shelf:
+        return self.store.shelf(*what, self.spec.input_size, self.set.view)
+
+    def _compute_shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
         # Hosts miss different rows: what they do here, they do alone.
         size = self.batch_size // hosts.count()
         parts = []
@@ -74,25 +104,47 @@ class SlotFeatures:
         those classes.
         """
         rows = np.flatnonzero(np.isin(self.set.labels, list(classes)))
-        own = hosts.own_rows
 
         def missing(slot):
             return rows[~self.known[rows, slot]]
 
+        def together(slot):
+            return slot == self.frozen, missing(slot).tobytes()
+
         # Slots that miss the same rows are computed in one pass over them.
-        for _, group in itertools.groupby(slots, lambda slot: missing(slot).tobytes()):
+        for _, group in itertools.groupby(slots, together):
             group = tuple(group)
             lacking = missing(group[0])
-            batches = [(lacking[i], m) for i, m in eval_batches(len(lacking), self.batch_size)]
-            loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
-            for part, mask, inputs in loaded:
-                found = self.engine.features(state, inputs, group, self.values[own(part)])
-                found = np.asarray(found)[mask]
-                for slot in group:
-                    self.values[part[mask], slot] = found[:, slot]
-                    self.known[part[mask], slot] = True
-                self.computed += int(mask.sum()) * len(group)
+            if group == (self.frozen,) and self.store is not None:
+                found = self._stored_features(state, lacking)
+            else:
+                found = self._extract(state, group, lacking)
+            self.values[lacking[:, None], group] = found
+            self.known[lacking[:, None], group] = True
+            self.computed += found.shape[0] * found.shape[1]
         return rows
+
+    def _extract(self, state: LearnerState, slots: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+        """Features [n, len(slots), D] of some rows."""
+        found = np.zeros((len(rows), len(slots), self.spec.width), np.float32)
+        own, done = hosts.own_rows, 0
+        batches = [(rows[i], m) for i, m in eval_batches(len(rows), self.batch_size)]
+        loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
+        for part, mask, inputs in loaded:
+            features = self.engine.features(state, inputs, slots, self.values[own(part)])
+            count = int(mask.sum())
+            found[done : done + count] = np.asarray(features)[mask][:, slots]
+            done += count
+        return found
+
+    def _stored_features(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
+        """The frozen model's features [n, 1, D], from the store as far as they are there."""
+        like = jax.ShapeDtypeStruct((1, self.spec.width), np.float32)
+        return self._shelf("class token").rows(
+            self.digests[rows],
+            like,
+            lambda positions: self._extract(state, (self.frozen,), rows[positions])[:, 0],
+        )[:, None]
 
     def inputs_in_batches(self) -> Iterator[dict]:
         """This host's inputs and mask of the whole set, in batches of one size."""

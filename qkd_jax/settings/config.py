@@ -206,9 +206,9 @@ def changeable_settings() -> frozenset[str]:
 def end_rate(config: Config) -> str:
     """The setting with the learning rate of what is trained when a task ends; "" = nothing is."""
     for name, section in config.own:
-        for field in dataclasses.fields(section):
-            if rule_of(field).end_rate:
-                return f"{name}.{field.name}"
+        for declared in dataclasses.fields(section):
+            if rule_of(declared).end_rate:
+                return f"{name}.{declared.name}"
     return ""
 
 

@@ -34,6 +34,8 @@ class DataConfig:
     # Test on this part of the training images instead; 0 = the test set.
     validation: float = setting(0.0, low=0, below=1, zero="none")
     augment: bool = False
+    # Disk for what the frozen model computes of images, shared by all runs; GiB.
+    store_gib: float = setting(4.0, low=0, zero="nothing is stored", may_change=True)
 
 
 @dataclass(frozen=True)
