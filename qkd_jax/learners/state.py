@@ -80,7 +80,7 @@ def valid_task_classes(state: LearnerState) -> jax.Array:
 def local_labels(state: LearnerState, labels: jax.Array) -> jax.Array:
     """int32 [B]: position of each label among the current task's classes.
 
-    A label of another task maps to 0; `learners.inputs.check_batch` refuses such batches.
+    A label of another task maps to 0; `engine.checks.check_batch` refuses such batches.
     """
     match = labels[:, None] == state.task_classes[None, :]
     return jnp.argmax(match, axis=1)
