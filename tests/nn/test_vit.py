@@ -361,9 +361,9 @@ def test_param_shapes_describe_the_parameters(key):
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(
             lambda s: s.shape, param_shapes(spec)
         )
-    clip = ViTSpec(768, 12, 12, 3072, 16, 224, 14, "quick_gelu", 1e-5, True, False, False, 512)
+    clip = ViTSpec(768, 12, 12, 3072, 16, 224, 14, "quick_gelu", 1e-5, True, False)
     count = sum(np.prod(s.shape) for s in jax.tree.leaves(param_shapes(clip)))
-    assert count == 86_192_640
+    assert count == 85_799_424
 
 
 def test_normalize_takes_bytes_and_floats():
