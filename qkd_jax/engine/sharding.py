@@ -3,7 +3,7 @@
 The devices form a mesh [data, model]. A batch is divided over the first axis; the backbone and what
 finished tasks left are divided over the second, each array along its longest side. What trains is
 small and has a copy everywhere. The compiler places the exchanges (GSPMD); the functions are those
-of `engine.Runner`, so results differ by rounding alone.
+of `parallel.Runner`, so results differ by rounding alone.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The five verbs that users call, and the halves of them that a run calls.
 
-A `Learner` (`learners/shape.py`) supplies the parts in which methods differ; the verbs
-`init_state`, `begin_task`, `train_task`, `end_task` and `predict` are the same for all. All of it is pure
+A `Learner` (`learner.py`) supplies the parts in which methods differ; the verbs `init_state`,
+`begin_task`, `train_task`, `end_task` and `predict` are the same for all. All of it is pure
 functions over one `LearnerState`. The task index is a traced integer and everything per task is
 padded to `max_tasks`: a run compiles its step once.
 """

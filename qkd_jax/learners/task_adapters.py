@@ -67,7 +67,7 @@ def encode_with(
     """[B, D] feature under one adapter (None: the frozen model).
 
     `images` is [B, H, W, 3], or the residual stream [B, N, D] before the first adapter's block,
-    kept from an earlier pass (`step.frozen_prefix`), or what all adapters share (`shared_stem`).
+    kept from an earlier pass (`base.frozen_prefix`), or what all adapters share (`shared_stem`).
     """
     config, backbone = state.config, state.backbone
     inserts = None if adapter is None else Inserts(adapter, config.adapter, hidden_factors)

@@ -91,7 +91,7 @@ class Config:
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "qkd": (),
-    # The literal choices of the paper: fidelity scores at temperature 1, never-taught gate,
+    # Literal choices: qkd.md section 2. Fidelity scores at temperature 1, never-taught gate,
     # constant L1.
     "paper": (
         "gate.encoding=angle",

@@ -111,11 +111,11 @@ def test_quarter_cosine_goes_by_epoch(tiny, epochs, later, task):
     np.testing.assert_allclose(found, expected, atol=0.2 * 4e-7)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_weight_decay_touches_the_named_leaves_and_never_the_gate(tiny, optimiser):
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_weight_decay_touches_the_named_leaves_and_never_the_gate(tiny, optimizer):
     """Without gradients an update is the decay alone: weight_decay * parameter."""
     config = tiny.config(
-        f"train.optimizer={optimiser}", "train.weight_decay=0.1", "train.decay_leaves=kernel,rows"
+        f"train.optimizer={optimizer}", "train.weight_decay=0.1", "train.decay_leaves=kernel,rows"
     ).train
     ones = {
         "adapter": {"down": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}},
