@@ -20,18 +20,10 @@ ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels in [0, 1] become the input: resize, crop, subtract mean, divide by std.
-
-    Attributes:
-        mean, std: of each channel (RGB).
-        interpolation: of the resize, e.g. "bicubic".
-        crop_fraction: side of the centre crop over the side of the resized image, for evaluation.
-    """
+    """How pixels in [0, 1] become the input: minus mean, divided by std, of each channel (RGB)."""
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    interpolation: str = "bicubic"
-    crop_fraction: float = 0.875
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32) -> jax.Array:

@@ -6,7 +6,7 @@ Parameters are a plain pytree:
      "class_token": [D], "position": [1+N, D], "pre_norm"?: {"scale", "bias"},
      "blocks": list of L dicts, or one dict of arrays with a leading axis L (`stack_blocks`),
          {"norm1", "query", "key", "value", "out", "norm2", "fc1", "fc2", "scale1"?, "scale2"?},
-     "norm": {"scale", "bias"}, "projection"?: [D, E]}
+     "norm": {"scale", "bias"}}
 
 One description holds ViT and DeiT (AugReg), CLIP and DINOv2.
 """
@@ -39,7 +39,6 @@ class ViTSpec:
         pre_norm: a LayerNorm before block 0 (CLIP).
         patch_bias: the patch projection has a bias (not in CLIP).
         layer_scale: learned factors on both branches of every block (DINOv2).
-        projection: E of CLIP's joint embedding, or None. Features are always D wide.
     """
 
     width: int
@@ -54,7 +53,6 @@ class ViTSpec:
     pre_norm: bool = False
     patch_bias: bool = True
     layer_scale: bool = False
-    projection: int | None = None
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -179,8 +177,6 @@ def param_shapes(spec: ViTSpec) -> dict:
     }
     if spec.pre_norm:
         shapes["pre_norm"] = norm()
-    if spec.projection is not None:
-        shapes["projection"] = leaf(width, spec.projection)
     return shapes
 
 
@@ -197,7 +193,7 @@ def init_random(key: jax.Array, spec: ViTSpec, dtype=jnp.float32) -> dict:
     leaves = []
     for (path, shape), values in zip(paths, noise, strict=True):
         values, name = values.reshape(shape.shape), path[-1].key
-        if name in ("kernel", "projection"):
+        if name == "kernel":
             leaves.append(values * shape.shape[0] ** -0.5)
         elif name in ("scale", "scale1", "scale2"):
             leaves.append(1.0 + 0.1 * values)

@@ -165,4 +165,9 @@ def not_finite(state: LearnerState) -> str | None:
 def _reason(error: Exception) -> str:
     """The beginning of an error's first line (tensorstore appends pages to it), or its kind."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if "tree structures do not match" in line:
+        return (
+            "expected the arrays that this version of qkd_jax saves, found others; the version "
+            "that began the run can continue and load it"
+        )
     return line if len(line) <= 300 else f"{line[:300]} ..."

@@ -312,7 +312,9 @@ def fingerprint(backbone: Backbone) -> str:
     """A short hash of the backbone: a run is continued with the same weights only."""
     import hashlib
 
-    digest = hashlib.sha256(repr(backbone.spec).encode())
+    # A spec once had one field more; runs that were begun then keep their fingerprint.
+    spec = f"{repr(backbone.spec)[:-1]}, projection=None)"
+    digest = hashlib.sha256(spec.encode())
     for leaf in jax.tree.leaves(backbone.params):
         array = np.asarray(leaf, np.float32).ravel()
         digest.update(np.ascontiguousarray(array[:: max(1, array.size // 4096)]).tobytes())

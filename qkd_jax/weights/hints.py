@@ -17,7 +17,7 @@ _FOREIGN = (
     (r"lora_|\bhada_|\blokr_", "a LoRA; merge it into the model that it changes and save that"),
     (
         r"(^|[./])(optimizer\w*|opt_state|exp_avg\w*|param_states|opt/\d)([./]|$)",
-        "a checkpoint with an optimizer's state; save the model's own tensors alone",
+        "a checkpoint with an optimiser's state; save the model's own tensors alone",
     ),
     (r"\b(qweight|qzeros|weight_scale\w*|absmax|SCB)\b", "a quantised model; save it in float32"),
     (r"(^|\.)(vision_model|text_model)\.", f"a CLIP of transformers (Hugging Face); {_RENAME}"),

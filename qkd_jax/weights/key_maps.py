@@ -117,8 +117,6 @@ def timm_safetensors(spec: ViTSpec) -> Iterator[Rule]:
     yield _rule("patch/kernel", "patch_embed.proj.weight", (d, 3, p, p), _convolution)
     if spec.patch_bias:
         yield _rule("patch/bias", "patch_embed.proj.bias", (d,))
-    if spec.projection is not None:
-        yield _rule("projection", "head.weight", (spec.projection, d), _transpose)
     for leaf, name in (("scale", "weight"), ("bias", "bias")):
         yield _rule(f"norm/{leaf}", f"norm.{name}", (d,))
         if spec.pre_norm:
@@ -152,8 +150,6 @@ def clip_onnx(spec: ViTSpec) -> Iterator[Rule]:
     yield _rule("position", f"{embeddings}.position_embedding.weight", (1 + spec.grid**2, d))
     patch = f"{embeddings}.patch_embedding.weight"
     yield _rule("patch/kernel", patch, (d, 3, p, p), _convolution)
-    if spec.projection is not None:
-        yield _rule("projection", "visual_projection.kernel", (d, spec.projection))
     for leaf, name in (("scale", "weight"), ("bias", "bias")):
         # "layrnorm" is the spelling of the checkpoint.
         yield _rule(f"pre_norm/{leaf}", f"vision_model.pre_layrnorm.{name}", (d,))
@@ -231,11 +227,12 @@ KEY_MAPS: dict[str, Callable[[ViTSpec], Iterator[Rule]]] = {
 # Between the parts of a tensor's name.
 SEPARATORS: dict[str, str] = {kind: "/" if kind == "augreg_npz" else "." for kind in KEY_MAPS}
 
-# Prefixes of tensors that a file may hold and the feature does not need: classifiers, and the
-# saliency decoder of the packaged DINOv2. Anything else unexpected is an error.
+# Prefixes of tensors that a file may hold and the feature does not need: classifiers, CLIP's
+# projection to the space that it shares with text, and the saliency decoder of the packaged DINOv2.
+# Anything else unexpected is an error.
 UNUSED_PREFIXES: dict[str, tuple[str, ...]] = {
     "augreg_npz": ("head/", "pre_logits/"),
     "timm_safetensors": ("head.", "head_dist.", "pre_logits."),
-    "clip_onnx": (),
+    "clip_onnx": ("visual_projection.",),
     "dinov2_onnx": ("decoder.",),
 }

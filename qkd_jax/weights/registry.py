@@ -37,7 +37,7 @@ class Entry:
         spec: the architecture; `grid` is the position grid in the file and `image_size` the
             default side it runs at.
         preprocessings: named choices; the first is the default.
-        position_antialias: how its positions are resampled (`vit.resample_positions`).
+        position_antialias: how its positions are resampled (`positions.resample_positions`).
     """
 
     name: str
@@ -69,7 +69,7 @@ _VIT_B16 = ViTSpec(
 # class-incremental toolboxes do so, and their published numbers carry it.
 _AUGREG = {
     "l2p01": Preprocessing(),
-    "augreg": Preprocessing(_HALF, _HALF, crop_fraction=0.9),
+    "augreg": Preprocessing(_HALF, _HALF),
 }
 
 _AUGREG_BUCKET = "https://storage.googleapis.com/vit_models/augreg/"
@@ -101,13 +101,11 @@ ENTRIES: tuple[Entry, ...] = (
             eps=1e-5,
             pre_norm=True,
             patch_bias=False,
-            projection=512,
         ),
         preprocessings={
             "clip": Preprocessing(
                 (0.48145466, 0.4578275, 0.40821073),
                 (0.26862954, 0.26130258, 0.27577711),
-                crop_fraction=1.0,
             )
         },
         notes="OpenAI CLIP image tower; Linear kernels stored as int8 with one scale a column.",

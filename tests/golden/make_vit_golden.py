@@ -5,8 +5,7 @@ an environment of its own, never in the tests: `pip install torch timm`, then
 `python tests/golden/make_vit_golden.py`. The versions used are stored in each file.
 
 vit_<variant>.safetensors   timm's own tensor names; plus "golden.images", "golden.feature",
-                            "golden.tokens" (after the last norm), "golden.block.<i>",
-                            and "golden.embedding" for CLIP
+                            "golden.tokens" (after the last norm) and "golden.block.<i>"
 vit_augreg.npz              vision_transformer's names, read by timm's own npz loader; plus
                             "golden/images" and "golden/feature"
 positions.npz               position grids resampled by timm (antialias) and by torch (without)
@@ -76,8 +75,6 @@ def write_variant(name, seed, **settings):
         arrays["golden.feature"] = to_numpy(tokens[:, 0])
         for index, stage in enumerate(stages):
             arrays[f"golden.block.{index}"] = to_numpy(stage)
-        if settings.get("num_classes"):
-            arrays["golden.embedding"] = to_numpy(model(x))
     save_file(arrays, HERE / f"vit_{name}.safetensors", metadata={"versions": json.dumps(VERSIONS)})
 
 

@@ -133,6 +133,14 @@ def test_what_a_kill_within_a_save_leaves_is_passed_over(state, tmp_path):
         assert int(checkpoints.restore(state)[0].step) == 2
 
 
+def test_the_checkpoint_of_another_version_says_so(state, tmp_path):
+    older = state.replace(trainable={**state.trainable, "since_removed": jnp.zeros(())})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, older, {})
+        with pytest.raises(CheckpointError, match="the version that began the run can continue"):
+            checkpoints.restore(state)
+
+
 def test_other_shapes_are_refused(state, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})

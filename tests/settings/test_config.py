@@ -382,7 +382,7 @@ def test_presets():
     assert apply_preset(base, "qkd") == base
     paper = apply_preset(base, "paper")
     assert paper.seed == 5
-    # Literal choices, qkd.md section 2: theta in [0, 2 pi), SVD states, fidelity scores at
+    # The literal choices of the paper: theta in [0, 2 pi), SVD states, fidelity scores at
     # temperature 1, a gate that is never taught, the constant L1.
     assert paper.gate.kind == "quantum" and paper.gate.encoding == "angle"
     assert abs(paper.gate.theta_scale - 2 * 3.141592653589793) < 1e-12

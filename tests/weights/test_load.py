@@ -182,6 +182,16 @@ def test_a_prefix_of_all_names_is_passed_over(prefix):
         assemble(stored | {"cls_token": plain["cls_token"]}, "timm_safetensors", SPEC, "x")
 
 
+def test_the_projection_of_clip_is_passed_over():
+    spec = dataclasses.replace(SPEC, pre_norm=True, patch_bias=False)
+    sources = [source for rule in KEY_MAPS["clip_onnx"](spec) for source in rule.sources]
+    stored = {name: np.ones(shape, np.float32) for name, shape in sources}
+    projection = {"visual_projection.kernel": np.ones((24, 7), np.float32)}
+    expected = assemble(stored, "clip_onnx", spec, "x")
+    equal(assemble(stored | projection, "clip_onnx", spec, "x"), expected)
+    assert expected.keys() == param_shapes(spec).keys()
+
+
 @pytest.mark.parametrize("prefix", ["params/", "opt/target/"])
 def test_a_prefix_in_an_npz_file_is_passed_over(prefix, tiny):
     arrays, _, _ = augreg()
@@ -192,7 +202,7 @@ def test_a_prefix_in_an_npz_file_is_passed_over(prefix, tiny):
     np.savez(tiny / "mine.npz", **halves)
     bfloat16 = assemble(read_npz(tiny / "mine.npz"), "augreg_npz", SPEC, "x")
     assert bfloat16["norm"]["scale"].dtype == np.float32
-    with pytest.raises(WeightsError, match="optimizer's state"):
+    with pytest.raises(WeightsError, match="optimiser's state"):
         more = {"opt/state/param_states/cls/grad_ema": np.ones(3)}
         assemble({prefix + n: a for n, a in arrays.items()} | more, "augreg_npz", SPEC, "x")
 
@@ -221,7 +231,7 @@ FOREIGN = {
     "vision_model.embeddings.class_embedding vision_model.post_layernorm.bias": "a CLIP of transf",
     "visual.class_embedding visual.transformer.resblocks.0.ln_1.bias": "CLIP of OpenAI",
     "base_model.model.blocks.0.attn.qkv.lora_A.weight": "a LoRA",
-    "optimizer.state.0.exp_avg model.blocks.0.norm1.weight": "an optimizer's state",
+    "optimizer.state.0.exp_avg model.blocks.0.norm1.weight": "an optimiser's state",
     "params/Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias": "big_vision",
     "some.thing.else": "Check that the file belongs",
 }

@@ -93,8 +93,8 @@ def test_packaged_clip_equals_its_graph_block_by_block():
     images = pictures(1, 224)
     blocks = [f"/vision_model/encoder/layers.{i}/Add_1_output_0" for i in range(11)]
     wanted = ["/vision_model/pre_layrnorm/Add_1_output_0", *blocks, "onnx::Gather_1524"]
-    wanted += ["/vision_model/post_layernorm/Add_1_output_0", "image_embeds"]
-    *stages, feature, embedding = run_graph(file, "pixel_values", images, wanted)
+    wanted += ["/vision_model/post_layernorm/Add_1_output_0"]
+    *stages, feature = run_graph(file, "pixel_values", images, wanted)
     run = jax.jit(lambda p, x: encode.block(p, spec, x))
     with jax.default_matmul_precision("highest"):
         # Each block gets the graph's own input, so that an error shows where it is made, and is
@@ -109,7 +109,6 @@ def test_packaged_clip_equals_its_graph_block_by_block():
         assert relative(encode.embed(params, spec, images), stages[0]) < BLOCK
         found = layers.layer_norm(params["norm"], jnp.asarray(stages[-1][:, 0]), spec.eps)
         assert relative(found, feature) < BLOCK
-        assert relative(jnp.asarray(feature) @ params["projection"], embedding) < BLOCK
 
 
 @pytest.mark.slow

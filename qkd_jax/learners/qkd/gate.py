@@ -97,14 +97,14 @@ def init_gate(key: jax.Array, config: GateSettings, width: int, max_tasks: int) 
     """Parameters of a gate over features of `width`, as a dict of arrays.
 
     The classical gates get about as many parameters as the quantum one's map D -> q and its angles
-    `num_parameters` counts them).
+    (`num_parameters` counts them).
 
     Raises:
       ConfigError: the qubits do not fit the width.
     """
     _check_width(config, width)
     keys = jax.random.split(key, 5)
-    params: dict = {"log_temperature": jnp.log(jnp.float32(config.temperature))}
+    params: dict = {}
     if config.states == "learned":
         params["states"] = jax.random.normal(keys[4], (max_tasks, width))
     if config.kind == "uniform":
@@ -150,9 +150,8 @@ def _check_width(config: GateSettings, width: int) -> None:
 
 
 def num_parameters(params: dict) -> int:
-    """How many numbers a gate learns, the temperature not counted."""
-    leaves = {name: leaf for name, leaf in params.items() if name != "log_temperature"}
-    return sum(leaf.size for leaf in jax.tree.leaves(leaves))
+    """How many numbers a gate learns."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def angles(params: dict, config: GateSettings, vectors: jax.Array, side: str) -> jax.Array:
@@ -262,7 +261,8 @@ def relevance(
         scores = jnp.broadcast_to(open_tasks.astype(jnp.float32), evidence.shape)
     else:
         raw, p = similarity(params, config, query, anchors)
-        scaled = raw * jnp.exp(-params["log_temperature"])
+        # A division would round differently from the runs in results/.
+        scaled = raw * jnp.exp(-jnp.log(jnp.float32(config.temperature)))
         spread = jnp.where(membership[None], scaled[:, :, None], MASKED)  # [B, A, T]
         evidence = jax.nn.logsumexp(spread, axis=1)
         share = membership.astype(p.dtype)
@@ -317,14 +317,15 @@ def calibrate(
 
     A pseudo-feature is a stored class mean of h plus noise of the stored shrunk covariance; classes
     are drawn evenly over all seen ones. Remedies the gate's missing signal (it never sees its own
-    task in training).
+    task in training). The temperature stays as it is set: pseudo-features lie inside their own
+    covariance and would drive it to zero.
 
     Args:
       class_means: [C, D] of h as the gate sees it. task_of_class: int [C], -1 = not seen.
       factor: [D, D], F of the noise covariance F F^T.
       anchors, owner: as in `relevance`; ignored where the gate has learned states.
     """
-    if set(params) <= {"log_temperature"} or config.calibration_steps == 0:
+    if not params or config.calibration_steps == 0:
         return params
     optimiser = optax.adam(config.calibration_rate)
     log_class = jnp.where(task_of_class >= 0, 0.0, MASKED)
@@ -335,8 +336,6 @@ def calibrate(
         drawn = jax.random.categorical(key_class, log_class, shape=(config.calibration_batch,))
         noise = jax.random.normal(key_noise, (config.calibration_batch, factor.shape[0]))
         query = class_means[drawn] + config.calibration_noise * (noise @ factor.T)
-        # Pseudo-features lie inside their own covariance and would drive the temperature to zero.
-        params = fixed_temperature(params)
         states, owners = anchor_states(params, anchors, owner)
         found = relevance(params, config, query, states, owners, open_tasks)
         target = task_of_class[drawn]
@@ -345,13 +344,6 @@ def calibrate(
     keys = jax.random.split(key, config.calibration_steps)
     start = optimiser.init(params)
     return fit(params, start, loss, lambda i: keys[i], optimiser, config.calibration_steps)[0]
-
-
-def fixed_temperature(params: dict) -> dict:
-    """The gate's parameters, without gradient to the temperature."""
-    if "log_temperature" not in params:
-        return params
-    return {**params, "log_temperature": jax.lax.stop_gradient(params["log_temperature"])}
 
 
 def anchor_states(

@@ -226,11 +226,10 @@ def loss(trainable, state, inputs, batch, context):
 
 def _still_learning(state, params):
     """The gate's parameters, without gradient where training must not move them."""
-    frozen = lax.stop_gradient(params)
-    params = gate.fixed_temperature(params)
     last = state.config.gate.freeze_after
     if last < 0:
         return params
+    frozen = lax.stop_gradient(params)
     return jax.tree.map(lambda a, b: jnp.where(state.task > last, a, b), frozen, params)
 
 

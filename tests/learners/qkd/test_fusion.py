@@ -1,7 +1,7 @@
 """Fusion of adapters whose passes depend on relevance: routed to a few, and mixed in every block.
 
-Error budget: as the scores of tests/learners/test_qkd.py, 5e-4 of scores below 5: cosines in a
-metric whose condition is below 100. The same features reach both sides, so 1e-4 is asked.
+Error budget: as the scores of test_learner.py, 5e-4 of scores below 5: cosines in a metric
+whose condition is below 100. The same features reach both sides, so 1e-4 is asked.
 """
 
 import jax
