@@ -384,7 +384,7 @@ def test_difference_and_settings_name_every_leaf():
     assert set(listed) < every_setting()
 
 
-def test_methods.presets():
+def test_presets():
     base = override(Config(), "seed=5", "gate.temperature=0.5")
     assert apply_preset(base, "qkd") == base
     paper = apply_preset(base, "paper")
