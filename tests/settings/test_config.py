@@ -144,7 +144,7 @@ def test_a_config_is_copied_hashed_and_kept(method):
 def test_a_section_of_a_method_may_not_have_a_shared_name(monkeypatch):
     odd = methods.Method({"train": TrainConfig}, (), {})
     monkeypatch.setitem(methods._METHODS, "odd", odd)
-    with pytest.raises(ConfigError, match="odd: expected sections of other names .* found train"):
+    with pytest.raises(ConfigError, match=r"odd: expected sections of other names .* found train"):
         Config(method="odd")
 
 
