@@ -74,7 +74,7 @@ def test_readme_code_ends_in_scores(tmp_path):
         pytest.skip("README.md has no python block")
     ending = (
         "scores, state, images = (namespace[name] for name in ('scores', 'state', 'images'))\n"
-        "print(tuple(scores.shape) == (len(images), state.config.num_classes))"
+        "print(tuple(scores.shape) == (len(images), state.config.shapes.num_classes))"
     )
     done = run_code(README, tmp_path, ending)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkd_jax.errors import DataError
+from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.protocol import metrics
 from qkd_jax.reports.files import read_json, write_atomically
-from qkd_jax.settings.config import changeable_settings
+from qkd_jax.settings.config import changeable_settings, from_dict, to_dict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,7 +68,7 @@ def write_results(experiment_folder: str | Path) -> Path:
                 summary = config = environment = {}
             if summary.get("finished") is True:
                 finished[seed] = summary
-                configs.append({**_flatten(config), "num_tasks": summary.get("num_tasks")})
+                configs.append({**_settings(config), "num_tasks": summary.get("num_tasks")})
                 for name in SHARED.keys() & environment.keys():
                     same = shared[name].setdefault(environment[name], [])
                     same.append(f"{method.name}/{run.name}")
@@ -179,6 +179,17 @@ def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
             row[key] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
     return row
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Each setting of a run with its whole path: what its method reads, as it is called today.
+
+    Of a method or a setting that is not known here, as the file has it.
+    """
+    try:
+        return _flatten(to_dict(from_dict(config)))
+    except ConfigError:
+        return _flatten(config)
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

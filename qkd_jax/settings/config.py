@@ -274,6 +274,11 @@ def validate(config: Config) -> None:
       ConfigError: lists every setting that is wrong, not only the first.
     """
     declared = method_named(config.method).sections
+    if taken := declared.keys() & _types(Config).keys():
+        raise ConfigError(
+            f"{config.method}: expected sections of other names than the shared ones, found "
+            f"{', '.join(sorted(taken))}"
+        )
     if {name: type(section) for name, section in config.own} != dict(declared):
         raise ConfigError(
             f"method: expected the one whose sections this config has "

@@ -124,4 +124,4 @@ def test_predictions_do_not_depend_on_the_batch(tiny, history):
 
 def test_a_share_out_of_range_is_refused(tiny):
     with pytest.raises(ConfigError, match=r"apt\.merge: expected 0 to 1, found 1\.5"):
-        tiny.config("apt.merge=1.5")
+        tiny.config("method=apt", "apt.merge=1.5")

@@ -208,7 +208,7 @@ def test_settings_that_do_not_fit_are_refused(tiny):
         "coda_prompt.penalty=-1": "0 or more",
     }.items():
         with pytest.raises(ConfigError, match=message):
-            tiny.config(change)
+            tiny.config("method=coda_prompt", change)
 
 
 def test_size_of_the_published_pool():

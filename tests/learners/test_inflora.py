@@ -296,7 +296,7 @@ def test_errors(tiny, config, history):
         ("first_basis=all", "reach, below"),
     ):
         with pytest.raises(ConfigError, match=expected):
-            tiny.config(f"inflora.{setting}")
+            tiny.config("method=inflora", f"inflora.{setting}")
 
 
 @pytest.mark.usefixtures("compiled")

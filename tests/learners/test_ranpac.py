@@ -266,7 +266,7 @@ def test_settings_that_do_not_fit(tiny, frozen):
     with pytest.raises(ConfigError, match="set max_task_images to the training images"):
         qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
     with pytest.raises(ConfigError, match="projection_dim: expected at least 1, found 0"):
-        tiny.config("ranpac.projection_dim=0")
+        tiny.config("method=ranpac", "ranpac.projection_dim=0")
     with pytest.raises(DataError, match="12 images were given, more than max_task_images=8"):
         ended(tiny, frozen, [[tiny.batch(tiny.tasks[0], step) for step in range(3)]])
     state = qkd_jax.init_state(jax.random.key(0), tiny.backbone, frozen)

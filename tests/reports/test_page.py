@@ -344,6 +344,17 @@ def test_results_warn_when_seeds_were_run_with_different_settings(tmp_path):
     assert "**qkd: seeds differ in `train.epochs`**" in table
 
 
+def test_a_run_of_an_earlier_version_does_not_differ_by_form_or_by_what_is_not_read(tmp_path):
+    """Its file has every method's settings, and the shapes beside the sections."""
+    now = {"method": "ease", "shapes": {"max_tasks": 3}, "train": {"epochs": 5}}
+    then = {"method": "ease", "max_tasks": 3, "train": {"epochs": 5}, "fusion": {"top_k": 7}}
+    for seed, config in enumerate((now, then)):
+        write_run(tmp_path / f"ease/seed{seed}", seed=seed)
+        path = tmp_path / f"ease/seed{seed}/config.json"
+        path.write_text(json.dumps(config | {"seed": seed}))
+    assert "differ" not in report.write_results(tmp_path).read_text(encoding="utf-8")
+
+
 def test_what_a_run_does_not_have_is_a_dash(tmp_path):
     """Nothing trained; and a folder of before there were these keys."""
     write_run(tmp_path / "simplecil/seed1", training_images_per_second=None, trainable_parameters=0)
@@ -424,7 +435,8 @@ def test_console_table_prints_every_stage_and_the_summary(tmp_path, num_tasks):
 def test_the_rim_needs_only_numpy_when_imported():
     """Plots and consoles are imported where they are used, and the trainer never is."""
     package = Path(report.__file__).parents[1]
-    paths = [*package.glob("reports/*.py"), *package.glob("protocol/*.py")]
+    rooms = ("reports", "protocol", "settings")
+    paths = [path for room in rooms for path in package.glob(f"{room}/*.py")]
     for path in [*paths, package / "runs" / "progress.py"]:
         found = set()
         for node in ast.parse(path.read_text(encoding="utf-8")).body:  # the top level only
@@ -434,5 +446,6 @@ def test_the_rim_needs_only_numpy_when_imported():
                 parts = node.module.split(".")
                 found.add(".".join(parts[: 2 if parts[0] == "qkd_jax" else 1]))
         ours = {name for name in found if name.startswith("qkd_jax.")}
-        assert ours <= {"qkd_jax.errors", "qkd_jax.protocol", "qkd_jax.reports"}, path
+        allowed = {f"qkd_jax.{room}" for room in ("errors", "protocol", "reports", "settings")}
+        assert ours <= allowed, path
         assert found - ours <= {"numpy"} | sys.stdlib_module_names, path

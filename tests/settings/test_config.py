@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.qkd.gate import GateSettings
 from qkd_jax.learners.shape import learner_names
+from qkd_jax.settings import methods
 from qkd_jax.settings.config import (
     Config,
     Shapes,
@@ -26,7 +27,6 @@ from qkd_jax.settings.config import (
     settings,
     to_dict,
 )
-from qkd_jax.settings.methods import presets
 
 
 def value_of(config, path):
@@ -139,6 +139,13 @@ def test_a_config_is_copied_hashed_and_kept(method):
     for again in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), config.replace()):
         assert again == config and hash(again) == hash(config)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_section_of_a_method_may_not_have_a_shared_name(monkeypatch):
+    odd = methods.Method({"train": TrainConfig}, (), {})
+    monkeypatch.setitem(methods._METHODS, "odd", odd)
+    with pytest.raises(ConfigError, match=r"odd: expected sections of other names .* found train"):
+        Config(method="odd")
 
 
 def test_joint_is_a_protocol_that_one_method_starts_with():
@@ -396,7 +403,7 @@ def test_presets():
 def test_unknown_preset_lists_the_known():
     with pytest.raises(ConfigError) as caught:
         apply_preset(Config(), "papr")
-    assert all(name in str(caught.value) for name in presets())
+    assert all(name in str(caught.value) for name in methods.presets())
     assert "did you mean paper" in str(caught.value)
     with pytest.raises(ConfigError, match="preset paper: expected method qkd, found ease"):
         apply_preset(Config(method="ease"), "paper")

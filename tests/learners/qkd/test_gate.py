@@ -15,7 +15,7 @@ import pytest
 from qkd_jax import quantum
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.qkd import gate
-from qkd_jax.settings.config import GateSettings
+from qkd_jax.learners.qkd.gate import GateSettings
 
 BUDGET, EXACT = 2e-4, 2e-5
 WIDTH, TASKS, QUBITS = 12, 4, 3
