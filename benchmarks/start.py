@@ -129,7 +129,7 @@ def owner_of(path: str) -> tuple[object, str]:
 
 
 def told(began: float, spans: list[tuple[str, float, float]], compiling: dict[str, float]) -> str:
-    """One sentence; what lies before the first stage is importing, before the last one waiting."""
+    """One sentence. Before the first stage is importing, before the last one the first batch."""
     parts, last, between = [], began, 0.0
     for stage, start, end in spans:
         if last == began:
@@ -140,10 +140,9 @@ def told(began: float, spans: list[tuple[str, float, float]], compiling: dict[st
             between += start - last
         parts.append(f"{stage} {end - start:.2f}")
         last = end
-    inside = ", ".join(f"{name} {seconds:.2f}" for name, seconds in compiling.items())
-    return ", ".join([*parts, f"in between {between:.2f}"]) + (
-        f"; in that step {inside}" * bool(inside)
-    )
+    inside = [f"{name} {seconds:.2f}" for name, seconds in compiling.items()]
+    parts += [f"in between {between:.2f}; of the step"]
+    return ", ".join(parts) + " " + ", ".join(inside)
 
 
 def rows(experiment: str, repeats: int) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax.engine import hosts
 from qkd_jax.engine.checks import check_task
+from qkd_jax.engine.compiled_programs import give_back_memory
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import passes
 from qkd_jax.learners.shape import learner_of
@@ -43,6 +44,7 @@ class Engine:
     num_parts = 1  # how many parts a batch is divided into
 
     def __init__(self):
+        give_back_memory()
         self.compilations = 0
         # Axes: None = one copy for all, 0 = divided over the devices by rows.
         self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))

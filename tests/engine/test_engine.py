@@ -17,7 +17,6 @@ import optax
 import pytest
 
 from qkd_jax.engine import verbs
-from qkd_jax.engine.compiled_programs import keep_compiled_programs
 from qkd_jax.engine.sharding import engine_of
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.state import Moving, join, split
@@ -276,22 +275,3 @@ def test_what_happens_once_for_each_task_leaves_the_weights_where_they_are(backb
 def test_moving_is_all_that_a_step_changes():
     """What is donated and what is averaged is this; a new field must be thought of."""
     assert [f.name for f in dataclasses.fields(Moving)] == ["trainable", "opt_state", "step"]
-
-
-def test_compiled_programs_are_kept_where_nothing_else_was_said(monkeypatch, tmp_path):
-    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = [getattr(jax.config, name) for name in names]
-    monkeypatch.setenv("QKD_JAX_CACHE", str(tmp_path))
-    try:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-        jax.config.update("jax_compilation_cache_dir", "mine")
-        keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir == "mine"
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
-        jax.config.update("jax_compilation_cache_dir", None)
-        keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "compiled"))
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0  # small ones too
-    finally:
-        for name, value in zip(names, before, strict=True):
-            jax.config.update(name, value)
