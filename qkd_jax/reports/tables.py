@@ -31,7 +31,7 @@ COLUMNS = {
     "wall_seconds": "wall seconds",
 }
 # What rows of one table must share, from environment.json: weights and images, by their hashes.
-SHARED = {"backbone_fingerprint": "weights", "data_fingerprint": "data"}
+SHARED = {"weights_fingerprint": "weights", "data_fingerprint": "data"}
 # The files of a run that are kept by `record_runs`.
 RECORDED = ("config.json", "environment.json", "matrix.json", "summary.json")
 # Settings that seeds of one method may differ in.

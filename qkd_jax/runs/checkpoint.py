@@ -115,12 +115,15 @@ class Checkpoints:
 
     def _read(self, number: int, state: LearnerState, target: dict) -> tuple[Any, str]:
         """((state, meta), "") of one checkpoint, or (None, what is wrong with it)."""
-        args = ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-        )
         try:
+            held = _by_path(self._manager.item_metadata(number)["arrays"])
+            # An earlier version may have kept arrays that are no longer there: they are passed by.
+            more = set(held) - set(_by_path(target))
+            arrays = ocp.args.StandardRestore() if more else ocp.args.StandardRestore(target)
+            args = ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonRestore())
             found = self._manager.restore(number, args=args)
-            return (_with_arrays(state, found["arrays"]), found["meta"]), ""
+            kept = _as_in(target, found["arrays"]) if more else found["arrays"]
+            return (_with_arrays(state, kept), found["meta"]), ""
         except Exception as error:  # orbax raises many kinds for damaged files
             failure = _reason(error)
         # The reads that were still to come when one failed complain, at length, when they are
@@ -130,6 +133,29 @@ class Checkpoints:
         gc.collect()
         narrator.disabled = before
         return None, failure
+
+
+def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Leaves by the names on the way to them, whether a node is a tuple, a record or a dict."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = ("key", "idx", "name")
+    return {
+        tuple(str(next(getattr(p, n) for n in names if hasattr(p, n))) for p in path): leaf
+        for path, leaf in leaves
+    }
+
+
+def _as_in(target: Any, found: Any) -> Any:
+    """The arrays that `target` asks for, from a tree that holds more, in the places of `target`."""
+    held = _by_path(found)
+    arrays = []
+    for path, wanted in _by_path(target).items():
+        array = held.get(path)
+        if array is None or (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+            name = ".".join(path)
+            raise CheckpointError(f"{name}: expected {wanted.shape} {wanted.dtype}, found none")
+        arrays.append(jax.device_put(array, wanted.sharding))
+    return jax.tree.unflatten(jax.tree.structure(target), arrays)
 
 
 def _arrays(state: LearnerState) -> dict[str, Any]:

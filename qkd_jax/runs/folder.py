@@ -131,10 +131,11 @@ def begun_run(
         )
     environment_then = read_json(folder / "environment.json")
     if backbone is not None:
-        then, now = environment_then.get("backbone_fingerprint"), fingerprint(backbone)
+        # Runs of before this entry are held to the name of the weights, a setting.
+        then, now = environment_then.get("weights_fingerprint"), fingerprint(backbone)
         if then not in (None, now):
             raise CheckpointError(
-                f"{folder} was begun with another backbone (backbone_fingerprint: {then} -> "
+                f"{folder} was begun with another backbone (weights_fingerprint: {then} -> "
                 f"{now}); use the weights it began with, or another --out or --variant"
             )
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
@@ -254,7 +255,7 @@ def begin_folder(
         folder / "environment.json",
         environment(backbone)
         | {
-            "backbone_fingerprint": fingerprint(backbone),
+            "weights_fingerprint": fingerprint(backbone),
             "data_fingerprint": data_fingerprint(planned.data),
             "data_content": contents.sha256(),
             "leaked_test_images": leaked,
@@ -312,9 +313,7 @@ def fingerprint(backbone: Backbone) -> str:
     """A short hash of the backbone: a run is continued with the same weights only."""
     import hashlib
 
-    # A spec once had one field more; runs that were begun then keep their fingerprint.
-    spec = f"{repr(backbone.spec)[:-1]}, projection=None)"
-    digest = hashlib.sha256(spec.encode())
+    digest = hashlib.sha256(repr(backbone.spec).encode())
     for leaf in jax.tree.leaves(backbone.params):
         array = np.asarray(leaf, np.float32).ravel()
         digest.update(np.ascontiguousarray(array[:: max(1, array.size // 4096)]).tobytes())

@@ -64,8 +64,8 @@ def load_run(
         path=weights or config.backbone.weights or None,
         preprocessing=config.backbone.preprocess or None,
     )
-    then, now = environment.get("backbone_fingerprint"), fingerprint(backbone)
-    if then != now:
+    then, now = environment.get("weights_fingerprint"), fingerprint(backbone)
+    if then not in (None, now):
         raise CheckpointError(
             f"{folder} was trained on another backbone (fingerprint {then}, loaded {now}); "
             "give the run's own weight file as `weights`"

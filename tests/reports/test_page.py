@@ -379,7 +379,7 @@ def test_runs_on_other_weights_or_data_are_named(tmp_path):
     for method, weights in (("qkd", "a"), ("ease", "a"), ("mos", "b")):
         folder = tmp_path / f"{method}/seed1"
         write_run(folder)
-        environment = {"backbone_fingerprint": weights, "data_fingerprint": "d"}
+        environment = {"weights_fingerprint": weights, "data_fingerprint": "d"}
         (folder / "environment.json").write_text(json.dumps(environment))
     write_run(tmp_path / "old/seed1")  # did not record them
     table = report.write_results(tmp_path).read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ def test_knows_that_every_task_is_learned(folder):
 def test_refuses_another_backbone(copy):
     path = copy / "environment.json"
     environment = json.loads(path.read_text())
-    path.write_text(json.dumps(environment | {"backbone_fingerprint": "0" * 16}))
+    path.write_text(json.dumps(environment | {"weights_fingerprint": "0" * 16}))
     with pytest.raises(CheckpointError, match="another backbone"):
         qkd_jax.load_run(copy)
 
