@@ -270,6 +270,8 @@ def measure_memory(side: str, size: int, batch: int) -> tuple[float, float]:
         step = torch_step(backbone, images, labels, step.trainable)
 
     def peak(times: int) -> float:
+        # A step's arrays are freed by another thread, just after its loss is there.
+        time.sleep(0.5)
         # What was freed goes back to the kernel, and its peak starts anew (`ru_maxrss` would begin
         # at the parent's): what drawing the weights or compiling took is over.
         ctypes.CDLL(None).malloc_trim(0)
