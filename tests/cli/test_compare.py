@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax.cli import compare
+from qkd_jax.cli import commands, compare
 from qkd_jax.cli.commands import main
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
@@ -102,6 +102,25 @@ def test_mistakes_are_named_before_anything_runs(capsys, tmp_path, arguments, ex
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [("qkd", ["--set=gate.rank=3", "--preset=paper"]), ("ease", ["--set=ease.alpha=0.2"])],
+)
+def test_each_run_is_given_what_its_method_reads(method, own):
+    given = ("gate.rank=3", "ease.alpha=0.2", "train.epochs=1")
+    chosen = [part for setting in given for part in ("--set", setting)]
+    words = ["compare", "smoke", "--preset", "paper", *chosen]
+    options = commands._parser().parse_args(words)
+    config = commands._config_of(options, method, 1, where_read=True)
+    arguments = commands._run_arguments(options, config)
+    assert [a for a in arguments if a.startswith("--")] == [
+        *("--method", "--seed", own[0], "--set=train.epochs=1", *own[1:], "--out", "--bare")
+    ]
+    # What the run makes of them is what the comparison planned.
+    again = commands._parser().parse_args(arguments)
+    assert commands._config_of(again, method, 1) == config
+
+
 def children(tmp_path, *programs):
     """Runs whose commands are small programs that leave a summary."""
     ending = "\nimport json, pathlib; p = pathlib.Path({!r}); p.mkdir(parents=True, exist_ok=True)"
@@ -159,7 +178,7 @@ def test_a_signal_lets_the_running_save_and_begins_nothing_more(tmp_path):
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from qkd_jax.cli import compare
+from qkd_jax.cli import commands, compare
 child = '''
 import signal, sys, time, pathlib
 def save(*_):
