@@ -167,10 +167,12 @@ class _Loop:
         self.books.restore(meta)
         first = meta["finished_tasks"]
         self.writer.trim_log("metrics.jsonl", int(self.state.task), int(self.state.step))
-        learned = np.flatnonzero((self.task_of_class >= 0) & (self.task_of_class < first))
         if 0 < first < len(self.tasks):
-            # Counted when they were first computed; a resumed run reports the same number.
-            self._fill(self.test, self.learner.slots.score(first - 1), learned, count=False)
+            read = set(self.model.slots_read(first - 1))
+            for task in self.tasks[:first]:
+                # In the order of the first time, so that no bit differs; counted then, not again.
+                slots = [slot for slot in self.model.slots_read(task.index) if slot in read]
+                self._fill(self.test, slots, self._seen(task), count=False)
         return first, int(self.state.step) if int(self.state.task) == first else 0
 
     def _learn(self, task: Task, checkpoints) -> None:
@@ -249,9 +251,13 @@ class _Loop:
             **record,
         }
 
+    def _seen(self, task: Task) -> list[int]:
+        """The classes of tasks up to and with `task`."""
+        return [c for t in self.tasks[: task.index + 1] for c in t.classes]
+
     def _evaluate(self, task: Task) -> None:
         """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
-        seen = [c for t in self.tasks[: task.index + 1] for c in t.classes]
+        seen = self._seen(task)
         rows = self._fill(self.test, self.model.slots_read(task.index), seen)
         scores, relevance = joined(self.model.scores(self.test, rows))
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]

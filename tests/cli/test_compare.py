@@ -18,7 +18,7 @@ import pytest
 
 from qkd_jax.cli import commands, compare
 from qkd_jax.cli.commands import main
-from qkd_jax.engine import verbs
+from qkd_jax.engine.engine import Engine
 from qkd_jax.errors import ConfigError
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
@@ -39,7 +39,7 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
                for m in ("simplecil", "finetune") for s in (1, 2)}  # fmt: skip
     run(config("simplecil", 1), backbone, tmp_path)  # finished before
     kept = (folders["simplecil", 1] / "summary.json").stat().st_mtime_ns
-    finish, ended = verbs.finish, []
+    finish, ended = Engine.finish, []
 
     def stops_in_the_second_task(*arguments):
         ended.append(1)
@@ -48,7 +48,7 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
         return finish(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(verbs, "finish", stops_in_the_second_task)
+        patch.setattr(Engine, "finish", stops_in_the_second_task)
         run(config("finetune", 1), backbone, tmp_path)
     # A folder that holds a run with other settings.
     shutil.copytree(folders["simplecil", 1], folders["simplecil", 2])

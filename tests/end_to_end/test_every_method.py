@@ -7,7 +7,7 @@ rounding; accuracies are those of the same images, each of them counted.
 import numpy as np
 import pytest
 
-from qkd_jax.engine import verbs
+from qkd_jax.engine.engine import Engine
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.loop import run, run_folder
@@ -36,7 +36,7 @@ def config(method, devices):
 def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch):
     backbone = load_backbone("tiny_random", image_size=32)
     whole = run(config(method, 1), backbone, tmp_path / "whole")
-    finish, ended = verbs.finish, []
+    finish, ended = Engine.finish, []
 
     def stops_once(*arguments):
         ended.append(1)
@@ -45,7 +45,7 @@ def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch)
         return finish(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(verbs, "finish", stops_once)
+        patch.setattr(Engine, "finish", stops_once)
         run(config(method, 2), backbone, tmp_path / "parts")
     parts = run(config(method, 2), backbone, tmp_path / "parts")
     assert (whole["devices"], parts["devices"]) == (1, 2)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("compiled")
 
 def config(method, *settings):
     smoke = load_experiment("smoke").get_config(method)
-    return override(smoke, "train.epochs=1", "head.scale=10.0", *settings)
+    return override(smoke, "train.epochs=1", "head.scale=10.0", *settings, where_read=True)
 
 
 @pytest.mark.parametrize(

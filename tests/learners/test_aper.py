@@ -29,7 +29,7 @@ def test_slots_are_the_frozen_and_the_tuned_model(tiny, history):
     state, images = history[-1].ended, tiny.batch(tiny.tasks[0])["image"]
     tuned = history[0].trained.trainable["adapter"]
     frozen = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])(images)
-    adapted = jax.jit(lambda x: encode_with(state, tuned, x))(images)
+    adapted = jax.jit(lambda x: encode_with(state, tuned, Raw({"image": x})))(images)
     features = verbs.slot_features(state, images)
     np.testing.assert_allclose(features[:, 0], frozen, atol=BUDGET)
     np.testing.assert_allclose(features[:, 1], adapted, atol=BUDGET)

@@ -94,10 +94,10 @@ def test_a_zero_prompt_is_the_frozen_model(tiny, history):
     state = history[2].ended
     images = jnp.asarray(tiny.batch(tiny.tasks[0])["image"])
     zero = jax.tree.map(jnp.zeros_like, state.memory["prompt"])
-    found = jax.jit(apt.encode_added)(state, zero, images)
+    found = jax.jit(apt.encode_added)(state, zero, Raw({"image": images}))
     frozen = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])(images)
     np.testing.assert_allclose(found, frozen, atol=BUDGET)
-    prompted = jax.jit(apt.encode_added)(state, state.memory["prompt"], images)
+    prompted = jax.jit(apt.encode_added)(state, state.memory["prompt"], Raw({"image": images}))
     assert np.abs(prompted - frozen).max() > 10 * BUDGET
 
 

@@ -28,6 +28,7 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import apt
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, param_shapes
 
 BUDGET = 2.4e-5
@@ -83,11 +84,11 @@ def second_task(tiny, inputs):
 
 
 def test_loss_and_gradients(golden, inputs, second_task):
-    images = jnp.asarray(inputs[-1])
+    raw = Raw({"image": jnp.asarray(inputs[-1])})
 
     def mean_loss(trainable):
         batch = {"label": jnp.asarray(LABELS)}
-        return jnp.mean(apt.loss(trainable, second_task, images, batch, None)["loss"])
+        return jnp.mean(apt.loss(trainable, second_task, raw, batch, None)["loss"])
 
     loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(second_task.trainable)
     np.testing.assert_allclose(loss, golden["loss"], atol=BUDGET)

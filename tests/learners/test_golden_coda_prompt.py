@@ -28,6 +28,7 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import coda_prompt
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec, param_shapes
 
 BUDGET = 2.4e-5
@@ -99,10 +100,10 @@ def assert_near(found, expected):
 
 def test_losses_and_gradients(golden, inputs, second_task):
     """Without the penalty, so that the way through the transformer is compared, and with it."""
-    state, images = second_task, jnp.asarray(inputs[-1])
+    state, raw = second_task, Raw({"image": jnp.asarray(inputs[-1])})
 
     def losses(trainable):
-        terms = coda_prompt.loss(trainable, state, images, {"label": jnp.asarray(LABELS)}, None)
+        terms = coda_prompt.loss(trainable, state, raw, {"label": jnp.asarray(LABELS)}, None)
         both = jnp.stack([jnp.mean(terms["loss_ce"]), jnp.mean(terms["loss"])])
         return both, both
 

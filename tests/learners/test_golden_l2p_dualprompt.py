@@ -36,9 +36,10 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import dualprompt, l2p
-from qkd_jax.learners.prompted import encode_prompted
+from qkd_jax.learners.features import class_feature
 from qkd_jax.learners.shape import Context, learner_of
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.weights.load import assemble
 
@@ -89,7 +90,7 @@ def run(name, arrays, source, trainable, memory, *settings):
         task_classes=jnp.array([2, 3], jnp.int32),
         task_of_class=jnp.array([0, 0, 1, 1], jnp.int32),
     )
-    images = jnp.asarray(arrays["images"])
+    images = Raw({"image": jnp.asarray(arrays["images"])})
     query = jnp.asarray(arrays["query"], jnp.float32)
     features = jnp.zeros((4, 3, spec.width)).at[:, 0].set(query)
     batch = {"label": jnp.asarray(arrays["labels"], jnp.int32), "features": features}
@@ -102,7 +103,8 @@ def run(name, arrays, source, trainable, memory, *settings):
             return jnp.mean(terms["loss"]), terms
 
         (loss, terms), gradient = jax.value_and_grad(objective, has_aux=True)(trainable)
-        feature = encode_prompted(state, MODULES[name].inserts_of(state, query), images)
+        read = getattr(MODULES[name], "prompted_feature", class_feature)
+        feature = read(state, images, MODULES[name].inserts_of(state, query))
         filled = features.at[:, 2].set(feature)
         scores, relevance = learner_of(config).score(state, filled)
         return {

@@ -35,6 +35,7 @@ from qkd_jax.learners import mos, task_heads
 from qkd_jax.learners.shape import Context
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.nn.fit import cosine_factor, fit, sgd
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.protocol.tasks import Task
 
@@ -113,7 +114,7 @@ def test_loss_and_gradient_with_padding(stored, learned):
     rows = Context(jax.random.split(jax.random.key(0), 7), jnp.asarray(real), lambda x: x)
 
     def total(trainable):
-        terms = mos.loss(trainable, state, images, batch, rows)
+        terms = mos.loss(trainable, state, Raw({"image": images}), batch, rows)
         means = {name: jnp.mean(value[:5]) for name, value in terms.items()}
         return means["loss"], means
 
@@ -128,7 +129,7 @@ def test_loss_and_gradient_with_padding(stored, learned):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5 * np.abs(b).max()), ours, wanted
         )
-    feature = encode_with(state, state.trainable["adapter"], images[:5])
+    feature = encode_with(state, state.trainable["adapter"], Raw({"image": images[:5]}))
     logits = mos.logits_of(state.trainable["head"], feature)
     np.testing.assert_allclose(logits, arrays["logits"], atol=5 * BUDGET)
 
@@ -183,7 +184,7 @@ def test_merging_in_every_pass(stored):
     expected = jax.tree.map(lambda a: a[0], stored.adapter("after_pass"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), held, expected)
     images = arrays["images"][:4]
-    found = encode_with(state, mos.as_in_forward(state, held), jnp.float32(images) / 255)
+    found = encode_with(state, mos.as_in_forward(state, held), Raw({"image": jnp.asarray(images)}))
     np.testing.assert_allclose(found, arrays["train_features"], atol=BUDGET)
     slots = verbs.slot_features(ended, images)
     np.testing.assert_allclose(slots, arrays["drifted_features"], atol=BUDGET)

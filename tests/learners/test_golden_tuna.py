@@ -34,6 +34,7 @@ from qkd_jax.learners import tuna
 from qkd_jax.learners.shape import Context
 from qkd_jax.nn.backbone import stack_blocks
 from qkd_jax.nn.fit import cosine_factor, fit, sgd
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.losses import cross_entropy
 from qkd_jax.protocol.tasks import Task
 
@@ -93,7 +94,7 @@ def test_loss_and_gradient(stored, learned):
     rows = Context(jax.random.split(jax.random.key(0), 5), jnp.ones(5, bool), lambda x: x)
 
     def total(trainable):
-        terms = tuna.loss(trainable, state, images, batch, rows)
+        terms = tuna.loss(trainable, state, Raw({"image": images}), batch, rows)
         means = {name: jnp.mean(value) for name, value in terms.items()}
         return means["loss"], means
 

@@ -220,7 +220,7 @@ def test_old_branches_and_heads_stay_as_they_were(tiny, history):
 
 def test_a_branch_that_is_not_trained_changes_nothing(tiny, history):
     """Its up-projection is zero: the feature before the first step is that of the task before."""
-    extract = jax.jit(lambda state, x: inflora.extract(state, x, 0, None))
+    extract = jax.jit(lambda state, x: inflora.extract(state, Raw({"image": x}), 0, None))
     images = tiny.batch(tiny.tasks[0], 9)["image"]
     for (_, _, before), (begun, _, after) in itertools.pairwise(history):
         np.testing.assert_array_equal(extract(before, images), extract(begun, images))

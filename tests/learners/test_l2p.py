@@ -17,6 +17,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners import l2p
 from qkd_jax.learners.shape import Context
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 6e-6
@@ -164,7 +165,7 @@ def test_a_cached_query_stands_for_a_pass_through_the_frozen_model(tiny, officia
     @jax.jit
     def both(state, label, image, features):
         batches = {"label": label}, {"label": label, "features": features}
-        return [l2p.loss(state.trainable, state, image, b, real) for b in batches]
+        return [l2p.loss(state.trainable, state, Raw({"image": image}), b, real) for b in batches]
 
     plain, cached = both(state, batch["label"], batch["image"], features)
     assert set(plain) == {"loss", "loss_ce", "loss_key", "train_accuracy"}

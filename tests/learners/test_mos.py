@@ -19,6 +19,7 @@ from qkd_jax.learners import mos
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
+from qkd_jax.nn.inputs import Raw
 
 BUDGET = 1e-5
 OWNER = [1, 0, 2, -1, 0, 2, -1]  # task of each class
@@ -82,7 +83,8 @@ def test_two_devices_see_the_whole_batch(monkeypatch, tiny, history):
     is replaced by a cheap function of image and adapter: what is tested is how rows are coupled.
     """
 
-    def encode(state, adapter, images, keys):
+    def encode(state, adapter, inputs, keys):
+        images = inputs.fields["image"]
         x = images.reshape(len(images), -1)[:, :12]
         return x + jnp.tile(x @ adapter["down"]["kernel"][0], (1, 4))
 
@@ -93,6 +95,7 @@ def test_two_devices_see_the_whole_batch(monkeypatch, tiny, history):
     batch = tiny.batch(tiny.tasks[2], size=6)
     batch["mask"] = np.array([1, 1, 1, 0, 1, 0], bool)
     batch["image"][~batch["mask"]] = 7.0
+    batch = {"inputs": Raw({"image": batch.pop("image")}), **batch}
     one, values = jax.jit(lambda: device_step(held, moving, batch))()
     shares = jax.tree.map(lambda a: a.reshape(2, 3, *a.shape[1:]), batch)
     step = jax.vmap(lambda share: device_step(held, moving, share, "data"), axis_name="data")

@@ -267,7 +267,7 @@ def test_settings_that_do_not_fit(tiny, frozen):
         qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
     with pytest.raises(ConfigError, match="projection_dim: expected at least 1, found 0"):
         tiny.config("method=ranpac", "ranpac.projection_dim=0")
-    with pytest.raises(DataError, match="12 images were given, more than max_task_images=8"):
+    with pytest.raises(DataError, match=r"at most 8 images \(shapes.max_task_images\), found 12"):
         ended(tiny, frozen, [[tiny.batch(tiny.tasks[0], step) for step in range(3)]])
     state = qkd_jax.init_state(jax.random.key(0), tiny.backbone, frozen)
     state = qkd_jax.begin_task(state, tiny.tasks[0])

@@ -14,6 +14,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.engine import verbs
+from qkd_jax.engine.checks import check_batch
 from qkd_jax.learners.qkd.gate import GateSettings
 from qkd_jax.learners.qkd.learner import (
     DistillationSettings,
@@ -118,7 +119,7 @@ def test_step_end_and_prediction_are_finite(tiny, small, row):
         scores, weights = learner.score(state, features)
         return moving, metrics, state.memory, scores, weights
 
-    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    arrays = jax.tree.map(jnp.asarray, check_batch(state, batch))
     features = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4, 8)).astype(np.float32))
     after, metrics, memory, scores, weights = whole(held, moving, arrays, features)
     for leaf in jax.tree.leaves((after, metrics, memory)):

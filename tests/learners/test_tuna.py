@@ -16,6 +16,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import tuna
 from qkd_jax.learners.shape import Context, learner_of
+from qkd_jax.nn.inputs import Raw
 
 BUDGET = 3e-5
 OWNER = [1, 0, 2, -1, 0, 2, -1]  # task of each class
@@ -141,7 +142,7 @@ def test_slots_of_a_run(tiny, history, config):
     universal = jax.tree.map(lambda a: a + 0.1, state.memory["universal"])
     state = state.replace(memory={**state.memory, "universal": universal})
     features = verbs.slot_features(state, images)
-    tried = tuna.encode_with(state, state.memory["universal"], jnp.asarray(images))
+    tried = tuna.encode_with(state, state.memory["universal"], Raw({"image": jnp.asarray(images)}))
     np.testing.assert_allclose(features[:, 3], tried, atol=BUDGET)
     assert np.abs(features[:, 3] - features[:, 2]).max() > 100 * BUDGET
     assert not np.asarray(features[:, jnp.array([1, 4, 5, 6, 7])]).any()

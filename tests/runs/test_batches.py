@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from qkd_jax.data.crops import crop_draws
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.runs.batches import training_batches
 from qkd_jax.settings.config import Config, override
 
@@ -19,19 +19,17 @@ class Images:
         return 10
 
     def load(self, rows, size, draws):
-        return np.concatenate([np.asarray(rows)[:, None], draws], axis=1)
+        return {"image": np.concatenate([np.asarray(rows)[:, None], draws], axis=1)}
 
 
-def features_of(*settings, tokens=False):
+def features_of(*settings):
     """As much of `SlotFeatures` as batches need."""
-    shape = (5, 3) if tokens else (8, 8, 3)
     return SimpleNamespace(
         config=override(Config(), "train.batch_size=4", "seed=3", *settings),
         set=Images(),
         values=100.0 * np.arange(10)[:, None],
-        inputs=lambda state, rows: np.broadcast_to(
-            rows.reshape(-1, *[1] * len(shape)), (len(rows), *shape)
-        ),
+        inputs=lambda state, rows: Raw({"image": rows[:, None]}),
+        spec=SimpleNamespace(input_size=8),
     )
 
 
@@ -39,10 +37,14 @@ def drawn(features, **place):
     return list(training_batches(features, None, **({"task": 1, "epoch": 0} | place)))
 
 
+def image_of(batch):
+    return batch["inputs"].fields["image"]
+
+
 def test_every_image_comes_once_with_its_own_label():
     batches = drawn(features_of("data.augment=false"))
     assert [images for _, images in batches] == [4, 4, 2]
-    rows = np.concatenate([batch["image"][batch["mask"], 0, 0, 0] for batch, _ in batches])
+    rows = np.concatenate([image_of(batch)[batch["mask"], 0] for batch, _ in batches])
     labels = np.concatenate([batch["label"][batch["mask"]] for batch, _ in batches])
     assert sorted(rows.tolist()) == list(range(10)) != rows.tolist()
     np.testing.assert_array_equal(labels, rows + 20)
@@ -53,7 +55,7 @@ def test_a_stopped_epoch_goes_on_with_the_same_batches():
     features = features_of("data.augment=false")
     whole, rest = drawn(features), drawn(features, start_step=2)
     assert len(rest) == 1 and rest[0][1] == whole[2][1]
-    np.testing.assert_array_equal(rest[0][0]["image"], whole[2][0]["image"])
+    np.testing.assert_array_equal(image_of(rest[0][0]), image_of(whole[2][0]))
     other = drawn(features, epoch=1)
     assert any(
         (a["label"] != b["label"]).any() for (a, _), (b, _) in zip(whole, other, strict=True)
@@ -69,14 +71,13 @@ def test_rows_are_padded_for_the_devices_and_only_images_are_counted():
 
 def test_crops_follow_from_seed_task_epoch_and_image():
     for batch, _ in drawn(features_of("data.augment=true"), epoch=2):
-        rows = batch["image"][:, 0].astype(int)
+        rows = image_of(batch)[:, 0].astype(int)
         expected = crop_draws(rows, seed=3, task=1, epoch=2)
-        np.testing.assert_array_equal(batch["image"][:, 1:], expected)
+        np.testing.assert_array_equal(image_of(batch)[:, 1:], expected)
 
 
-@pytest.mark.parametrize("tokens, name", [(True, "tokens"), (False, "image")])
-def test_kept_tokens_and_features_come_with_their_images(tokens, name):
-    batches = drawn(features_of("data.augment=false", tokens=tokens), with_features=True)
+def test_features_come_with_their_images():
+    batches = drawn(features_of("data.augment=false"), with_features=True)
     for batch, _ in batches:
-        assert batch.keys() == {name, "features", "label", "mask"}
+        assert batch.keys() == {"inputs", "features", "label", "mask"}
         np.testing.assert_array_equal(batch["features"][:, 0], 100.0 * (batch["label"] - 20))

@@ -118,7 +118,7 @@ def test_inference_is_timed_without_decoding_and_without_the_warm_up(seconds, ba
         time[0] += seconds
 
     def features_of(images):
-        return SimpleNamespace(set=images, images=lambda rows: passes(1000.0))
+        return SimpleNamespace(set=images, fields=lambda rows: passes(1000.0))
 
     def classify(features, slots):
         calls.append((features.set.rows.tolist(), list(slots)))
@@ -135,7 +135,7 @@ def test_inference_is_timed_without_decoding_and_without_the_warm_up(seconds, ba
 
 def test_a_test_set_smaller_than_a_batch_is_one_batch():
     times = iter([0.0, 0.5])
-    features_of = lambda images: SimpleNamespace(images=lambda rows: None)  # noqa: E731
+    features_of = lambda images: SimpleNamespace(fields=lambda rows: None)  # noqa: E731
     rate = inference_rate(
         Images(np.arange(3)), 8, (), features_of, lambda *_: None, lambda: next(times)
     )

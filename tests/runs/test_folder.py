@@ -31,7 +31,7 @@ def test_trimming_the_log_drops_what_will_be_written_again(tmp_path):
 def test_what_a_method_describes_lies_beside_its_settings(tmp_path, method, told):
     """The rim asks the method; of the two only one has a circuit, whatever the settings say."""
     changes = ("data.source=synthetic", "protocol.increment=2", "gate.encoding=angle")
-    planned = plan(override(Config(), f"method={method}", *changes))
+    planned = plan(override(Config(method=method), *changes, where_read=True))
     backbone = load_backbone("tiny_random", image_size=32)
     begin_folder(tmp_path, planned, read_contents(planned.data), backbone, [])
     always = {"class_order.json", "images.npz", "environment.json", "config.json"}
@@ -41,5 +41,5 @@ def test_what_a_method_describes_lies_beside_its_settings(tmp_path, method, told
 
 
 def test_a_circuit_that_is_not_there_is_no_file():
-    classical = override(Config(), "method=qkd", "gate.kind=cosine")
+    classical = override(Config(method="qkd"), "gate.kind=cosine")
     assert learner_of(classical).describe(classical) == {}

@@ -28,7 +28,7 @@ def learned(tiny, images, *settings):
         )
         model.open(task, 0, features)
         model.freeze(features)
-        slots = model.learner.slots_at_end(task.index)
+        slots = model.learner.slots.at_end(task.index)
         features.fill(model.everywhere, slots, task.classes)
         model.finish(features)
     everything.fill(model.everywhere, model.slots_read(1), range(7))

@@ -40,8 +40,8 @@ def test_shapes_come_from_the_largest_task():
 @pytest.mark.parametrize("later, expected", [(0, [2, 2, 2]), (1, [2, 1, 1])])
 def test_later_tasks_may_have_fewer_epochs(later, expected):
     """Two classes of 20 images in each task, five steps of 8 in an epoch."""
-    changes = ("method=ssiat", "train.epochs=2", f"train.later_epochs={later}")
-    planned = plan(override(Config(), *SMALL, *changes))
+    changes = ("train.epochs=2", f"train.later_epochs={later}")
+    planned = plan(override(Config(method="ssiat"), *SMALL, *changes))
     assert [planned.epochs(task) for task in planned.tasks] == expected
     assert [planned.steps(task) for task in planned.tasks] == [5 * n for n in expected]
     assert [planned.images(task) for task in planned.tasks] == [40 * n for n in expected]
@@ -50,8 +50,8 @@ def test_later_tasks_may_have_fewer_epochs(later, expected):
 def test_only_tasks_that_are_trained_have_steps():
     """APER trains in the first task, SimpleCIL in none; batches of 16 leave a part of one."""
     for method, expected in (("aper", [6, 0, 0]), ("simplecil", [0, 0, 0])):
-        changes = (f"method={method}", "train.epochs=2", "train.batch_size=16")
-        planned = plan(override(Config(), *SMALL, *changes))
+        changes = ("train.epochs=2", "train.batch_size=16")
+        planned = plan(override(Config(method=method), *SMALL, *changes))
         assert [planned.steps(task) for task in planned.tasks] == expected
         assert [len(planned.rows(task)) for task in planned.tasks] == [40, 40, 40]
 

@@ -22,6 +22,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qkd_jax.nn import encode, layers
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.weights.fetch import fetch
 from qkd_jax.weights.load import load_backbone
 
@@ -106,7 +107,7 @@ def test_packaged_clip_equals_its_graph_block_by_block():
         print("relative error of each block's update:", " ".join(f"{e:.1e}" for e in errors))
         assert len(errors) == 12 and max(errors) < BLOCK
         # One sum and one norm at each end.
-        assert relative(encode.embed(params, spec, images), stages[0]) < BLOCK
+        assert relative(encode.embed(backbone, Raw({"image": images})).stream, stages[0]) < BLOCK
         found = layers.layer_norm(params["norm"], jnp.asarray(stages[-1][:, 0]), spec.eps)
         assert relative(found, feature) < BLOCK
 
@@ -121,8 +122,8 @@ def test_packaged_dinov2_equals_its_graph():
     wanted = ["/backbone/embeddings/Add_output_0", *blocks, "/backbone/layernorm/Add_1_output_0"]
     stages = run_graph(fetch("dinov2_vit_s14"), "input_image", images, wanted)
     with jax.default_matmul_precision("highest"):
-        results = jax.jit(lambda x: encode.encode_all(params, spec, x))(images)
-        feature = jax.jit(lambda x: encode.encode(params, spec, x))(images)
+        results = jax.jit(lambda x: encode.encode_all(backbone, Raw({"image": x})))(images)
+        feature = jax.jit(lambda x: encode.encode(backbone, Raw({"image": x}))[:, 0])(images)
     # Here the errors of 12 blocks add up, independent of each other: sqrt(12) times one block's.
     errors = [relative(a, b) for a, b in zip(results, stages, strict=True)]
     print("relative error after each stage:", " ".join(f"{e:.1e}" for e in errors))
