@@ -15,7 +15,7 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners import mos
+from qkd_jax.learners import mos, step
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import split
 from qkd_jax.learners.step import device_step
@@ -89,6 +89,7 @@ def test_two_devices_see_the_whole_batch(monkeypatch, tiny, history):
         return x + jnp.tile(x @ adapter["down"]["kernel"][0], (1, 4))
 
     monkeypatch.setattr(mos, "encode_with", encode)
+    monkeypatch.setattr(step, "shared_part", lambda state, inputs: inputs)
     held, moving = split(history[2].begun)
     # Nearly all of the gradient comes from the coupled rows.
     held = held.replace(config=qkd_jax.override(held.config, "mos.orthogonality=10.0"))
@@ -98,8 +99,8 @@ def test_two_devices_see_the_whole_batch(monkeypatch, tiny, history):
     batch = {"inputs": Raw({"image": batch.pop("image")}), **batch}
     one, values = jax.jit(lambda: device_step(held, moving, batch))()
     shares = jax.tree.map(lambda a: a.reshape(2, 3, *a.shape[1:]), batch)
-    step = jax.vmap(lambda share: device_step(held, moving, share, "data"), axis_name="data")
-    two, shared_values = jax.jit(step)(shares)
+    of_share = jax.vmap(lambda share: device_step(held, moving, share, "data"), axis_name="data")
+    two, shared_values = jax.jit(of_share)(shares)
     for device in (0, 1):
         mine = jax.tree.map(lambda a, d=device: a[d], (two, shared_values))
         jax.tree.map(

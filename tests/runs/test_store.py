@@ -147,6 +147,8 @@ def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, mon
     shares, fewer = ends("shares", "aper")
     assert shares == alone
     assert ("features", (0,)) in everything and len(fewer) < len(everything)
-    qkd, before = ends("qkd", "qkd")
-    again, after = ends("again", "qkd")
-    assert again == qkd and 0 < after.count(("shared", None)) < before.count(("shared", None))
+    # The stem of block 0 is the same for all methods with adapters from there on.
+    alone, everything = ends("qkd alone", "qkd", data__store_gib=0)
+    shares, fewer = ends("qkd shares", "qkd")
+    assert shares == alone
+    assert 0 < fewer.count(("shared", None)) < everything.count(("shared", None))
