@@ -5,7 +5,10 @@ Both sides compute in float64, so the budget is that of about 1000 sums of terms
 1e-5: truncation 1e-10 and rounding 1e-16 / 1e-5 = 1e-11 of slopes up to 100; bound 1e-7 relative.
 """
 
+import dataclasses
+import operator
 from math import erf, sqrt
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -250,3 +253,81 @@ def test_from_the_stem_of_all_adapters_as_from_the_images(placement, reads, firs
     np.testing.assert_allclose(found, expected, atol=1e-12)
     np.testing.assert_allclose(unadapted, frozen, atol=1e-12)
     assert np.abs(expected - frozen).max() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [(0,), (0, -1), (-2, -1), (3, 0), tuple(range(7))])
+def test_the_rows_that_are_asked_for(model, rows):
+    """A token that was added stands beside the class token; which of them is read is free."""
+    params, images = model
+    inserts = KINDS["tokens shared"]
+    options = {"rows": rows, "compute_dtype": jnp.float64}
+    with jax.enable_x64(True):
+        backbone, raw = Backbone(params, SPEC), Raw({"image": images})
+        found = jax.jit(lambda i: encode(backbone, raw, i, **options))(inserts)
+    np.testing.assert_allclose(found, oracle(params, images, inserts)[1][:, rows], atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["prefix of each image", "tokens shared"])
+def test_padding_is_not_attended_to(model, kind):
+    """Tokens of 3 and of 5 real rows give what each gives alone, whatever stands in the padding."""
+    params, inserts = model[0], KINDS[kind]
+    stream = np.random.default_rng(2).standard_normal((BATCH, 5, SPEC.width))
+    lengths = np.array([3, 5, 3])
+    mask = np.arange(5)[None, :] < lengths[:, None]
+
+    def of(stream, mask, inserts):
+        tokens = Tokens(jnp.asarray(stream), None if mask is None else jnp.asarray(mask))
+        return feature_of(params, SPEC, tokens, inserts, compute_dtype=jnp.float64)
+
+    with jax.enable_x64(True):
+        found = of(stream, mask, inserts)
+        other = of(np.where(mask[:, :, None], stream, 1e3), mask, inserts)
+        careless = of(stream, None, inserts)
+        for number, length in enumerate(lengths):
+            one = jax.tree.map(lambda a, n=number: a[n : n + 1] if a.ndim == 3 else a, inserts)
+            alone = of(stream[number : number + 1, :length], None, one)
+            np.testing.assert_allclose(found[number], alone[0], atol=1e-12)
+    np.testing.assert_array_equal(found, other)
+    assert np.abs(found - careless)[0].max() > 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class PostNormSpec(ViTSpec):
+    """Blocks as BERT's: a LayerNorm after each sum, none at the end."""
+
+    post_norm: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("placement, reads", STEMS)
+@pytest.mark.parametrize("first_block", [0, 2])
+def test_post_norm_blocks_equal_a_dense_numpy_transformer(placement, reads, first_block):
+    """LN1(x + attention(x)), then LN2(x + MLP(x) + adapter), also from the stem."""
+    spec = PostNormSpec(*dataclasses.astuple(SPEC))
+    settings = AdapterSpec(3, 0.7, 0.0, placement, reads, first_block)
+    with jax.enable_x64(True):
+        params = init_random(jax.random.key(0), spec, jnp.float64)
+        adapter = jax.tree.map(
+            lambda a: jax.random.normal(jax.random.key(a.size), a.shape, jnp.float64),
+            init_adapter(jax.random.key(2), settings, SPEC.width, SPEC.depth),
+        )
+        stream = jax.random.normal(jax.random.key(1), (BATCH, 5, SPEC.width), jnp.float64)
+        inserts, options = Inserts(adapter, settings), {"compute_dtype": jnp.float64}
+        found = feature_of(params, spec, Tokens(stream), inserts, **options)
+        kept = stem(Backbone(params, spec), Tokens(stream), first_block, **options)
+        from_stem = feature_of(params, spec, kept, inserts, **options)
+    params, adapter, streams = jax.tree.map(np.asarray, (params, adapter, stream))
+    for number, x in enumerate(streams):
+        for index, p in enumerate(params["blocks"]):
+            x = norm(p["norm1"], x + attended(p, None, x, number))
+            hidden = x @ p["fc1"]["kernel"] + p["fc1"]["bias"]
+            hidden = 0.5 * hidden * (1.0 + ERF(hidden / sqrt(2.0)))
+            mlp = hidden @ p["fc2"]["kernel"] + p["fc2"]["bias"]
+            added = 0.0
+            if index >= first_block:
+                own = jax.tree.map(operator.itemgetter(index - first_block), adapter)
+                down, up = own["down"], own["up"]
+                inner = (mlp if placement == "sequential" else x) @ down["kernel"] + down["bias"]
+                added = 0.7 * (np.maximum(inner, 0) @ up["kernel"] + up["bias"])
+            x = norm(p["norm2"], x + mlp + added)
+        np.testing.assert_allclose(found[number], x[0], atol=1e-11)
+        np.testing.assert_allclose(from_stem[number], x[0], atol=1e-11)
