@@ -45,6 +45,10 @@ if not hasattr(jax, "enable_x64"):  # as it was called before jax 0.8
 
     jax.enable_x64 = enable_x64
 
+# What the frozen model computes is kept for other runs: here for those of this session alone.
+STORE = tempfile.TemporaryDirectory(prefix="qkd_jax_store_")
+os.environ["QKD_JAX_STORE"] = STORE.name
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

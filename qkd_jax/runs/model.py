@@ -16,9 +16,8 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.runs.folder import fingerprint
 from qkd_jax.runs.slot_features import SlotFeatures
-from qkd_jax.runs.store import Store, backbone_key
+from qkd_jax.runs.store import Store, backbone_key, store_folder
 from qkd_jax.settings.config import Config
-from qkd_jax.weights.fetch import cache_folder
 
 
 class Model:
@@ -40,7 +39,7 @@ class Model:
         if config.data.store_gib and hosts.count() == 1:
             key = backbone_key(backbone, fingerprint(backbone), config.backbone.compute_dtype)
             limit = int(config.data.store_gib * 2**30)
-            self._store = Store(cache_folder() / "frozen", limit, key)
+            self._store = Store(store_folder(), limit, key)
 
     @property
     def reads_inputs(self) -> bool:

@@ -21,9 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from qkd_jax.data import crops, image_set, images
+from qkd_jax.learners import features, passes
+from qkd_jax.nn import backbone as nn_backbone
+from qkd_jax.nn import encode, layers, pixels, vit
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.weights.fetch import cache_folder, expanded
 
 CHECKSUM_BYTES = 4
+# The code between an image's bytes and a frozen feature: where it changed, all is computed anew.
+COMPUTES = (images, crops, image_set, pixels, vit, layers, nn_backbone, encode, features, passes)
 
 
 class Store:
@@ -134,7 +141,16 @@ class Shelf:
 
 def backbone_key(backbone: Backbone, fingerprint: str, compute_dtype: str) -> str:
     """What results of the frozen model follow from beside the input: weights, spec, preprocessing,
-    type, and the machine and version that round in their own way.
+    type, the code, and the kind of device and version of jax, which round in their own way.
     """
-    facts = (fingerprint, backbone.spec, backbone.preprocessing, compute_dtype)
+    code = hashlib.sha256()
+    for module in COMPUTES:
+        code.update(Path(module.__file__).read_bytes())
+    facts = (fingerprint, backbone.spec, backbone.preprocessing, compute_dtype, code.hexdigest())
     return repr((*facts, jax.default_backend(), jax.__version__))
+
+
+def store_folder() -> Path:
+    """`$QKD_JAX_STORE`, or `frozen/` beside the fetched weights."""
+    given = os.environ.get("QKD_JAX_STORE")
+    return expanded(given) if given else cache_folder() / "frozen"

@@ -113,7 +113,7 @@ def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, mon
     """Another method, which shares what the frozen model says of each image."""
     from qkd_jax.engine.engine import Engine
 
-    monkeypatch.setenv("QKD_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QKD_JAX_STORE", str(tmp_path / "store"))
     backbone = load_backbone("tiny_random", image_size=32)
     asked, features, shared = [], Engine.features, Engine.shared
 
