@@ -324,7 +324,11 @@ def _list(options: argparse.Namespace) -> None:
     from qkd_jax.weights.registry import names
 
     if options.settings:
-        for path, value, accepts in configuration.settings(Config(method=options.method)):
+        from qkd_jax.learners.shape import learner_of
+
+        config = Config(method=options.method)
+        has_steps = learner_of(config).loss is not None
+        for path, value, accepts in configuration.settings(config, has_steps=has_steps):
             print(f"{path} = {value!r}   ({accepts})")
         return
     print("experiments:", ", ".join(experiment_names()))

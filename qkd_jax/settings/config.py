@@ -212,8 +212,11 @@ def end_rate(config: Config) -> str:
     return ""
 
 
-def settings(config: Config) -> list[tuple[str, Any, str]]:
-    """(key, value, what it accepts) of every setting that the method reads."""
+def settings(config: Config, *, has_steps: bool = True) -> list[tuple[str, Any, str]]:
+    """(key, value, what it accepts) of every setting that the method reads.
+
+    `has_steps`: whether it has optimisation steps.
+    """
     rules = {
         f"{name}.{field.name}": rule_of(field)
         for name, section in _section_types(config.method).items()
@@ -223,6 +226,7 @@ def settings(config: Config) -> list[tuple[str, Any, str]]:
     return [
         (key, values[key], _describe(kind) + f", {rules[key]}" * rules[key].bounded)
         for key, kind in _kinds(config.method).items()
+        if has_steps or not rules[key].of_steps
     ]
 
 

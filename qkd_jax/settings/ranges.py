@@ -28,6 +28,7 @@ class Rule:
       may_change: True where another value cannot change a result, so that a run may continue with
         it: paths, devices, batch sizes of evaluation.
       end_rate: True for the learning rate of what is trained when a task ends.
+      of_steps: True for what only methods with optimisation steps read.
     """
 
     low: float = -math.inf
@@ -37,6 +38,7 @@ class Rule:
     zero: str = ""
     may_change: bool = False
     end_rate: bool = False
+    of_steps: bool = False
 
     def allows(self, value: Any) -> bool:
         """Whether a number is in the range; what is no number has no range."""

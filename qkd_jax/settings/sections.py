@@ -33,7 +33,7 @@ class DataConfig:
     num_classes: int = setting(0, low=0, zero="all")
     # Test on this part of the training images instead; 0 = the test set.
     validation: float = setting(0.0, low=0, below=1, zero="none")
-    augment: bool = False
+    augment: bool = setting(False, of_steps=True)
     # Disk for what the frozen model computes of images, shared by all runs; GiB.
     store_gib: float = setting(4.0, low=0, zero="nothing is stored", may_change=True)
 
@@ -53,25 +53,25 @@ class ProtocolConfig:
 class TrainConfig:
     """Optimisation of one task."""
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = setting(0.05, low=0)
-    head_rate: float = setting(1.0, low=0)  # factor on the rate of the head
-    momentum: float = setting(0.9, low=0, below=1)
-    weight_decay: float = setting(5e-4, low=0)
-    decay_leaves: tuple[str, ...] = ("kernel", "rows")
+    optimizer: Literal["sgd", "adam"] = setting("sgd", of_steps=True)
+    learning_rate: float = setting(0.05, low=0, of_steps=True)
+    head_rate: float = setting(1.0, low=0, of_steps=True)  # factor on the rate of the head
+    momentum: float = setting(0.9, low=0, below=1, of_steps=True)
+    weight_decay: float = setting(5e-4, low=0, of_steps=True)
+    decay_leaves: tuple[str, ...] = setting(("kernel", "rows"), of_steps=True)
     # Clip the gradient's global norm to this; 0 = never.
-    clip_norm: float = setting(0.0, low=0, zero="never")
+    clip_norm: float = setting(0.0, low=0, zero="never", of_steps=True)
     # By step to zero; by epoch to a hundredth, as CODA-Prompt and InfLoRA do; or not at all.
-    schedule: Literal["cosine", "quarter_cosine", "constant"] = "cosine"
-    epochs: int = setting(20, low=0)
+    schedule: Literal["cosine", "quarter_cosine", "constant"] = setting("cosine", of_steps=True)
+    epochs: int = setting(20, low=0, of_steps=True)
     # Epochs of every task after the first; 0 = `epochs`.
-    later_epochs: int = setting(0, low=0, zero="as train.epochs")
-    batch_size: int = setting(32, low=1)
+    later_epochs: int = setting(0, low=0, zero="as train.epochs", of_steps=True)
+    batch_size: int = setting(32, low=1, of_steps=True)
     eval_batch_size: int = setting(32, low=1, may_change=True)
     # Adapters that `predict` evaluates in one pass; 0 = what fills the device.
     task_chunk: int = setting(0, low=0, zero="by device", may_change=True)
     # Steps; a finished task is always saved.
-    checkpoint_every: int = setting(200, low=1, may_change=True)
+    checkpoint_every: int = setting(200, low=1, may_change=True, of_steps=True)
     devices: int = setting(0, low=0, zero="all", may_change=True)  # 0 = all local devices
     # Devices that share one copy of the frozen arrays.
     model_devices: int = setting(1, low=1, may_change=True)

@@ -169,6 +169,8 @@ def test_list_settings_gives_each_key_that_set_takes(capsys):
     assert not any(line.startswith("ease.") for line in lines)
     code, out, _ = call(capsys, "list", "--settings", "--method", "ease")
     assert code == 0 and "\nease.alpha = 0.1" in out and "\ngate." not in out
+    code, out, _ = call(capsys, "list", "--settings", "--method", "simplecil")  # trains nothing
+    assert code == 0 and "\ntrain.devices = 0" in out and "\ntrain.epochs" not in out
     assert "unknown method 'eas'" in refused(capsys, "list", "--settings", "--method", "eas")
 
 
