@@ -43,11 +43,6 @@ class Contents(NamedTuple):
         """The images at some rows, or where a mask holds."""
         return Contents(*(field[rows] for field in self))
 
-    def digests_of(self, ids: np.ndarray) -> np.ndarray:
-        """uint8 [n, 16], the digests of the images with these ids."""
-        places = {text: row for row, text in enumerate(self.ids.tolist())}
-        return self.digests[[places[text] for text in ids.tolist()]]
-
     def keys(self) -> list[tuple[int, bytes]]:
         """(label, digest) of each image: what counts when sets are compared."""
         return [(int(k), d.tobytes()) for k, d in zip(self.labels, self.digests, strict=True)]
@@ -59,6 +54,20 @@ class SplitContents(NamedTuple):
     train: Contents
     test: Contents
     class_names: tuple[str, ...]
+
+    def digests_of(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [n, 16] for each side of a split of these images, also where some of them stand on
+        the other side than here.
+        """
+        sides = [dict(zip(s.ids.tolist(), s.digests, strict=True)) for s in (self.train, self.test)]
+        known = (sides[1] | sides[0], sides[0] | sides[1])  # of an id on both sides, the own one
+        train, test = (
+            np.array([digests[text] for text in images.ids.tolist()], np.uint8).reshape(
+                -1, DIGEST_BYTES
+            )
+            for digests, images in zip(known, split, strict=True)
+        )
+        return train, test
 
     def sha256(self) -> str:
         """One fingerprint of all of it, whatever the order of the images."""

@@ -126,9 +126,8 @@ class _Loop:
         self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
         self.books = Books()
-        self.digests = contents.train.digests_of(self.data.train.ids)
-        digests = contents.test.digests_of(self.data.test.ids)
-        self.test = self.model.features_of(self.data.test, digests)
+        self.digests, of_test = contents.digests_of(self.data)
+        self.test = self.model.features_of(self.data.test, of_test)
 
     @property
     def state(self) -> LearnerState:

@@ -9,6 +9,7 @@ import pytest
 
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
+from qkd_jax.learners.optimiser import optimiser
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.runs.checkpoint import KEPT, Checkpoints
 from qkd_jax.settings.config import Config, Shapes, override
@@ -133,12 +134,28 @@ def test_what_a_kill_within_a_save_leaves_is_passed_over(state, tmp_path):
         assert int(checkpoints.restore(state)[0].step) == 2
 
 
-def test_the_checkpoint_of_another_version_says_so(state, tmp_path):
-    older = state.replace(trainable={**state.trainable, "since_removed": jnp.zeros(())})
+def test_what_an_earlier_version_kept_is_passed_by(state, tmp_path):
+    """In what trains and in the optimiser's own arrays; what is left is put in its place."""
+    trainable = {**state.trainable, "since_removed": jnp.ones(3)}
+    older = state.replace(
+        trainable=trainable, opt_state=optimiser(state.config.train).init(trainable)
+    )
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, older, {})
+        checkpoints.save(1, older, {"told": 1})
+        blank = jax.tree.map(jnp.zeros_like, (state.trainable, state.memory))
+        found, meta = checkpoints.restore(state.replace(trainable=blank[0], memory=blank[1]))
+        assert meta == {"told": 1}
+        jax.tree.map(np.testing.assert_array_equal, found.trainable, state.trainable)
+        jax.tree.map(np.testing.assert_array_equal, found.memory, state.memory)
+        assert jax.tree.structure(found.opt_state) == jax.tree.structure(state.opt_state)
+
+
+def test_the_checkpoint_of_a_later_version_says_so(state, tmp_path):
+    newer = state.replace(trainable={**state.trainable, "since_added": jnp.zeros(())})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
         with pytest.raises(CheckpointError, match="the version that began the run can continue"):
-            checkpoints.restore(state)
+            checkpoints.restore(newer)
 
 
 def test_other_shapes_are_refused(state, tmp_path):

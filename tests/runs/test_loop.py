@@ -112,7 +112,7 @@ def test_parameters_are_counted_for_each_part_of_the_method(finished):
     parts = summary["parameters"]
     assert parts.keys() == {"adapter", "gate", "head"}
     config = plan(smoke()).config
-    assert parts["gate"] == 32 * 5 + 5 * config.gate.num_layers + 1  # the temperature
+    assert parts["gate"] == 32 * 5 + 5 * config.gate.num_layers
     assert parts["head"] == 32 * CLASSES_PER_TASK + 1  # the scale
     assert sum(parts.values()) == summary["trainable_parameters"]
 

@@ -303,7 +303,8 @@ def test_padded_rows_change_nothing_whatever_they_hold(tiny, history):
 def test_padded_rows_do_not_reach_the_statistics(tiny, history):
     trained, batch = verbs.one_device().freeze(history[2].trained), tiny.batch(tiny.tasks[2])
     features = np.array(verbs.slot_features(trained, batch["image"]))
-    plain = verbs.one_device().finish(trained, [{**batch, "features": features}])
+    plain = {"label": batch["label"], "features": features, "mask": np.ones(4, bool)}
+    plain = verbs.one_device().finish(trained, [plain])
     padded = {
         "label": np.concatenate([batch["label"], [2, 2]]),
         "features": np.concatenate([features, np.full((2, 4, 12), np.nan, np.float32)]),
