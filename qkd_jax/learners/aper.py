@@ -55,7 +55,7 @@ def finish(state, statistics, key):
 
 
 def extract(state, inputs, slot, features):
-    """An adapter of zeros is the frozen model."""
+    """The feature under the slot's adapter; zeros stand for the frozen model."""
     adapter = jax.tree.map(lambda a: jnp.where(slot == FROZEN, 0.0, a), state.memory["adapter"])
     return encode_with(state, adapter, inputs)
 

@@ -21,7 +21,7 @@ Differences from the authors' code:
 - Their Gram-Schmidt subtracts a new row's part along each older row by itself. Once training has
   moved the older rows these are no longer orthogonal, and neither is the result. `gram_schmidt`
   projects off what older rows span; `published` is theirs.
-- Training drops no incomplete batch, and with several devices mu counts once, not once a device.
+- Training drops no incomplete batch, and with several devices mu counts once, not once per device.
 """
 
 import math
@@ -75,12 +75,13 @@ def check(config, spec):
     size = coda.pool // tasks
     if size == 0:
         raise ConfigError(
-            f"coda_prompt.pool: {coda.pool} components do not give {tasks} tasks one each"
+            f"coda_prompt.pool: expected at least one component for each of {tasks} tasks, found "
+            f"{coda.pool}"
         )
     if coda.form != "paper" and size * tasks > spec.width:
         raise ConfigError(
-            f"coda_prompt.pool: {size * tasks} keys cannot be orthogonal in {spec.width} "
-            f"dimensions; use at most {spec.width}, or coda_prompt.form=paper"
+            f"coda_prompt.pool: expected at most {spec.width} keys, since no more are orthogonal in "
+            f"that many dimensions, found {size * tasks}; or set coda_prompt.form=paper"
         )
     return size
 

@@ -16,8 +16,8 @@ thirds with three.
 Published settings on ViT-B/16 with Adam, no decay: public configuration G 5, E 5 (CIFAR) or 20
 (ImageNet-R), pool 10, lambda 1, U(0, 0.01), E-prompts from the previous task's, head from zero,
 clip 1, constant rate 0.03 (CIFAR, 5 epochs) or 0.005 (ImageNet-R, 50), each * batch / 256 with
-batch 24 a device; PILOT G 5, E 5, pool 10, lambda 0.1, U(-1, 1), rate 0.001, batch 24, 5 epochs
-(CIFAR) or 10 (ImageNet-R); GT-RIPL G 6, E 20, a pool of one a task, lambda 1, key loss `sum`,
+batch 24 per device; PILOT G 5, E 5, pool 10, lambda 0.1, U(-1, 1), rate 0.001, batch 24, 5 epochs
+(CIFAR) or 10 (ImageNet-R); GT-RIPL G 6, E 20, a pool of one per task, lambda 1, key loss `sum`,
 U(0, 1), E-prompts at random, rate 0.001 with cosine, batch 128, 20 or 50 epochs.
 
 Where we differ: no majority vote over a batch (`batchwise_prompt`), and no reshape that mixes its
@@ -53,9 +53,9 @@ class DualPromptSettings:
     """DualPrompt (arXiv 2204.04799): prefixes of all tasks in the first blocks, one set for each
     task in the blocks after them.
 
-    `form`: `official` has one key a task, and `*_length` key rows and as many value rows; `gtripl`
-    has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01), U(0, 1)
-    or U(-1, 1).
+    `form`: `official` has one key per task, and `*_length` key rows and as many value rows;
+    `gtripl` has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01),
+    U(0, 1) or U(-1, 1).
     """
 
     form: Literal["official", "gtripl"] = "official"
@@ -63,7 +63,7 @@ class DualPromptSettings:
     expert_blocks: int = setting(3, low=1)  # the blocks after them: E-prompts
     general_length: int = setting(5, low=1)
     expert_length: int = setting(5, low=1)
-    # E-prompts, at least one a task (checked; no more are made); 0 = one a task.
+    # E-prompts: at least one per task (checked, but no more are made); 0 = one per task.
     pool: int = setting(0, low=0, zero="one per task")
     start: Literal["small", "unit", "signed"] = "small"
     expert_start: Literal["previous", "random"] = "previous"  # where E-prompts of a task start

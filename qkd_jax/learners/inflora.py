@@ -1,4 +1,4 @@
-"""InfLoRA: a low-rank branch a task that reads only directions which older tasks do not use.
+"""InfLoRA: a low-rank branch per task that reads only directions which older tasks do not use.
 
 Liang and Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning", CVPR 2024,
 arXiv 2404.00228; the authors' code is liangyanshuo/InfLoRA. Keys and values of every block get a
@@ -19,9 +19,9 @@ Where this differs from the code:
   here P itself is stored. Where the first basis takes more than half the width the code stops with
   an assertion, and at exactly half it takes the basis for its complement; neither happens here.
 - `first_basis`: GPM takes the fewest directions that reach the threshold (Saha et al., ICLR 2021,
-  arXiv 2103.09762, Eq. 5). The code's first update takes one less, but at least one: "below".
+  arXiv 2103.09762, Eq. 5). The code's first update takes one fewer, but at least one: "below".
 - A direction without energy is zero instead of an arbitrary vector.
-- The two passes see each image once as a test does; the code's see random crops.
+- The two passes see each image once, preprocessed as at test; the code's see random crops.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class InfloraSettings:
     """InfLoRA (arXiv 2404.00228): the low-rank branches and the memory of directions.
 
     `first_basis`: how many directions the first task leaves in memory. `reach`: the fewest whose
-    share of the energy reaches `lamb`. `below`: as the authors' code, one less, but at least one.
+    share of the energy reaches `lamb`. `below`: as the authors' code, one fewer, but at least one.
     """
 
     rank: int = setting(10, low=1)  # of one task's branch
@@ -78,7 +78,9 @@ def init(key, backbone, config):
     depth, width = backbone.spec.depth, backbone.spec.width
     rank, tasks = config.inflora.rank, config.shapes.max_tasks
     if rank > width:
-        raise ConfigError(f"inflora.rank: {rank} is wider than the backbone ({width})")
+        raise ConfigError(
+            f"inflora.rank: expected at most the backbone's width {width}, found {rank}"
+        )
     up = new_branch(backbone, config)
     memory = {
         "down": jnp.zeros((depth, width, tasks, rank)),

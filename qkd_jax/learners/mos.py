@@ -17,15 +17,15 @@ covariances (variances for ImageNet-A). Rate, batch, decay, epochs: 0.03, 48, 5e
 32, 0.005, 20 (VTAB).
 
 Where we differ from the authors' code:
-- It merges in every block of every forward pass, by changing the stored weights: L + 1 times a
+- It merges in every block of every forward pass, by changing the stored weights: L + 1 times per
   step, and again in every pass over class statistics and test images, so that a slot drifts to the
-  mean of the older trained adapters and what its own task learned is lost. We merge once a step,
+  mean of the older trained adapters and what its own task learned is lost. We merge once per step,
   and a slot never changes. `mos.merge=every_pass` is what the authors' code comes to: training
   merges as theirs; slot i > 0 holds the mean of the older trained adapters, which theirs reaches
   after a few batches. One thing is left: their backward pass reads weights merged a few times more
   than the forward pass did; ours is the gradient of the forward pass.
 - Rows of old and coming classes do not decay while a task trains; theirs shrink by less than 1 %.
-- The mean of no batch depends on how it is split over devices: the orthogonality term sees all.
+- No batch mean depends on how a batch is split over devices: the orthogonality term sees all rows.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class MosSettings:
     merge: Literal["step", "every_pass"] = "step"
     # Weight of the loss that keeps features and class means apart.
     orthogonality: float = setting(0.1, low=0)
-    retrievals: int = setting(4, low=1)  # adapters tried for one image at most
+    retrievals: int = setting(4, low=1)  # at most this many adapters for each image
     ensemble: bool = True  # add the first adapter's prototypes to the prediction
 
 
@@ -120,8 +120,8 @@ def num_blocks(adapter):
 
 
 def merged(state, adapter, times):
-    """`adapter` after A <- (1 - alpha) A + alpha mean(A_0 .. A_t-1), as many times as said: a
-    number, or one for each block [L]. Nothing to merge with in the first task.
+    """`adapter` after A <- (1 - alpha) A + alpha mean(A_0 .. A_t-1), repeated `times` times: a
+    number, or one for each block [L]. The first task has nothing to merge with.
     """
     kept = jnp.power(1.0 - state.config.mos.merge_rate, jnp.asarray(times, jnp.float32))
     kept = jnp.broadcast_to(kept, num_blocks(adapter))
@@ -136,9 +136,9 @@ def merged(state, adapter, times):
 
 
 def as_in_forward(state, adapter):
-    """`every_pass`: what trains is the adapter as the optimiser finds it, merged L times since the
-    last step; block l of the forward pass ran when it was merged l + 1 times. Gradients belong to
-    the merged weights.
+    """The adapter as the forward pass of `every_pass` sees it: `adapter` was merged L times since
+    the last step, but block l ran when it had been merged l + 1 times. Gradients belong to the
+    merged weights.
     """
     blocks = num_blocks(adapter)
     seen = merged(state, adapter, jnp.arange(1.0, blocks + 1) - blocks)

@@ -46,7 +46,7 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class MoteSettings:
-    """MoTE (arXiv 2506.11038): which experts speak about an image, and how loud."""
+    """MoTE (arXiv 2506.11038): which experts score an image, and with which weight."""
 
     filter: bool = True  # keep experts that predict a class of their own task
     merge: bool = True  # fuse the features of the kept experts; false = the most confident one's

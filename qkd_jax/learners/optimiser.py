@@ -1,4 +1,4 @@
-"""How what a task trains is moved: direction, rate, and which leaves decay."""
+"""The optimiser of a task: update directions, learning rate, and which leaves decay."""
 
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from qkd_jax.settings.sections import TrainConfig
 
 
 def optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Directions without the learning rate, which follows the task's schedule (`learning_rate`)."""
+    """Update directions, without the learning rate, which has a schedule (`learning_rate`)."""
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=partial(_decayed, config.decay_leaves)
     )
@@ -24,7 +24,7 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
 def learning_rate(
     config: TrainConfig, step: jax.Array, num_steps: jax.Array, task: jax.Array
 ) -> jax.Array:
-    """Rate of `step` of a task; constant where `num_steps` is 0.
+    """Learning rate of a task at `step`; constant where `num_steps` is 0.
 
     cosine: lr (1 + cos(pi p)) / 2 with p = step / num_steps. quarter_cosine, by epoch as the code
     of CODA-Prompt: lr cos(99 pi e / (200 (E - 1))) with e = 0, 0, 1, ..., E - 2 in the E epochs.
@@ -54,7 +54,7 @@ def _decayed(names: tuple[str, ...], tree: Any) -> Any:
 
 
 def scale_head(factor: float, updates: Any) -> Any:
-    """The head may learn at another rate than the rest."""
+    """`updates` with those of the head multiplied by `factor`."""
     if factor == 1.0 or "head" not in updates:
         return updates
     return {**updates, "head": jax.tree.map(lambda u: factor * u, updates["head"])}

@@ -1,4 +1,4 @@
-"""What the parts of a learner become as passes over inputs, as one device runs them; pure.
+"""The passes over inputs that a learner's parts make up, as one device runs them; pure.
 
 `engine.Engine` compiles them, for the five verbs and for runs alike. One optimisation step is in
 `step.py`.
@@ -19,9 +19,7 @@ from qkd_jax.settings.sections import TrainConfig
 
 
 def shared_part(state: LearnerState, inputs: Raw | Stem) -> Raw | Stem:
-    """What all slots of these inputs share and a run may keep: the stem, where adapters are all
-    that is inserted, else the inputs as they are.
-    """
+    """The stem, which all slots share, where a method inserts only adapters; else the inputs."""
     first = learner_of(state.config).first_block(state.config)
     if first is None or isinstance(inputs, Stem):
         return inputs
@@ -48,23 +46,23 @@ def begin(
 
 
 def survey(state: LearnerState, inputs: Raw, mask: jax.Array) -> Any:
-    """The learner's sums over inputs, of the rows where mask [B] holds."""
+    """The learner's sums over the inputs whose mask [B] holds."""
     return learner_of(state.config).survey.add(state, inputs, mask)
 
 
 def before(state: LearnerState, sums: Any) -> LearnerState:
-    """What the survey changes before the first step."""
+    """The state after the survey that precedes the first step."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.task)
     return learner_of(state.config).survey.before(state, sums, key)
 
 
 def after(state: LearnerState, sums: Any) -> LearnerState:
-    """What the survey after training leaves in memory."""
+    """The state with what the survey after training leaves in memory."""
     return learner_of(state.config).survey.after(state, sums)
 
 
 def freeze(state: LearnerState) -> LearnerState:
-    """What was trained becomes a filled slot and can be extracted."""
+    """The state with what was trained stored as a filled slot, which can be extracted."""
     return learner_of(state.config).freeze(state)
 
 
@@ -100,7 +98,7 @@ def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
     """How many slots one pass over a batch computes.
 
     By default 16 rows in all on a CPU, whose caches more rows overflow (measured: within 2 % of the
-    best for batches of 1 to 32), and 256 elsewhere, a choice that has not been tuned.
+    best for batches of 1 to 32), and 256 elsewhere, which has not been tuned.
     """
     if config.task_chunk:
         return min(config.task_chunk, num_slots)
@@ -117,7 +115,7 @@ def accumulate(
 
 
 def finish(state: LearnerState, sums: Any) -> LearnerState:
-    """The state with what the finished task leaves."""
+    """The state with what the finished task leaves in memory."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.task)
     return learner_of(state.config).finish(state, sums, key)
 
@@ -128,7 +126,7 @@ def score(state: LearnerState, features: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def predict(state: LearnerState, inputs: Raw | Stem) -> tuple[jax.Array, jax.Array | None]:
-    """The same from inputs, for settings whose passes depend on them (`Learner.predict`)."""
+    """As `score`, from inputs: for settings whose passes depend on them (`Learner.predict`)."""
     return learner_of(state.config).predict(state.config)(state, shared_part(state, inputs))
 
 

@@ -1,8 +1,8 @@
 """What methods with prompts in a frozen transformer share: the query, the linear head, the slots.
 
 Slot 0 is the frozen model's feature, the query q(x) that chooses prompts: it never changes, so it
-is computed once an image. Slot 1 + t is the prompted model after task t; `score` reads the last
-one. The head is linear with a bias; a task trains the rows of its own classes, cross-entropy sees
+is computed once for each image. Slot 1 + t is the prompted model after task t; `score` reads the
+last. The head is linear with a bias; a task trains the rows of its own classes, cross-entropy sees
 no other class, and `memory["rows"]` [C, D] and `memory["bias"]` [C] keep them when the task ends.
 """
 
@@ -41,7 +41,7 @@ def class_scores(state: LearnerState, features: jax.Array) -> jax.Array:
 
 
 def query_slots(finish: tuple[int, ...] = ()) -> Slots:
-    """Slot 0 and the last model's; `finish` are the slots that the end of a task reads."""
+    """Slots of the query and of the last prompted model; `finish`: read when a task ends."""
     return Slots(
         score=lambda task: (0, 1 + task),
         finish=lambda task: finish,
@@ -60,7 +60,7 @@ def prompt_learner(
     feature: Callable = class_feature,
     **others: Any,
 ) -> Learner:
-    """A `Learner` with slots and head as above.
+    """A `Learner` with the slots and the head of the module docstring.
 
     Args:
       inserts_of: (state, query [B, D]) -> `Inserts` of the model after the last task.

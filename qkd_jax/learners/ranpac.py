@@ -66,8 +66,9 @@ EPS = float(jnp.finfo(jnp.float32).eps)
 def init(key, backbone, config):
     if config.shapes.max_task_images < 1:
         raise ConfigError(
-            "ranpac keeps the features of a task's images until it ends, and needs to know how "
-            "many they are: set max_task_images to the training images of the largest task"
+            "shapes.max_task_images: expected at least 1, since ranpac keeps a task's features "
+            f"until it ends, found {config.shapes.max_task_images}; set it to the number of "
+            "training images of the largest task"
         )
     width, size = backbone.spec.width, config.ranpac.projection_dim
     memory = {

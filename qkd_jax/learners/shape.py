@@ -1,4 +1,4 @@
-"""The shape that every method has, and the list of those that are known."""
+"""The parts that every method has, and the registry of methods."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -149,7 +149,7 @@ def register(
     presets: Mapping[str, tuple[str, ...]] | None = None,
     **sections: type,
 ) -> Learner:
-    """Makes a learner and its settings known by its name; returns it.
+    """Registers a learner and its settings under its name; returns it.
 
     Args:
       defaults: shared settings such as "protocol.kind=joint" that a new `Config` of it has.
@@ -163,7 +163,7 @@ def register(
 
 
 def learner_names() -> tuple[str, ...]:
-    """The known methods."""
+    """The names of the known methods."""
     return method_names()
 
 

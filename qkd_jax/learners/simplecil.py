@@ -48,7 +48,7 @@ def init(key, backbone, config):
 
 
 def statistics(config, num_slots, width):
-    """Second moments only where the metric needs them."""
+    """Empty class sums, with second moments only where the metric needs them."""
     moments = int(config.simplecil.whiten)
     return empty_statistics(num_slots, config.shapes.max_task_classes, width, moments)
 

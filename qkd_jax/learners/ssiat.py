@@ -58,7 +58,7 @@ class SsiatSettings:
     """SSIAT (arXiv 2403.19979): cosine head with margin, shift of old class means, alignment."""
 
     scale: float = setting(20.0, above=0)  # s of the cosine head; fixed
-    # M, taken off the cosine of an image's own class in training.
+    # The margin m, subtracted from the cosine of an image's own class in training.
     margin: float = setting(0.0, low=0)
     # How old class means move with the adapter: by how far each image moved; by the difference of
     # means that the authors' code has in expectation, since it shuffles between its two passes; or

@@ -1,4 +1,4 @@
-"""The pytrees that travel: what a learner holds between two steps, and what it is given."""
+"""The state of a learner between two steps, and what can be read off it."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ class Moving:
 
 
 def split(state: LearnerState) -> tuple[LearnerState, Moving]:
-    """(held, moving): the state without, and only, what a step changes."""
+    """(held, moving): the state without what a step changes, and what it changes."""
     moving = Moving(state.trainable, state.opt_state, state.step)
     return state.replace(trainable=None, opt_state=None, step=None), moving
 
@@ -68,7 +68,7 @@ def join(held: LearnerState, moving: Moving) -> LearnerState:
 
 
 def seen_classes(state: LearnerState) -> jax.Array:
-    """bool [C]: classes of tasks up to and with the current one."""
+    """bool [C]: classes of tasks up to and including the current one."""
     return state.task_of_class >= 0
 
 

@@ -35,7 +35,7 @@ def device_step(
     key = jax.random.fold_in(jax.random.fold_in(key, state.task), state.step)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(num_rows))
     real = batch["mask"]
-    # A padded row may hold anything, also NaN, which no weight of zero takes out of a gradient.
+    # A padded row may hold anything, even NaN, which a weight of zero leaves in the gradient.
     inputs = shared_part(state, select_rows(real, batch["inputs"]))
     batch = {n: select_rows(real, v) if n == "features" else v for n, v in batch.items()}
     mask = real.astype(jnp.float32)

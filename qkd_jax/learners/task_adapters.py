@@ -1,5 +1,4 @@
-"""What methods with one adapter a task share: slots of frozen adapters, and rows of class means in
-them.
+"""What methods with one adapter per task share: slots of frozen adapters, and class means in them.
 
 `memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds task
 i's adapter. `memory["rows"]` is [S, C, D]: the row of every class for features of slot i (S = 1:
@@ -38,7 +37,8 @@ def new_adapter(key: jax.Array, backbone: Backbone, config: Config) -> dict:
     width = backbone.spec.width
     if config.adapter.bottleneck > width:
         raise ConfigError(
-            f"adapter.bottleneck: {config.adapter.bottleneck} is wider than the backbone ({width})"
+            f"adapter.bottleneck: expected at most the backbone's width {width}, found "
+            f"{config.adapter.bottleneck}"
         )
     return init_adapter(key, config.adapter, width, backbone.spec.depth)
 
@@ -133,8 +133,8 @@ def complemented(
     num_classes = len(owner)
 
     def of_own_slot(function, width):
-        """[C, width]: of every class what function(slot, classes [M]) -> [M, width] gives for its
-        own slot, so that all classes together cost as much as one slot.
+        """[C, width]: function(slot, classes [M]) -> [M, width] for every class in its own slot,
+        so that all classes together cost as much as one slot.
         """
 
         def place(total, slot):

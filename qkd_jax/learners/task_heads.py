@@ -35,16 +35,16 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """The head of mos, tuna and ssiat after a task: SGD on Gaussian pseudo-features of all classes
-    seen.
+    """How mos, tuna and ssiat train the head again after a task: SGD on Gaussian pseudo-features
+    of all classes seen.
     """
 
-    statistics: Literal["covariance", "variance"] = "covariance"  # kept of each class
+    statistics: Literal["covariance", "variance"] = "covariance"  # kept for each class
     # Added to every variance; with few images the covariance is singular.
     jitter: float = setting(1e-4, above=0)
     epochs: int = setting(30, low=0)
     learning_rate: float = setting(0.005, low=0, end_rate=True)
-    # Of a class in an epoch, and a batch; 0 = five times train.batch_size.
+    # Features drawn per class and epoch, and per batch; 0 = five times train.batch_size.
     samples: int = setting(0, low=0)
     # Epochs from the full rate to zero, then up again; 0 = `epochs`.
     period: int = setting(0, low=0)
@@ -98,8 +98,8 @@ def head_loss(head: dict, state: LearnerState, features: jax.Array, labels: jax.
 def class_terms(state: LearnerState, logits: jax.Array, labels: jax.Array, margin=0.0) -> dict:
     """Terms [B] of cross-entropy over the current task's classes, for logits [B, M].
 
-    `margin` is taken off the logit of each image's own class (CosFace, arXiv 1801.09414, where
-    logits are s cos: s times its m).
+    `margin` is subtracted from the logit of each image's own class (CosFace, arXiv 1801.09414,
+    where logits are s cos: s times its m).
     """
     labels, valid = local_labels(state, labels), valid_task_classes(state)
     own = jax.nn.one_hot(labels, logits.shape[1])
@@ -145,7 +145,7 @@ def alignment_loss(state: LearnerState, logits: jax.Array, labels: jax.Array) ->
 
 
 def generator_of(config: Config) -> Generator:
-    """What remembers the classes of a learner whose head is `aligned`."""
+    """The generator of learners whose head is `aligned`."""
     return gaussian(config.alignment.statistics, config.alignment.jitter)
 
 
@@ -158,7 +158,7 @@ def aligned(
     memory: Any,
 ) -> Any:
     """The head of all classes after training on draws of every class seen, from the second task on;
-    the first task's head has seen all there is.
+    the first task's head has seen all classes.
 
     Args:
       logits_of: (head, features [N, D]) -> [N, C].
@@ -198,7 +198,6 @@ def align_head(
     samples: int,
     learning_rate: float,
     weight_decay: float,
-    momentum: float = 0.9,
     period: int = 0,
 ) -> Any:
     """The head after SGD on drawn features: SLCA, arXiv 2303.05118, after PASS (CVPR 2021).
@@ -219,7 +218,7 @@ def align_head(
     order_of_seen = jnp.argsort(~seen, stable=True)
     optimiser = sgd(
         lambda step: learning_rate * cosine_factor(step // count, period or epochs),
-        momentum,
+        0.9,
         weight_decay,
     )
 

@@ -6,8 +6,8 @@ Class-Incremental Learning", ICCV 2025, arXiv 2508.08165. One adapter goes on fr
 trained with a cosine head (scale s, margin m) on the task's own classes and kept away from the
 stored adapters. From the second task on the head over all classes is trained once more on Gaussian
 pseudo-features. The universal adapter takes, for every parameter, the sign of the mean over tasks
-and the largest magnitude of that sign. At test, every task's adapter speaks, the one with the least
-entropy is believed, and its softmax and the universal adapter's are added.
+and the largest magnitude of that sign. At test, every task's adapter predicts, the one with the
+least entropy is chosen, and its softmax and the universal adapter's are added.
 
 Slot 2 i is the adapter of task i, slot 2 i + 1 the universal adapter after task i. Published
 settings: bottleneck 16, scale 0.1, dropout 0.1; s 20, no margin (0.3 on ImageNet-A), weight of the
@@ -17,8 +17,8 @@ ImageNet-R (10); alignment of 30 epochs at 0.005 (ImageNet-A 10 at 0.01), alignm
 
 Where we differ from the authors' code (commit 77d4f10 of a public copy with their history):
 - At test it asks for the adapter after the last, meaning the universal one, but the count of stored
-  adapters answers with the newest task's: the fused adapter is never used. Ours is; `tuna.universal
-  =newest` is theirs (slot 2 i + 1 then holds the adapter of task i once more).
+  adapters answers with the newest task's: the fused adapter is never used. Ours is;
+  `tuna.universal=newest` is theirs (slot 2 i + 1 then holds the adapter of task i once more).
 - It scales the class means that alignment draws around by the age of a class, but a task's size
   enters with a minus sign, so that new classes shrink instead of old ones: `tuna.mean_decay=new`
   (ImageNet-R, ImageNet-A, ObjectNet); `old` is what was meant (SSIAT, arXiv 2403.19979).
@@ -65,7 +65,7 @@ class TunaSettings:
     """TUNA (arXiv 2508.08165): cosine head with margin, orthogonality, universal adapter."""
 
     scale: float = setting(20.0, above=0)  # s of the cosine head; fixed
-    # M, taken off the cosine of an image's own class in training.
+    # The margin m, subtracted from the cosine of an image's own class in training.
     margin: float = setting(0.0, low=0)
     # Weight of the overlap with old adapters, times exp(-(t + 1)).
     orthogonality: float = setting(1e-3, low=0)

@@ -59,7 +59,7 @@ def test_end_task_names_a_class_without_images(tiny, begun):
     "changes, words",
     [
         (["method=qdk"], "unknown method 'qdk'; known: aper, apt, coda_prompt"),
-        (["adapter.bottleneck=13"], "wider than the backbone (12)"),
+        (["adapter.bottleneck=13"], "at most the backbone's width 12, found 13"),
         (["adapter.first_block=2"], "adapter.first_block"),
         (["gate.encoding=amplitude", "gate.kind=quantum"], "set gate.num_qubits=4"),
         (["gate.encoding=angle", "gate.angle_map=first_q", "gate.num_qubits=13"], "num_qubits"),

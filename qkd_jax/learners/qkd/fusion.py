@@ -4,9 +4,9 @@ Relevance alpha [B, T] comes from the feature under the first task's adapter. Th
 (`fusion.kind`):
 
     logits     z = sum_i alpha_i z^(i): a pass of every learned adapter (arXiv 2604.11112)
-    block_mix  adapters mixed by alpha in every block: one pass more, whatever the tasks
+    block_mix  adapters mixed by alpha in every block: one more pass, however many tasks
     routed     the logits of the k most relevant adapters of each image, alpha renormalised over
-               them: k passes more, whatever the tasks
+               them: k more passes, however many tasks
 """
 
 from dataclasses import dataclass

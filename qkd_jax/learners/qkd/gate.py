@@ -1,9 +1,9 @@
 """Which learned tasks matter to an image: task states, the quantum gate and its classical twins.
 
 Every gate answers one question in one form, `relevance(...) -> weights [B, T]`: it compares the
-image's feature h with *anchors* (one vector a task, or one a class), adds up the evidence of each
-task's anchors, and takes a softmax over the tasks that are open. The answer for one image never
-depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
+image's feature h with *anchors* (one vector per task, or one per class), adds up the evidence of
+each task's anchors, and takes a softmax over the tasks that are open. The answer for one image
+never depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ FIDELITY_FLOOR = 1e-6
 
 
 class Relevance(NamedTuple):
-    """weights alpha [B, T] (a softmax over open tasks; zeros if none is open), log of it, raw
+    """weights alpha [B, T] (a softmax over open tasks; zeros if none is open), their log, raw
     scores p [B, T] in [0, 1].
     """
 
@@ -96,8 +96,7 @@ def drawing(config: GateSettings) -> str:
 def init_gate(key: jax.Array, config: GateSettings, width: int, max_tasks: int) -> dict:
     """Parameters of a gate over features of `width`, as a dict of arrays.
 
-    The classical gates get about as many parameters as the quantum one's map D -> q and its angles
-    (`num_parameters` counts them).
+    The classical gates get about as many parameters as the quantum one's map D -> q and its angles.
 
     Raises:
       ConfigError: the qubits do not fit the width.
@@ -133,25 +132,21 @@ def init_gate(key: jax.Array, config: GateSettings, width: int, max_tasks: int) 
 
 
 def _check_width(config: GateSettings, width: int) -> None:
-    qubits, found = config.num_qubits, f"gate.num_qubits={config.num_qubits}"
+    qubits = config.num_qubits
     if config.kind not in ("quantum", "pqk", "cosine"):
         return
     if config.encoding == "amplitude":
         if config.kind != "cosine" and 2**qubits < width:
             raise ConfigError(
-                f"gate.encoding=amplitude holds {2**qubits} of the feature's {width} numbers in "
-                f"{found}; set gate.num_qubits={(width - 1).bit_length()}"
+                f"gate.num_qubits: expected at least {(width - 1).bit_length()}, since "
+                f"gate.encoding=amplitude holds the feature's {width} numbers in 2**num_qubits "
+                f"amplitudes, found {qubits}; set gate.num_qubits={(width - 1).bit_length()}"
             )
     elif config.angle_map in ("first_q", "pool") and qubits > width:
         raise ConfigError(
-            f"gate.angle_map={config.angle_map} takes {found} angles from a feature of {width} "
-            f"numbers; use at most {width}"
+            f"gate.num_qubits: expected at most {width}, since gate.angle_map={config.angle_map} "
+            f"takes the angles from a feature of {width} numbers, found {qubits}"
         )
-
-
-def num_parameters(params: dict) -> int:
-    """How many numbers a gate learns."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def angles(params: dict, config: GateSettings, vectors: jax.Array, side: str) -> jax.Array:
@@ -244,9 +239,9 @@ def relevance(
 ) -> Relevance:
     """Eq. 12: alpha = softmax over open tasks of the evidence of their anchors.
 
-    With one anchor a task this is softmax(p / tau); with several (class states) the task's evidence
-    is the log-sum-exp over its anchors, so that a task without a centre is found by any one of its
-    classes.
+    With one anchor per task this is softmax(p / tau); with several (class states) the task's
+    evidence is the log-sum-exp over its anchors, so that a task without a centre is found by any
+    one of its classes.
 
     Args:
       query: [B, D], the feature h of each image.

@@ -1,4 +1,4 @@
-"""QKD: one adapter a task, a quantum gate for relevance, fidelity-weighted distillation and fusion.
+"""QKD: an adapter per task, a quantum gate for relevance, weighted distillation and fusion.
 
 Li et al., "Quantum-Gated Task-interaction Knowledge Distillation for Pre-trained Model-based
 Class-Incremental Learning", CVPR 2026, arXiv 2604.11112. In training, relevance alpha weights the
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qkd_jax.learners.ease import extract, freeze
 from qkd_jax.learners.qkd import gate
 from qkd_jax.learners.qkd.fusion import (
     FusionSettings,
@@ -33,7 +34,6 @@ from qkd_jax.learners.task_adapters import (
     first_adapter_block,
     means_in_slots,
     new_adapter,
-    store_adapter,
     store_rows,
 )
 from qkd_jax.learners.task_heads import HeadSettings, new_head, next_head
@@ -124,7 +124,7 @@ DRIFT_SHARPNESS = 20.0
 
 
 def num_row_slots(config):
-    """For how many slots classes have rows: for each, or one set for all."""
+    """How many slots have rows of their own: each, or one set for all."""
     return config.shapes.max_tasks if config.head.prototypes in ("all", "drift") else 1
 
 
@@ -261,14 +261,8 @@ def _distil_logits(state, trainable, feature, teachers, weights):
     )
 
 
-def freeze(state):
-    """The trained adapter fills its slot."""
-    memory = {**state.memory, "adapters": store_adapter(state)}
-    return state.replace(memory=memory)
-
-
 def statistics(config, num_slots, width):
-    """Second moments too, for the metrics."""
+    """Empty class sums, with second moments for the metrics."""
     classes = config.shapes.max_task_classes
     return empty_statistics(num_slots, classes, width, num_metrics(config))
 
@@ -345,10 +339,6 @@ def _taught_gate(state, key):
         return taught
     frozen = state.task > config.gate.freeze_after
     return jax.tree.map(lambda a, b: jnp.where(frozen, a, b), before, taught)
-
-
-def extract(state, inputs, slot, features):
-    return encode_with(state, adapter_of(state, slot), inputs)
 
 
 def describe(config):
