@@ -80,8 +80,8 @@ def check(config, spec):
         )
     if coda.form != "paper" and size * tasks > spec.width:
         raise ConfigError(
-            f"coda_prompt.pool: expected at most {spec.width} keys, since no more are orthogonal in "
-            f"that many dimensions, found {size * tasks}; or set coda_prompt.form=paper"
+            f"coda_prompt.pool: expected at most {spec.width} keys, since no more are orthogonal "
+            f"in that many dimensions, found {size * tasks}; or set coda_prompt.form=paper"
         )
     return size
 

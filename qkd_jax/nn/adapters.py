@@ -71,8 +71,8 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
     blocks = depth - spec.first_block
     if blocks < 1:
         raise ConfigError(
-            f"adapter.first_block is {spec.first_block}, but the transformer has {depth} blocks; "
-            f"choose 0 to {depth - 1}."
+            f"adapter.first_block: expected 0 to {depth - 1} of {depth} blocks, "
+            f"found {spec.first_block}"
         )
     bound = width**-0.5
     keys = jax.vmap(lambda block: jax.random.fold_in(key, block))(
@@ -95,7 +95,7 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
 def split_blocks(adapter: dict) -> list[dict]:
     """Turn arrays with a leading block axis into a list of per-block dicts.
 
-    One split, not one index a block: its derivative is a concatenation, not a sum of L padded
+    One split, not one index per block: its derivative is a concatenation, not a sum of L padded
     arrays.
     """
     leaves, treedef = jax.tree.flatten(adapter)
@@ -144,7 +144,8 @@ def apply_adapter(
     Args:
         adapter_block: {"down": {"kernel": [D, R], "bias": [R]},
             "up": {"kernel": [R, D], "bias": [D]}}, or leaves [B, ...]: an adapter for each image.
-        x: [..., D], [B, N, D] for an adapter each; its dtype is the dtype of the products.
+        x: [..., D], or [B, N, D] where each image has its own adapter; its dtype is that of the
+            products.
         dropout_mask: [..., R] factors, or None for no dropout.
 
     Returns:
@@ -198,8 +199,3 @@ def mixed_adapter(adapters: dict, weights: jax.Array) -> tuple[dict, jax.Array]:
         },
     }
     return wide, jnp.repeat(weights, bottleneck + 1, axis=1)
-
-
-def count_parameters(spec: AdapterSpec, width: int) -> int:
-    """Trainable numbers of one adapter in one block: 2 D R + R + D (99,136 at D=768, R=64)."""
-    return 2 * width * spec.bottleneck + spec.bottleneck + width

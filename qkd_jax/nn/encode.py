@@ -250,7 +250,10 @@ def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dty
     """`encode` from what all adapters share."""
     params, spec, first = backbone.params, backbone.spec, stem.block
     if inserts is not None and (inserts.attention or inserts.tokens is not None):
-        raise ConfigError("a stem is shared by adapters alone; start from the inputs instead.")
+        raise ConfigError(
+            "inserts: expected adapters only, since they alone share a stem, found other inserts; "
+            "start from the inputs instead"
+        )
     early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
     if adapter_spec is not None and adapter_spec.first_block != first:
         raise ConfigError(
@@ -350,8 +353,8 @@ def _attention_inserts(inserts, spec):
     found = () if inserts is None else inserts.attention
     if found and len(found) != spec.depth:
         raise ConfigError(
-            f"there are {len(found)} attention inserts; {spec.depth} blocks need {spec.depth} "
-            "(None where a block has none)."
+            f"attention inserts: expected {spec.depth}, one or None for each block, found "
+            f"{len(found)}"
         )
     return found
 
@@ -361,7 +364,7 @@ def _with_added(inserts, tokens):
     if inserts is None or inserts.tokens is None:
         return tokens
     if tokens.block != 0:
-        raise ConfigError(f"tokens are inserted before block 0, not before block {tokens.block}.")
+        raise ConfigError(f"inserted tokens: expected block 0 next, found block {tokens.block}")
     x, mask = tokens.stream, tokens.mask
     added = jnp.broadcast_to(
         inserts.tokens.astype(x.dtype), (x.shape[0], *inserts.tokens.shape[-2:])
@@ -379,8 +382,8 @@ def _split_inserts(inserts, spec):
     expected = spec.depth - inserts.adapter_spec.first_block
     if rows != {expected}:
         raise ConfigError(
-            f"the adapter has {sorted(rows)} rows of blocks; {spec.depth} blocks with first_block "
-            f"{inserts.adapter_spec.first_block} need {expected}."
+            f"adapter: expected {expected} blocks, as {spec.depth} blocks with first_block "
+            f"{inserts.adapter_spec.first_block} need, found {sorted(rows)}"
         )
     leaves, treedef = jax.tree.flatten(inserts.adapter)
     parts = [jnp.split(leaf, [expected - 1], axis=0) for leaf in leaves]
@@ -401,7 +404,7 @@ def _dropout(inserts, dropout_key, dtype, index, num_tokens):
 
 
 def _run(params, spec, tokens, stop, adapters, adapter_spec, mask_of, dtype, inserted=()):
-    """The stream before block `stop`, with the adapters of [first_block, L - 1)."""
+    """The stream before block `stop`, with the adapters of blocks first_block to L - 2."""
     x, start = tokens.stream, tokens.block
     first = stop if adapter_spec is None else min(adapter_spec.first_block, stop)
 

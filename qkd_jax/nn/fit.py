@@ -56,9 +56,7 @@ def sgd(
         )
         return velocity, velocity
 
-    decayed = optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params), update
-    )
+    decayed = optax.GradientTransformation(init, update)
     return optax.chain(decayed, optax.scale_by_learning_rate(rate))
 
 

@@ -53,9 +53,9 @@ class ClassStatistics:
 
 
 def empty_statistics(
-    num_slots: int, num_classes: int, width: int, num_outer: int = 1
+    num_slots: int, num_classes: int, width: int, num_outer: int
 ) -> ClassStatistics:
-    """Statistics of no image at all; second moments are kept for the first `num_outer` slots."""
+    """Statistics before any image; second moments are kept for the first `num_outer` slots."""
     return ClassStatistics(
         jnp.zeros((num_slots, num_classes, width)),
         jnp.zeros((num_classes,)),

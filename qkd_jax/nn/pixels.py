@@ -71,7 +71,7 @@ def check_pixels(images: Any, name: str, mask: np.ndarray) -> None:
     row = tuple(np.argwhere(bad)[0].tolist())
     where = f"image {row[0] if len(row) == 1 else list(row)} of the batch"
     if not (np.isfinite(low[row]) and np.isfinite(high[row])):
-        raise DataError(f"{name}: {where} has NaN or infinite pixels")
+        raise DataError(f"{name}: expected finite pixels, found NaN or infinite ones in {where}")
     raise DataError(
         f"{name}: expected floats in [0, 1], found {low[row]:g} to {high[row]:g} in {where}. "
         "Divide pixels of 0 to 255 by 255 or pass them as uint8, clip what resizing left outside, "

@@ -97,5 +97,5 @@ def check_blocks(name: str, needed: int, depth: int) -> None:
     """Raises ConfigError where prompts go into more blocks than there are."""
     if needed > depth:
         raise ConfigError(
-            f"{name}: prompts go into the first {needed} blocks, but the backbone has {depth}"
+            f"{name}: expected at most {depth}, the blocks of the backbone, found {needed}"
         )

@@ -76,7 +76,7 @@ class ViTSpec:
 
     @property
     def input_size(self) -> int:
-        """What `Examples.load` needs to know: the side of an image, pixels."""
+        """The side of an image in pixels, for `Examples.load`."""
         return self.image_size
 
     @property

@@ -200,7 +200,7 @@ def test_settings_that_do_not_fit_are_refused(tiny):
         begin("coda_prompt.pool=3")
     with pytest.raises(ConfigError, match=r"at most 12 keys, .* found 16"):
         begin("coda_prompt.pool=16")
-    with pytest.raises(ConfigError, match="first 5 blocks, but the backbone has 2"):
+    with pytest.raises(ConfigError, match=r"expected at most 2, .* found 5"):
         begin("coda_prompt.blocks=5")
     for change, message in {
         "coda_prompt.length=5": "an even number",

@@ -402,7 +402,7 @@ def test_wrong_inputs_are_named(key):
         encode(Backbone(params, spec), Tokens(jnp.zeros((1, 10, 24))), rows=(10,))
     with pytest.raises(ConfigError, match=r"first_block: expected 2, the block of the stem"):
         feature_of(params, spec, Stem(*[jnp.zeros((1, 10, 24))] * 2, block=2), inserts)
-    with pytest.raises(ConfigError, match="rows of blocks"):
+    with pytest.raises(ConfigError, match=r"adapter: expected 3 blocks, .* found"):
         wrong = Inserts(inserts.adapter, AdapterSpec(bottleneck=5))
         feature_of(params, spec, jnp.zeros((1, 12, 12, 3)), wrong)
     with pytest.raises(ConfigError, match="stop_block"):
