@@ -2,7 +2,7 @@
 
 A class is stored as its mean and a *factor* F of its covariance, F F^T = cov + jitter I: all that
 sampling needs, at half the memory of both. With few images the covariance is singular, so the
-jitter is not a detail. `ClassMoments` collects mean and scatter in one pass over batches, centred
+jitter matters. `ClassMoments` collects mean and scatter in one pass over batches, centred
 as it goes: sums of squares would lose the small eigenvalues to rounding.
 """
 
@@ -35,7 +35,7 @@ class ClassMoments:
 
 
 def empty_moments(num_classes: int, width: int, kind: Kind) -> ClassMoments:
-    """Moments of no image."""
+    """Moments before any image."""
     shape = (num_classes, width, width) if kind == "covariance" else (num_classes, width)
     return ClassMoments(
         jnp.zeros(num_classes), jnp.zeros((num_classes, width)), jnp.zeros(shape, jnp.float32)
@@ -107,7 +107,7 @@ class Gaussians:
 
 
 def empty_gaussians(num_classes: int, width: int, kind: Kind) -> Gaussians:
-    """Room for every class that may come."""
+    """Gaussians of zeros, with room for every class that may come."""
     moments = empty_moments(num_classes, width, kind)
     return Gaussians(moments.mean, moments.scatter)
 
@@ -123,8 +123,8 @@ def store_gaussians(
 
 
 def draw_features(gaussians: Gaussians, key: jax.Array, labels: jax.Array) -> jax.Array:
-    """[N, D] for labels [N]. With full covariances all labels must be the same, so that one product
-    serves them all; the rows of other labels are NaN.
+    """One feature for each of labels [N]: [N, D]. With full covariances all labels must be the
+    same, so that one product serves them all; the rows of other labels are NaN.
     """
     mean = gaussians.mean[labels]
     noise = jax.random.normal(key, mean.shape)

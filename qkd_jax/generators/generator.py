@@ -1,4 +1,4 @@
-"""What every generator is."""
+"""The interface of every generator."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

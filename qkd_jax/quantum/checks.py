@@ -1,4 +1,4 @@
-"""What the simulator takes: numbers, states, angles. One check for each, one set of words.
+"""Checks of what the simulator takes: numbers, states, angles.
 
 Arrays are checked by shape and type, never by value, so that every check passes through `jax.jit`,
 `jax.vmap` and `jax.grad`.
@@ -35,7 +35,7 @@ def as_integer(name: str, value, low: int, high: int | None = None) -> int:
 
 
 def real_number(value) -> float:
-    """The value of a real number; NaN for all else: a boolean, text, a list, a traced value."""
+    """The value of a real number; NaN for anything else (boolean, text, list, traced value)."""
     try:
         number = np.asarray(value)
     except (TypeError, ValueError):
@@ -50,7 +50,7 @@ def is_real_scalar(array) -> bool:
 
 
 def as_state(state, num_qubits: int | None = None) -> Array:
-    """A state [2**Q], Q >= 1, floating or complex, in single precision at least.
+    """`state` as an array [2**Q], Q >= 1, floating or complex, in single precision at least.
 
     Args:
       state: an array, or what JAX can make one of.
@@ -59,23 +59,21 @@ def as_state(state, num_qubits: int | None = None) -> Array:
     Raises:
       ConfigError: on anything else.
     """
-    state = as_array("a state", state)
+    state = as_array("state", state)
     if not jnp.issubdtype(state.dtype, jnp.inexact):
-        raise ConfigError(f"a state is floating or complex, found {state.dtype}")
+        raise ConfigError(f"state: expected floating or complex amplitudes, found {state.dtype}")
     size = state.size
     if state.ndim != 1 or size < 2 or size & (size - 1):
         raise ConfigError(
-            f"a state has shape [2**Q], found {list(state.shape)}; batch with jax.vmap"
+            f"state: expected shape [2**Q], found {list(state.shape)}; batch with jax.vmap"
         )
     if num_qubits is not None and size != 2**num_qubits:
-        raise ConfigError(
-            f"a state of {num_qubits} qubit(s) has shape [{2**num_qubits}], found [{size}]"
-        )
+        raise ConfigError(f"state: expected shape [{2**num_qubits}], found [{size}]")
     return _single_at_least(state)
 
 
 def as_real(name: str, values, meaning: str = "real angles in radians") -> Array:
-    """A real floating array in single precision at least.
+    """`values` as a real floating array in single precision at least.
 
     Raises:
       ConfigError: on integers, booleans, complex numbers and what is no array.
@@ -87,7 +85,7 @@ def as_real(name: str, values, meaning: str = "real angles in radians") -> Array
 
 
 def as_array(name: str, values) -> Array:
-    """A JAX array of anything that can be one; raises ConfigError on the rest."""
+    """`values` as a JAX array; raises ConfigError where they cannot be one."""
     try:
         if any(isinstance(leaf, str) for leaf in jax.tree.leaves(values)):
             raise TypeError("text")  # JAX would look for the type of that name first

@@ -1,4 +1,4 @@
-"""Circuits for the eyes and for other tools: a drawing, OpenQASM 3, PennyLane, a count."""
+"""Circuits for readers and other tools: drawing, OpenQASM 3, PennyLane, gate counts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from qkd_jax.quantum.statevector import Circuit, Gate
 
 
 class Resources(NamedTuple):
-    """What a circuit costs; depth = the longest chain of gates that wait for each other."""
+    """What a circuit costs; depth = the longest chain of gates that wait for one another."""
 
     num_qubits: int
     depth: int
@@ -163,7 +163,7 @@ _ONE_PER_PARAMETER = "give one angle for each parameter of the circuit"
 
 def _angles(circuit: Circuit, parameters: Sequence[float]) -> list[float]:
     try:
-        values = np.asarray(parameters, dtype=object)  # each as it is, not all made alike
+        values = np.asarray(parameters, dtype=object)  # without a common dtype
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"parameters: expected numbers whose values are known, found {parameters!r}"

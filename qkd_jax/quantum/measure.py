@@ -265,5 +265,5 @@ def _width(gamma: float | Array, dtype) -> Array:
 
 
 def _is_known(array: Array) -> bool:
-    """Whether the array has values by now: not while JAX traces a function."""
+    """Whether the values of the array are known, which they are not while JAX traces."""
     return not isinstance(array, jax.core.Tracer)

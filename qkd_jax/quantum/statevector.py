@@ -123,7 +123,7 @@ def zero_state(num_qubits: int, dtype=jnp.float32) -> Array:
     """
     num_qubits = as_integer("num_qubits", num_qubits, 1, MAX_SIMULATED_QUBITS)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ConfigError(f"a state is floating or complex, found {jnp.dtype(dtype)}")
+        raise ConfigError(f"dtype: expected floating or complex, found {jnp.dtype(dtype)}")
     return jnp.zeros(2**num_qubits, dtype).at[0].set(1)
 
 

@@ -23,7 +23,6 @@ from qkd_jax.quantum import (
     feature_state,
     fidelity,
     fidelity_matrix,
-    init_theta,
     parameter_shift,
     separate_parameters,
     to_pennylane,
@@ -341,13 +340,6 @@ def test_a_feature_map_of_numpy_values_equals_its_plain_twin():
 def test_angles_of_unlike_low_precision_meet_in_single_precision():
     angles, theta = jnp.ones((1, 2), jnp.bfloat16), jnp.ones((2, 2), jnp.float16)
     assert fidelity_matrix(FeatureMap(2), angles, angles, theta).dtype == jnp.float32
-
-
-def test_init_theta(key):
-    theta = init_theta(key, FeatureMap(9, 50), scale=0.2)
-    assert theta.shape == (50, 9) and theta.dtype == jnp.float32
-    # 450 normal values: the standard deviation of their mean square root is 0.2 / sqrt(900).
-    assert abs(float(jnp.std(theta)) - 0.2) < 5 * 0.2 / 30
 
 
 @pytest.mark.parametrize(
