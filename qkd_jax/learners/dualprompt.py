@@ -87,7 +87,7 @@ def _shapes(config, width):
 
 
 def _new_task(key, backbone, config):
-    """E-prompts, keys and head of a task, as drawn."""
+    """Newly drawn E-prompts, keys and head of a task."""
     _, expert, keys = _shapes(config, backbone.spec.width)
     key_expert, key_keys, key_head = jax.random.split(key, 3)
     settings = config.dualprompt
@@ -107,7 +107,7 @@ def init(key, backbone, config):
     if 0 < settings.pool < tasks:
         raise ConfigError(
             f"dualprompt.pool: expected 0 (one per task) or at least {tasks}, since each of "
-            f"{tasks} tasks needs its own E-prompts; found {settings.pool}"
+            f"{tasks} tasks needs its own E-prompts, found {settings.pool}"
         )
     key_general, key_task = jax.random.split(key)
     general, expert, keys = _shapes(config, backbone.spec.width)

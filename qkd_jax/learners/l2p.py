@@ -99,7 +99,7 @@ def init(key, backbone, config):
         raise ConfigError(
             f"l2p.pool: expected at least {settings.top_k * config.shapes.max_tasks}, since "
             f"l2p.diversify=task gives each of {config.shapes.max_tasks} tasks {settings.top_k} "
-            f"prompts (l2p.top_k); found {settings.pool}"
+            f"prompts (l2p.top_k), found {settings.pool}"
         )
     key_prompts, key_keys, key_head = jax.random.split(key, 3)
     shape = (_pools(config), settings.pool)
@@ -142,7 +142,7 @@ def choose(state, keys, query, *, training):
 
 
 def inserts(state, prompts, chosen):
-    """What images with these choices get: tokens, or prefixes in the first blocks."""
+    """The chosen prompts as inserts: tokens, or prefixes in the first blocks."""
     if state.config.l2p.form == "official":
         return Inserts(tokens=chosen_rows(prompts[0], chosen[0]))
     prefixes = {i: split_prefix(prompts[i][rows]) for i, rows in enumerate(chosen)}

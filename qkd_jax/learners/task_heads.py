@@ -198,7 +198,7 @@ def align_head(
     samples: int,
     learning_rate: float,
     weight_decay: float,
-    period: int = 0,
+    period: int,
 ) -> Any:
     """The head after SGD on drawn features: SLCA, arXiv 2303.05118, after PASS (CVPR 2021).
 

@@ -169,11 +169,11 @@ def attention(
 
     Args:
         params: {"query", "key", "value", "out"}, each {"kernel": [D, D], "bias": [D]}.
-        queries_from: [B, M, D], the normalised tokens that ask (all of `x`, or only some).
-        x: [B, N, D], the normalised tokens that answer, the class token first.
+        queries_from: [B, M, D], the normalised tokens that attend (all of `x`, or only some).
+        x: [B, N, D], the normalised tokens attended to, the class token first.
         num_heads: H; each head is D / H wide.
         insert: what is inserted in the keys and values of this block.
-        token_mask: bool [B, N], the tokens that may answer; None is all. Prefix rows always may.
+        token_mask: bool [B, N], the tokens that are attended to; None is all. Prefix rows are too.
 
     Returns:
         [B, M, D] in `dtype`.

@@ -45,7 +45,7 @@ def attention_moments(
     inputs: Raw,
     mask: jax.Array,
     inserts: Inserts,
-    compute_dtype=jnp.float32,
+    compute_dtype,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of x x^T over all tokens x that enter each block's attention, and how many they are.
 

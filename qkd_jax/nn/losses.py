@@ -40,7 +40,7 @@ def distillation(
     Args:
       teachers: [B, T, C] logits of the old adapters.
       student: [B, C] logits of the current adapter.
-      columns: bool [T, C], the classes each teacher speaks about.
+      columns: bool [T, C], the classes that each teacher is compared on.
       relevance: [B, T] weights alpha; zero for tasks that are not old.
       temperature: softens both; the loss is multiplied by its square (Hinton 2015).
     """

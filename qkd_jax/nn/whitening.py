@@ -1,4 +1,4 @@
-"""The metric of the stored within-class covariance: what a class varies in counts less.
+"""The metric of the stored within-class covariance: directions of high variance count less.
 
 Linear discriminant analysis without its classifier: vectors are moved to the mean of the class
 means and whitened by the pooled covariance within classes, shrunk towards a multiple of the
@@ -67,6 +67,6 @@ def learned_metric(
 
 
 def whiten(metric: Metric, vectors: jax.Array) -> jax.Array:
-    """Vectors [..., D] in the metric."""
+    """`vectors` [..., D], centred and whitened by `metric`."""
     centre = metric.centre.reshape((1,) * (vectors.ndim - 1) + (-1,))
     return jnp.matmul(vectors - centre, metric.whitener.T, precision="highest")

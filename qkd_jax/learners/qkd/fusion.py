@@ -1,4 +1,4 @@
-"""Fusion: which adapters an image asks for, and how their answers become one.
+"""Fusion: which adapters an image needs, and how their logits become one prediction.
 
 Relevance alpha [B, T] comes from the feature under the first task's adapter. Three ways to use it
 (`fusion.kind`):

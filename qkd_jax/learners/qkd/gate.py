@@ -177,7 +177,7 @@ def similarity(
     p in [0, 1] is the fidelity |<psi(h)|phi(s)>|^2 (Eq. 10) or the classical gate's closest
     counterpart; the evidence is what the softmax gets, before the temperature.
     """
-    if config.kind == "cosine" or config.kind in ("quantum", "pqk"):
+    if config.kind in ("quantum", "pqk", "cosine"):
         p = _overlap(params, config, query, anchors)
         if config.kind == "cosine":
             return p, (1.0 + p) / 2.0
@@ -344,7 +344,7 @@ def calibrate(
 def anchor_states(
     params: dict, anchors: jax.Array, owner: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The anchors a gate compares with: its learned states if it has them, else the given."""
+    """(anchors, owner) that a gate compares with: its learned states if any, else those given."""
     if "states" in params:
         return params["states"], jnp.arange(params["states"].shape[0])
     return anchors, owner
