@@ -35,7 +35,7 @@ class ClassMoments:
 
 
 def empty_moments(num_classes: int, width: int, kind: Kind) -> ClassMoments:
-    """Moments of no image."""
+    """Empty moments."""
     shape = (num_classes, width, width) if kind == "covariance" else (num_classes, width)
     return ClassMoments(
         jnp.zeros(num_classes), jnp.zeros((num_classes, width)), jnp.zeros(shape, jnp.float32)

@@ -21,7 +21,7 @@ Differences from the authors' code:
 - Their Gram-Schmidt subtracts a new row's part along each older row by itself. Once training has
   moved the older rows these are no longer orthogonal, and neither is the result. `gram_schmidt`
   projects off what older rows span; `published` is theirs.
-- Training drops no incomplete batch, and with several devices mu counts once, not once a device.
+- Training drops no incomplete batch, and with several devices mu counts once, not once per device.
 """
 
 import math

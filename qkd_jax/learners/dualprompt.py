@@ -53,8 +53,8 @@ class DualPromptSettings:
     """DualPrompt (arXiv 2204.04799): prefixes of all tasks in the first blocks, one set for each
     task in the blocks after them.
 
-    `form`: `official` has one key a task, and `*_length` key rows and as many value rows; `gtripl`
-    has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01), U(0, 1)
+    `form`: `official` has one key per task, and `*_length` key rows and as many value rows;
+    `gtripl` has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01), U(0, 1)
     or U(-1, 1).
     """
 

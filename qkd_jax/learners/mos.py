@@ -19,7 +19,7 @@ covariances (variances for ImageNet-A). Rate, batch, decay, epochs: 0.03, 48, 5e
 Where we differ from the authors' code:
 - It merges in every block of every forward pass, by changing the stored weights: L + 1 times a
   step, and again in every pass over class statistics and test images, so that a slot drifts to the
-  mean of the older trained adapters and what its own task learned is lost. We merge once a step,
+  mean of the older trained adapters and what its own task learned is lost. We merge once per step,
   and a slot never changes. `mos.merge=every_pass` is what the authors' code comes to: training
   merges as theirs; slot i > 0 holds the mean of the older trained adapters, which theirs reaches
   after a few batches. One thing is left: their backward pass reads weights merged a few times more

@@ -1,5 +1,5 @@
-"""What methods with one adapter a task share: slots of frozen adapters, and rows of class means in
-them.
+"""What methods with one adapter per task share: slots of frozen adapters, and rows of class means
+in them.
 
 `memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds task
 i's adapter. `memory["rows"]` is [S, C, D]: the row of every class for features of slot i (S = 1:

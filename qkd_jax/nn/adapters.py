@@ -95,7 +95,7 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
 def split_blocks(adapter: dict) -> list[dict]:
     """Turn arrays with a leading block axis into a list of per-block dicts.
 
-    One split, not one index a block: its derivative is a concatenation, not a sum of L padded
+    One split, not one index per block: its derivative is a concatenation, not a sum of L padded
     arrays.
     """
     leaves, treedef = jax.tree.flatten(adapter)

@@ -55,7 +55,7 @@ class ClassStatistics:
 def empty_statistics(
     num_slots: int, num_classes: int, width: int, num_outer: int = 1
 ) -> ClassStatistics:
-    """Statistics of no image at all; second moments are kept for the first `num_outer` slots."""
+    """Empty statistics; second moments are kept for the first `num_outer` slots."""
     return ClassStatistics(
         jnp.zeros((num_slots, num_classes, width)),
         jnp.zeros((num_classes,)),

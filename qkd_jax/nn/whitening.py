@@ -40,7 +40,7 @@ def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax
     """
     width = scatter.shape[0]
     sigma = scatter / jnp.maximum(count, 1.0)
-    # One image a class has no scatter at all: the floor keeps F regular.
+    # One image per class has no scatter at all: the floor keeps F regular.
     mean_variance = jnp.maximum(jnp.trace(sigma) / width, 1e-6)
     isotropic = max(shrinkage, 1e-3) * mean_variance * jnp.eye(width)
     return jnp.linalg.cholesky((1.0 - shrinkage) * sigma + isotropic)

@@ -1,8 +1,8 @@
 """Which learned tasks matter to an image: task states, the quantum gate and its classical twins.
 
 Every gate answers one question in one form, `relevance(...) -> weights [B, T]`: it compares the
-image's feature h with *anchors* (one vector a task, or one a class), adds up the evidence of each
-task's anchors, and takes a softmax over the tasks that are open. The answer for one image never
+image's feature h with *anchors* (one vector per task, or one per class), adds up the evidence of
+each task's anchors, and takes a softmax over the tasks that are open. The answer for one image never
 depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
 """
 
@@ -244,8 +244,8 @@ def relevance(
 ) -> Relevance:
     """Eq. 12: alpha = softmax over open tasks of the evidence of their anchors.
 
-    With one anchor a task this is softmax(p / tau); with several (class states) the task's evidence
-    is the log-sum-exp over its anchors, so that a task without a centre is found by any one of its
+    With one anchor per task this is softmax(p / tau); with several (class states) the task's
+    evidence is the log-sum-exp over its anchors, so that a task without a centre is found by any one of its
     classes.
 
     Args:

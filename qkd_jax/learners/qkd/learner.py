@@ -1,4 +1,4 @@
-"""QKD: one adapter a task, a quantum gate for relevance, fidelity-weighted distillation and fusion.
+"""QKD: one adapter per task, a quantum gate for relevance, weighted distillation and fusion.
 
 Li et al., "Quantum-Gated Task-interaction Knowledge Distillation for Pre-trained Model-based
 Class-Incremental Learning", CVPR 2026, arXiv 2604.11112. In training, relevance alpha weights the
