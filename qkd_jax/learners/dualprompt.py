@@ -54,8 +54,8 @@ class DualPromptSettings:
     task in the blocks after them.
 
     `form`: `official` has one key per task, and `*_length` key rows and as many value rows;
-    `gtripl` has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01), U(0, 1)
-    or U(-1, 1).
+    `gtripl` has a key for each (block, task), and `*_length` is both together. `start`:
+    U(0, 0.01), U(0, 1) or U(-1, 1).
     """
 
     form: Literal["official", "gtripl"] = "official"

@@ -2,8 +2,9 @@
 
 Slot 0 is the frozen model's feature, the query q(x) that chooses prompts: it never changes, so it
 is computed once for each image. Slot 1 + t is the prompted model after task t; `score` reads the
-last one. The head is linear with a bias; a task trains the rows of its own classes, cross-entropy sees
-no other class, and `memory["rows"]` [C, D] and `memory["bias"]` [C] keep them when the task ends.
+last one. The head is linear with a bias; a task trains the rows of its own classes, cross-entropy
+sees no other class, and `memory["rows"]` [C, D] and `memory["bias"]` [C] keep them when the task
+ends.
 """
 
 from collections.abc import Callable

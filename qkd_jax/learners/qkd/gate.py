@@ -2,8 +2,8 @@
 
 Every gate answers one question in one form, `relevance(...) -> weights [B, T]`: it compares the
 image's feature h with *anchors* (one vector per task, or one per class), adds up the evidence of
-each task's anchors, and takes a softmax over the tasks that are open. The answer for one image never
-depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
+each task's anchors, and takes a softmax over the tasks that are open. The answer for one image
+never depends on the rest of the batch. QKD (arXiv 2604.11112), Eq. 2-12.
 """
 
 from dataclasses import dataclass
@@ -245,8 +245,8 @@ def relevance(
     """Eq. 12: alpha = softmax over open tasks of the evidence of their anchors.
 
     With one anchor per task this is softmax(p / tau); with several (class states) the task's
-    evidence is the log-sum-exp over its anchors, so that a task without a centre is found by any one of its
-    classes.
+    evidence is the log-sum-exp over its anchors, so that a task without a centre is found by
+    any one of its classes.
 
     Args:
       query: [B, D], the feature h of each image.
