@@ -8,7 +8,7 @@ artists), B0-Inc10, order seed 1993. Backbone: packaged CLIP ViT-B/16 at 96 px, 
 has 5 epochs, batches of 16 and, where it has adapters, bottleneck 16; all else as published for
 ImageNet-R, but for the rates, which were chosen on held-out styles (docs/results.md), and what
 `published.on_few_images` leaves out: twenty steps a task are few. QKD's adapters sit in the last
-six blocks, so that the first six are computed once an image.
+six blocks, so that the first six are computed once for each image.
 Expected: docs/results.md. About 4 minutes on two cores.
 """
 

@@ -34,7 +34,7 @@ def open_folder(
     Args:
       path: holds `train/` (or `training/`, in any case) and `test/` (`testing/`), each with one
         folder a class; without a test part `val/` (`validation/`, `valid/`) is tested on, with one
-        it is left alone. Or, with a `splitter`, one folder a class. Hidden files and loose files
+        it is left alone. Or, with a `splitter`, one folder per class. Hidden files and loose files
         beside the class folders are passed over.
       splitter: (ids [N], labels [N]) -> bool [N], True for test.
       follow_links: take links that lead out of the folder. Links inside are always followed.

@@ -142,4 +142,4 @@ def _on_host(name: str, values: Any) -> np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:  # rows of different lengths
-        raise DataError(f"{name}: expected an array, found what is none ({error})") from None
+        raise DataError(f"{name}: expected an array, found rows that make none ({error})") from None

@@ -15,7 +15,8 @@ class LearnerState:
     """Everything a learner knows. Shapes depend on the config only, never on the task.
 
     Attributes:
-      frozen: {"backbone": ...}, what no task ever writes and no checkpoint holds.
+      frozen: {"backbone": ...}, what no task ever writes and no checkpoint holds; a student's
+        teacher would be one more entry.
       config: static settings.
       key: typed PRNG key of the run; never advanced. Keys are derived from (key, task, step), so a
         resumed run draws the same numbers.

@@ -53,6 +53,7 @@ class SlotFeatures:
         self.computed = 0  # (input, slot) pairs so far
         self.batch_size = engine.padded(config.train.eval_batch_size)
         self._fields, self._shared = _Kept(len(examples)), _Kept(len(examples))
+        self._one_stem = None  # its shapes and types
         # Where nothing is trained each pair is computed once anyway.
         self._shares = learner.loss is not None and learner.first_block(config) is not None
 
@@ -74,9 +75,10 @@ class SlotFeatures:
 
         if self.store is None:
             return compute(np.arange(len(rows)))
-        one = jax.tree.map(lambda a: a[:1], Raw(self.fields(rows[:1])))
-        like = jax.eval_shape(passes.shared_part, state, one)
-        return self._shelf("stem", first).rows(self.digests[rows], like, compute)
+        if self._one_stem is None:
+            one = Raw(self.fields(rows[:1]))
+            self._one_stem = jax.eval_shape(passes.shared_part, state, one)
+        return self._shelf("stem", first).rows(self.digests[rows], self._one_stem, compute)
 
     def _shelf(self, *what: Any) -> Shelf:
         return self.store.shelf(*what, self.spec.input_size, self.set.view)

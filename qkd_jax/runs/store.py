@@ -44,11 +44,12 @@ class Store:
           backbone: a text that differs where weights, preprocessing, type or machine differ.
         """
         self.folder, self.limit, self.backbone = folder, limit, backbone
+        self._shelves: dict[str, Shelf] = {}
 
     def shelf(self, *what: Any) -> "Shelf":
         """The rows of one kind, such as ("stem", first block, image size)."""
         key = hashlib.sha256(repr((self.backbone, what)).encode()).hexdigest()[:24]
-        return Shelf(self.folder / key, self.limit)
+        return self._shelves.setdefault(key, Shelf(self.folder / key, self.limit))
 
 
 class Shelf:
