@@ -5,6 +5,7 @@ from qkd_jax.quantum.circuits import (
     feature_circuit,
     feature_state,
     fidelity_matrix,
+    init_theta,
 )
 from qkd_jax.quantum.export import Resources, draw, resources, to_openqasm, to_pennylane
 from qkd_jax.quantum.measure import (
@@ -34,6 +35,7 @@ __all__ = [
     "feature_state",
     "fidelity",
     "fidelity_matrix",
+    "init_theta",
     "parameter_shift",
     "projected_kernel",
     "resources",

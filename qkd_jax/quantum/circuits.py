@@ -87,6 +87,16 @@ class FeatureMap:
         return as_integer("layer", layer, 0, self.num_layers - 1)
 
 
+def init_theta(key: Array, feature_map: FeatureMap, scale: float = 0.1, dtype=jnp.float32) -> Array:
+    """Normal random theta [L, Q] in radians with standard deviation `scale`.
+
+    Keep it small: the CNOT chain carries one flipped bit to all later qubits, so at large theta
+    the state is a chaotic function of its angles.
+    """
+    shape = (feature_map.num_layers, feature_map.num_qubits)
+    return scale * jax.random.normal(key, shape, dtype)
+
+
 def feature_circuit(feature_map: FeatureMap) -> Circuit:
     """The circuit as plain data, to draw, to export, or to run on the general simulator.
 

@@ -23,6 +23,7 @@ from qkd_jax.quantum import (
     feature_state,
     fidelity,
     fidelity_matrix,
+    init_theta,
     parameter_shift,
     separate_parameters,
     to_pennylane,
@@ -382,3 +383,10 @@ def test_angles_of_unlike_low_precision_meet_in_single_precision():
 def test_errors_say_what_is_wrong(make, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make()
+
+
+def test_init_theta(key):
+    theta = init_theta(key, FeatureMap(9, 50), scale=0.2)
+    assert theta.shape == (50, 9) and theta.dtype == jnp.float32
+    # 450 normal values: the standard deviation of their mean square root is 0.2 / sqrt(900).
+    assert abs(float(jnp.std(theta)) - 0.2) < 5 * 0.2 / 30
