@@ -1,0 +1,4 @@
+"""Image sets, crops and batches: `sources.py` opens a set by its name, and new ones belong there.
+
+What a set must offer to be learned from is the protocol in `examples.py`.
+"""

@@ -36,8 +36,7 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
     Args:
       key: typed PRNG key (`jax.random.key(seed)`).
       backbone: from `load_backbone`.
-      config: its `method` chooses the learner; `num_classes`, `max_tasks`, `max_task_classes` fix
-        the shapes.
+      config: its `method` chooses the learner; its `shapes` fix those of all arrays.
 
     Raises:
       ConfigError: unknown method, or settings that do not fit the backbone.

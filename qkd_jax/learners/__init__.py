@@ -1,4 +1,10 @@
-"""The methods, each a `Learner`; importing this room registers them all."""
+"""The methods, each a `Learner` (`shape.py`); importing this room registers them all.
+
+A new method is a file here, named in the list below. Its loss may read the slots of old tasks as
+teachers (`Slots.loss`); what else is frozen belongs to `LearnerState.frozen` (`state.py`). The
+optimiser of the steps is `optimiser.py`; heads that are aligned when a task ends have their own,
+in `task_heads.py`.
+"""
 
 from qkd_jax.learners import (
     aper,

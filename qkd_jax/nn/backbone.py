@@ -12,7 +12,9 @@ from qkd_jax.nn.inputs import Tokens
 class Spec(Protocol):
     """What the forward pass (`encode.py`) and the engine ask of an architecture.
 
-    A spec is a frozen dataclass, a static argument of compiled functions. `nn/vit.py` has one.
+    A spec is a frozen dataclass, a static argument of compiled functions. `nn/vit.py` has one. A
+    text encoder is another: its `fields` name its tokens and their mask, and `embed` gives `Tokens`
+    with that mask. The verbs take any spec; runs and `load_backbone` know images so far.
 
     Attributes:
       width, depth, num_heads: D, L, H.

@@ -1,8 +1,10 @@
 """The forward pass of a frozen transformer as pure functions, with what is inserted in it.
 
 `encode` starts from whatever form the inputs are in (`inputs.py`), dispatches on the backbone's
-spec, and returns the rows of the last block that were asked for. Pooling is up to the caller: the
-class token, the mean over prompts or over real tokens, or an added token are all rows.
+spec, and returns the rows of the last block that were asked for. The last block computes only these
+after its keys and values, since nothing reads the others: the result is the same, for a fraction of
+the block's work. Pooling is up to the caller: the class token, the mean over prompts or over real
+tokens, or an added token are all rows.
 
 A list of blocks is unrolled (fastest on CPU), a stacked dict is scanned (compiles once for all
 blocks: TPU and deep models); both run the same `block`. The weights are frozen: callers close over

@@ -1,1 +1,1 @@
-"""What is learned in which order, and how it is measured; NumPy only."""
+"""Which class comes in which task, and accuracy and forgetting (`metrics.py`); NumPy only."""
