@@ -189,6 +189,11 @@ def encode(
     last, chosen = spec.depth - 1, _positions(rows, tokens)
     mask_of = partial(_dropout, inserts, dropout_key, compute_dtype)
     inserted = _attention_inserts(inserts, spec)
+    if any(insert is not None for insert in inserted[: tokens.block]):
+        raise ConfigError(
+            f"attention inserts: expected none before block {tokens.block}, since the blocks "
+            "before it were run already, found some"
+        )
     x = _run(params, spec, tokens, last, early, adapter_spec, mask_of, compute_dtype, inserted)
     x = block(
         block_at(params, last),

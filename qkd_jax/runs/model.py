@@ -14,7 +14,6 @@ from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
-from qkd_jax.runs.folder import fingerprint
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.runs.store import Store, backbone_key, store_folder
 from qkd_jax.settings.config import Config
@@ -37,7 +36,7 @@ class Model:
         self._store = None
         # Several hosts must all compute, or none: what lies on one disk is no help to them.
         if config.data.store_gib and hosts.count() == 1:
-            key = backbone_key(backbone, fingerprint(backbone), config.backbone.compute_dtype)
+            key = backbone_key(backbone, config.backbone.compute_dtype)
             limit = int(config.data.store_gib * 2**30)
             self._store = Store(store_folder(), limit, key)
 

@@ -61,6 +61,10 @@ class SlotFeatures:
         """What the learner reads for `rows`: what slots share where that is kept, else the inputs
         themselves.
         """
+        if self._shares and self._one_stem is None:
+            self._one_stem = jax.eval_shape(passes.shared_part, state, Raw(self.fields(rows[:1])))
+            size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._one_stem))
+            self._shared.fits = size * len(self.set) <= KEEP_BYTES
         if self._shares and self._shared.fits:
             found = self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
             if found is not None:
@@ -75,9 +79,6 @@ class SlotFeatures:
 
         if self.store is None:
             return compute(np.arange(len(rows)))
-        if self._one_stem is None:
-            one = Raw(self.fields(rows[:1]))
-            self._one_stem = jax.eval_shape(passes.shared_part, state, one)
         return self._shelf("stem", first).rows(self.digests[rows], self._one_stem, compute)
 
     def _shelf(self, *what: Any) -> Shelf:

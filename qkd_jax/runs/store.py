@@ -9,8 +9,10 @@ a checksum. Whatever cannot be read is computed again. When the store grows past
 folders that were longest not used are removed.
 """
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -19,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
+import PIL
 
 from qkd_jax.data import crops, image_set, images
 from qkd_jax.learners import features, passes
@@ -31,6 +35,9 @@ from qkd_jax.weights.fetch import cache_folder, expanded
 CHECKSUM_BYTES = 4
 # The code between an image's bytes and a frozen feature: where it changed, all is computed anew.
 COMPUTES = (images, crops, image_set, pixels, vit, layers, nn_backbone, encode, features, passes)
+# Read with the modules themselves: a file that is edited later is not what this process runs.
+CODE = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in COMPUTES)).hexdigest()
+NAME = re.compile("[0-9a-f]{24}")  # of a folder that this file makes
 
 
 class Store:
@@ -58,6 +65,7 @@ class Shelf:
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder, limit
         self.room: int | None = None  # bytes that may still be written; None = not looked yet
+        self.touched = False
 
     def rows(
         self,
@@ -72,6 +80,7 @@ class Shelf:
           like: a pytree of shapes and types [1, ...] of one row.
           compute: positions int [m] among the inputs -> pytree of arrays [m, ...].
         """
+        self._touch()
         shapes, treedef = jax.tree.flatten(like)
         found = [np.zeros((len(digests), *s.shape[1:]), s.dtype) for s in shapes]
         missing = np.array([not self._read(d, found, i) for i, d in enumerate(digests)], bool)
@@ -81,6 +90,13 @@ class Shelf:
                 array[positions] = new
             self._write(digests, found, positions)
         return treedef.unflatten(found)
+
+    def _touch(self) -> None:
+        """Marks the folder as used in this run, once."""
+        if not self.touched:
+            self.touched = True
+            with contextlib.suppress(OSError):
+                os.utime(self.folder)
 
     def _read(self, digest: np.ndarray, arrays: list[np.ndarray], row: int) -> bool:
         """Fills one row of `arrays` from its file; whether that is there and whole."""
@@ -124,14 +140,14 @@ class Shelf:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         os.utime(self.folder)
-        sizes = {}
+        sizes, used = {}, {}
         for other in self.folder.parent.iterdir():
-            try:
-                sizes[other] = sum(file.stat().st_size for file in os.scandir(other))
-            except OSError:  # another process removes it
-                continue
+            if not NAME.fullmatch(other.name) or other.is_symlink():
+                continue  # not made here
+            sizes[other] = sum(map(_size_of, os.scandir(other)))
+            used[other] = other.stat().st_mtime
         total = sum(sizes.values())
-        for other in sorted(sizes, key=lambda path: path.stat().st_mtime if path.exists() else 0):
+        for other in sorted(sizes, key=used.get):
             if total <= self.limit // 2:
                 break
             if other != self.folder:
@@ -140,15 +156,26 @@ class Shelf:
         return self.limit - total
 
 
-def backbone_key(backbone: Backbone, fingerprint: str, compute_dtype: str) -> str:
-    """What results of the frozen model follow from beside the input: weights, spec, preprocessing,
-    type, the code, and the kind of device and version of jax, which round in their own way.
+def _size_of(file: os.DirEntry) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # another process renames or removes it
+        return 0
+
+
+def backbone_key(backbone: Backbone, compute_dtype: str) -> str:
+    """What results of the frozen model follow from beside the input: every weight, spec,
+    preprocessing, type and code, and the device and versions, which round in their own way.
     """
-    code = hashlib.sha256()
-    for module in COMPUTES:
-        code.update(Path(module.__file__).read_bytes())
-    facts = (fingerprint, backbone.spec, backbone.preprocessing, compute_dtype, code.hexdigest())
-    return repr((*facts, jax.default_backend(), jax.__version__))
+    weights = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(backbone.params):
+        array = np.ascontiguousarray(leaf)
+        weights.update(repr((jax.tree_util.keystr(path), array.shape, array.dtype)).encode())
+        weights.update(array.view(np.uint8).data)
+    facts = (weights.hexdigest(), backbone.spec, backbone.preprocessing, compute_dtype, CODE)
+    device = jax.local_devices()[0].device_kind, jax.config.jax_default_matmul_precision
+    versions = jax.__version__, jaxlib.__version__, PIL.__version__
+    return repr((*facts, *device, *versions))
 
 
 def store_folder() -> Path:

@@ -1,6 +1,7 @@
 """What runs share on disk: found by content, whole or computed again, and bounded."""
 
 import os
+import shutil
 import zlib
 
 import jax
@@ -87,6 +88,9 @@ def test_a_damaged_row_is_computed_and_written_again(store, damage):
 
 def test_it_stays_below_its_limit_and_old_folders_go_first(tmp_path):
     store = Store(tmp_path, 8 * ROW_BYTES, "weights")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_bytes(b"0" * 9 * ROW_BYTES)
+    os.utime(tmp_path / "thesis", (0, 0))
     for age, name in enumerate(("oldest", "older", "new")):
         shelf = store.shelf(name)
         read(shelf, *range(3))
@@ -96,6 +100,8 @@ def test_it_stays_below_its_limit_and_old_folders_go_first(tmp_path):
     assert left == {"older", "new"}
     full = store.shelf("full")
     assert read(full, *range(20)) == list(range(20))  # all are computed, some are kept
+    assert (tmp_path / "thesis" / "chapter").exists()  # not the store's
+    shutil.rmtree(tmp_path / "thesis")
     held = sum(file.stat().st_size for folder in tmp_path.iterdir() for file in folder.iterdir())
     assert 0 < held <= store.limit
     assert not [file for file in full.folder.iterdir() if file.name.startswith(".")]
