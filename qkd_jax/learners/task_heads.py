@@ -198,7 +198,8 @@ def align_head(
     samples: int,
     learning_rate: float,
     weight_decay: float,
-    period: int,
+    momentum: float = 0.9,
+    period: int = 0,
 ) -> Any:
     """The head after SGD on drawn features: SLCA, arXiv 2303.05118, after PASS (CVPR 2021).
 
@@ -218,7 +219,7 @@ def align_head(
     order_of_seen = jnp.argsort(~seen, stable=True)
     optimiser = sgd(
         lambda step: learning_rate * cosine_factor(step // count, period or epochs),
-        0.9,
+        momentum,
         weight_decay,
     )
 

@@ -107,7 +107,7 @@ def test_positions_equal_torch(old, new, form):
 def test_positions_unchanged_at_the_same_grid_and_refused_for_a_wrong_one():
     position = np.arange(20, dtype=np.float32).reshape(10, 2)
     np.testing.assert_array_equal(resample_positions(position, 3, 3), position)
-    with pytest.raises(ConfigError, match="10 rows"):
+    with pytest.raises(ConfigError, match="expected 17 rows for a 4 x 4 grid, found 10"):
         resample_positions(position, 4, 3)
 
 
