@@ -26,7 +26,7 @@ from qkd_jax.engine.compiled_programs import give_back_memory
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import passes
 from qkd_jax.learners.shape import learner_of
-from qkd_jax.learners.state import LearnerState, Moving
+from qkd_jax.learners.state import LearnerState, Moving, split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.inputs import Raw, Stem, num_inputs
 from qkd_jax.protocol.tasks import Task
@@ -123,7 +123,8 @@ class Engine:
 
     def shared(self, state: LearnerState, inputs: Raw) -> Raw | Stem:
         """What all slots share of this host's rows, to be kept (`passes.shared_part`)."""
-        return self._shared(state, inputs)
+        # Without what a step moves: while a task trains those arrays have been given away.
+        return self._shared(split(state)[0], inputs)
 
     def features(
         self,
