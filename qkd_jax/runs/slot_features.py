@@ -64,7 +64,7 @@ class SlotFeatures:
         if self._shares and self._one_stem is None:
             self._one_stem = jax.eval_shape(passes.shared_part, state, Raw(self.fields(rows[:1])))
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._one_stem))
-            self._shared.fits = size * len(self.set) <= KEEP_BYTES
+            self._shared.look(size)
         if self._shares and self._shared.fits:
             found = self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
             if found is not None:
@@ -169,6 +169,10 @@ class _Kept:
         self.size, self.fits, self.tree = size, True, None
         self.has = np.zeros(size, bool)
 
+    def look(self, row_bytes: int) -> None:
+        """Decides whether all rows fit in memory."""
+        self.fits = row_bytes * self.size <= KEEP_BYTES
+
     def rows(self, rows: np.ndarray, compute: Callable[[np.ndarray], Any]) -> Any:
         """The pytree of `rows`, or None where all rows together do not fit in memory.
 
@@ -179,8 +183,7 @@ class _Kept:
         if missing.size:
             found = compute(missing)
             if self.tree is None:
-                one = sum(leaf.nbytes for leaf in jax.tree.leaves(found)) // len(missing)
-                self.fits = one * self.size <= KEEP_BYTES
+                self.look(sum(leaf.nbytes for leaf in jax.tree.leaves(found)) // len(missing))
                 if not self.fits:
                     return None
                 self.tree = jax.tree.map(
