@@ -1,1 +1,1 @@
-"""What a model remembers of classes whose images are gone: fit on features, draw features."""
+"""Generators of features: what stands in for the images of old classes."""

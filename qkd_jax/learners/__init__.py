@@ -1,4 +1,4 @@
-"""The methods, each a `Learner`; importing this room registers them all."""
+"""The methods, each a `Learner`; importing this package registers them all."""
 
 from qkd_jax.learners import (
     aper,

@@ -34,7 +34,7 @@ class DataConfig:
     # Test on this part of the training images instead; 0 = the test set.
     validation: float = setting(0.0, low=0, below=1, zero="none")
     augment: bool = False
-    # Disk for what the frozen model computes of images, shared by all runs; GiB.
+    # Disk space for the outputs of the frozen model, shared by all runs; GiB.
     store_gib: float = setting(4.0, low=0, zero="nothing is stored", may_change=True)
 
 
@@ -61,16 +61,17 @@ class TrainConfig:
     decay_leaves: tuple[str, ...] = ("kernel", "rows")
     # Clip the gradient's global norm to this; 0 = never.
     clip_norm: float = setting(0.0, low=0, zero="never")
-    # By step to zero; by epoch to a hundredth, as CODA-Prompt and InfLoRA do; or not at all.
+    # The rate falls to zero step by step; to a hundredth epoch by epoch, as in CODA-Prompt and
+    # InfLoRA; or not at all.
     schedule: Literal["cosine", "quarter_cosine", "constant"] = "cosine"
     epochs: int = setting(20, low=0)
     # Epochs of every task after the first; 0 = `epochs`.
     later_epochs: int = setting(0, low=0, zero="as train.epochs")
     batch_size: int = setting(32, low=1)
     eval_batch_size: int = setting(32, low=1, may_change=True)
-    # Adapters that `predict` evaluates in one pass; 0 = what fills the device.
+    # Adapters evaluated in one pass; 0 = as many as fill the device.
     task_chunk: int = setting(0, low=0, zero="by device", may_change=True)
-    # Steps; a finished task is always saved.
+    # Steps between checkpoints; a finished task is always saved.
     checkpoint_every: int = setting(200, low=1, may_change=True)
     devices: int = setting(0, low=0, zero="all", may_change=True)  # 0 = all local devices
     # Devices that share one copy of the frozen arrays.

@@ -86,7 +86,10 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--methods", "qkd qdk"], ["unknown method 'qdk'; known: ", "did you mean qkd", "ease"]),
+        (
+            ["--methods", "qkd qdk"],
+            ["method: expected one of", "found 'qdk'", "did you mean qkd", "ease"],
+        ),
         (["--methods", "qkd", "--seeds", "one"], ["whole numbers"]),
         (["--methods", "qkd", "--set", "train.epoch=1"], ["train.epochs"]),
         (["--methods", "ease mos", "--set", "gate.kind=mlp"], ["ease or mos reads", "one of qkd"]),
