@@ -9,7 +9,7 @@ With x the residual stream after attention and m = MLP(LN2(x)) the block's outpu
     parallel     x + m + scale * up(dropout(relu(down(u)))),   u = x, or LN2(x) by `input`
     sequential   x + m + scale * up(dropout(relu(down(m))))
 
-(with LayerScale, m is the MLP output after it). `up` starts at zero: a new adapter changes nothing.
+(with LayerScale, m is the scaled output). `up` starts at zero, so a new adapter changes nothing.
 
 Source: AdaptFormer, arXiv 2205.13535; in class-incremental learning EASE, arXiv 2403.12030.
 """
@@ -71,8 +71,8 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
     blocks = depth - spec.first_block
     if blocks < 1:
         raise ConfigError(
-            f"adapter.first_block is {spec.first_block}, but the transformer has {depth} blocks; "
-            f"choose 0 to {depth - 1}."
+            f"adapter.first_block: expected 0 to {depth - 1}, since the transformer has {depth} "
+            f"blocks, found {spec.first_block}"
         )
     bound = width**-0.5
     keys = jax.vmap(lambda block: jax.random.fold_in(key, block))(
@@ -93,10 +93,10 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
 
 
 def split_blocks(adapter: dict) -> list[dict]:
-    """Turn arrays with a leading block axis into a list of per-block dicts.
+    """Splits arrays with a leading block axis into a list of one dict per block.
 
-    One split, not one index a block: its derivative is a concatenation, not a sum of L padded
-    arrays.
+    One split instead of one index per block: its derivative is a concatenation, not a sum of L
+    padded arrays.
     """
     leaves, treedef = jax.tree.flatten(adapter)
     blocks = leaves[0].shape[0]
@@ -119,7 +119,7 @@ def dropout_mask(
     Args:
         keys: [B] typed keys, one per image.
         block: index of the block in the transformer; folded into every key.
-        num_tokens: N. The first rows do not depend on N.
+        num_tokens: N. The factors of a token do not depend on N.
 
     Returns:
         [B, N, R].
@@ -143,8 +143,8 @@ def apply_adapter(
 
     Args:
         adapter_block: {"down": {"kernel": [D, R], "bias": [R]},
-            "up": {"kernel": [R, D], "bias": [D]}}, or leaves [B, ...]: an adapter for each image.
-        x: [..., D], [B, N, D] for an adapter each; its dtype is the dtype of the products.
+            "up": {"kernel": [R, D], "bias": [D]}}, or leaves [B, ...] with one adapter per image.
+        x: [..., D], or [B, N, D] with one adapter per image; the products have its dtype.
         dropout_mask: [..., R] factors, or None for no dropout.
 
     Returns:
@@ -161,15 +161,15 @@ def apply_adapter(
 
 
 def _bias_rows(bias, like):
-    """A bias [E], or [B, E] with a row for each image, in a shape that adds to `like` [..., E]."""
+    """A bias [E], or one per image [B, E], in a shape that broadcasts against `like` [..., E]."""
     return as_row(bias, like) if bias.ndim == 1 else bias[:, None, :]
 
 
 def mixed_adapter(adapters: dict, weights: jax.Array) -> tuple[dict, jax.Array]:
-    """T adapters as one: its output for image b is sum_i weights[b, i] adapter_i(x), exactly.
+    """One adapter that computes exactly sum_i weights[b, i] adapter_i(x) for image b.
 
-    Each up-bias becomes the row of one more hidden unit that is always 1, so that it is weighted
-    too.
+    Each up-bias becomes the row of one more hidden unit that is always 1, so that it is also
+    weighted.
 
     Args:
         adapters: adapter sets with a leading task axis: down kernel [T, L, D, R] and so on.
@@ -198,8 +198,3 @@ def mixed_adapter(adapters: dict, weights: jax.Array) -> tuple[dict, jax.Array]:
         },
     }
     return wide, jnp.repeat(weights, bottleneck + 1, axis=1)
-
-
-def count_parameters(spec: AdapterSpec, width: int) -> int:
-    """Trainable numbers of one adapter in one block: 2 D R + R + D (99,136 at D=768, R=64)."""
-    return 2 * width * spec.bottleneck + spec.bottleneck + width

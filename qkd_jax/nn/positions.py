@@ -1,4 +1,4 @@
-"""Positions of another image size: the grid resampled as published checkpoints were."""
+"""Resampling of a position grid to another image size."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def resample_positions(
     weights = _bicubic_weights(grid, new_grid, antialias)
     tokens, width = position.shape
     if tokens != 1 + grid**2:
-        raise ConfigError(f"position has {tokens} rows, but a {grid} x {grid} grid needs more.")
+        raise ConfigError(f"position: expected {1 + grid**2} rows (grid {grid}), found {tokens}")
     patches = position[1:].astype(np.float64).reshape(grid, grid, width)
     patches = np.einsum("ai,bj,ijd->abd", weights, weights, patches, optimize=True)
     new = np.concatenate([position[:1], patches.reshape(new_grid**2, width)])

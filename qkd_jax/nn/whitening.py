@@ -1,8 +1,8 @@
-"""The metric of the stored within-class covariance: what a class varies in counts less.
+"""The metric of the within-class covariance, in which directions of high variance count less.
 
-Linear discriminant analysis without its classifier: vectors are moved to the mean of the class
-means and whitened by the pooled covariance within classes, shrunk towards a multiple of the
-identity. All of it comes from sums that hold no image.
+This is linear discriminant analysis without its classifier: vectors are centred at the mean of the
+class means and whitened by the pooled covariance within classes, shrunk towards a multiple of the
+identity. Sums over features are all that it needs.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 
 class Metric(NamedTuple):
-    """The affine map v = whitener (h - centre) after which images of one class vary equally in all
-    directions.
+    """The map v = whitener (h - centre), after which classes vary equally in all directions.
 
-    centre [D]: mean of the class means. whitener [D, D] = F^-1, lower triangular, F F^T = the
-    pooled within-class covariance, shrunk. Angles between whitened vectors do not depend on which
-    square root of the covariance is taken.
+    Angles between whitened vectors do not depend on which square root of the covariance is taken.
+
+    Attributes:
+      centre: [D], mean of the class means.
+      whitener: [D, D] = F^-1, lower triangular, with F F^T the shrunk pooled covariance.
     """
 
     centre: jax.Array
@@ -25,22 +26,21 @@ class Metric(NamedTuple):
 
 
 def identity_metric(width: int) -> Metric:
-    """The metric before anything was learned: it changes nothing."""
+    """The metric before anything was learned, which changes nothing."""
     return Metric(jnp.zeros(width), jnp.eye(width))
 
 
 def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax.Array:
-    """[D, D] lower triangular F, F F^T = (1 - s) Sigma + s tr(Sigma) / D I, Sigma = scatter /
-    count.
+    """[D, D] lower triangular F with F F^T = (1 - s) Sigma + s tr(Sigma) / D I.
 
     Args:
-      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T. count: [], how many
-        images.
+      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T.
+      count: [], number of images; Sigma = scatter / count.
       shrinkage: s in [0, 1].
     """
     width = scatter.shape[0]
     sigma = scatter / jnp.maximum(count, 1.0)
-    # One image a class has no scatter at all: the floor keeps F regular.
+    # With one image per class there is no scatter at all: the floor keeps F regular.
     mean_variance = jnp.maximum(jnp.trace(sigma) / width, 1e-6)
     isotropic = max(shrinkage, 1e-3) * mean_variance * jnp.eye(width)
     return jnp.linalg.cholesky((1.0 - shrinkage) * sigma + isotropic)
@@ -53,10 +53,11 @@ def learned_metric(
     members: jax.Array,
     shrinkage: float,
 ) -> Metric:
-    """Metric of the classes that are `members` (bool [C]), from sums that hold no image.
+    """The metric of the classes where `members` (bool [C]) holds.
 
     Args:
-      scatter, count, shrinkage: as in `shrunk_factor`. class_means: [C, D].
+      scatter, count, shrinkage: as in `shrunk_factor`.
+      class_means: [C, D].
     """
     factor = shrunk_factor(scatter, count, shrinkage)
     identity = jnp.eye(scatter.shape[0])
@@ -67,6 +68,6 @@ def learned_metric(
 
 
 def whiten(metric: Metric, vectors: jax.Array) -> jax.Array:
-    """Vectors [..., D] in the metric."""
+    """Vectors [..., D] mapped by the metric."""
     centre = metric.centre.reshape((1,) * (vectors.ndim - 1) + (-1,))
     return jnp.matmul(vectors - centre, metric.whitener.T, precision="highest")

@@ -9,7 +9,7 @@ from qkd_jax.settings.methods import unknown
 
 
 def experiment_folder() -> Path:
-    """The folder of experiment files: beside the package in a checkout, inside it when installed."""
+    """Where experiment files are: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parents[1]
     inside = package / "experiments"
     return inside if inside.is_dir() else package.parent / "experiments"

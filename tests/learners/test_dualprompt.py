@@ -178,7 +178,9 @@ def test_settings_that_do_not_fit_are_named(tiny):
     with pytest.raises(ConfigError, match=r"pool: .* at least 4, since each of 4 .* found 3"):
         start("dualprompt.pool=3")
     assert start("dualprompt.pool=9").memory["experts"].shape == (4, 1, 2, 3, 12)
-    with pytest.raises(ConfigError, match="first 5 blocks, but the backbone has 2"):
+    with pytest.raises(
+        ConfigError, match="expected at most 2, the blocks of the backbone, found 5"
+    ):
         start("dualprompt.general_blocks=2", "dualprompt.expert_blocks=3")
     with pytest.raises(ConfigError, match=r"expert_length: expected an even number.* found 3"):
         start("dualprompt.form=gtripl")

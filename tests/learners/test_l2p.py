@@ -185,7 +185,9 @@ def test_settings_that_do_not_fit_are_named(tiny):
         start("l2p.top_k=7")
     with pytest.raises(ConfigError, match=r"pool: expected at least 8.* 4 tasks 2 .* found 6"):
         start("l2p.diversify=task")
-    with pytest.raises(ConfigError, match="first 3 blocks, but the backbone has 2"):
+    with pytest.raises(
+        ConfigError, match="expected at most 2, the blocks of the backbone, found 3"
+    ):
         start("l2p.form=gtripl", "l2p.blocks=3")
     with pytest.raises(ConfigError, match=r"l2p.length: .* half for keys.* found 3"):
         start("l2p.form=gtripl", "l2p.length=3")

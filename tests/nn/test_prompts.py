@@ -122,5 +122,5 @@ def test_starts_and_blocks(key):
         # 2000 draws: the mean's standard error is (high - low) / sqrt(12 * 2000) < 0.007 of it.
         assert abs(rows.mean() - (low + high) / 2) < 0.03 * (high - low)
     check_blocks("l2p.blocks", 5, 5)
-    with pytest.raises(ConfigError, match=r"l2p.blocks: prompts go into the first 5 .* has 4"):
+    with pytest.raises(ConfigError, match=r"l2p.blocks: expected at most 4, .* found 5"):
         check_blocks("l2p.blocks", 5, 4)
