@@ -1,4 +1,4 @@
-"""What the simulator takes: numbers, states, angles. One check for each, one set of words.
+"""Checks of what the simulator is given: numbers, states, angles.
 
 Arrays are checked by shape and type, never by value, so that every check passes through `jax.jit`,
 `jax.vmap` and `jax.grad`.
@@ -21,7 +21,7 @@ def as_integer(name: str, value, low: int, high: int | None = None) -> int:
     """A Python integer from any kind of integer, NumPy's and 0-d arrays included.
 
     Raises:
-      ConfigError: on a boolean, on a float even if it is whole, or outside of low..high.
+      ConfigError: on a boolean, on any float, or outside of low..high.
     """
     try:
         is_boolean = isinstance(value, bool | np.bool_)
@@ -35,7 +35,7 @@ def as_integer(name: str, value, low: int, high: int | None = None) -> int:
 
 
 def real_number(value) -> float:
-    """The value of a real number; NaN for all else: a boolean, text, a list, a traced value."""
+    """The value of a real number; NaN for anything else: a boolean, text, a list, a traced value."""
     try:
         number = np.asarray(value)
     except (TypeError, ValueError):
@@ -59,17 +59,17 @@ def as_state(state, num_qubits: int | None = None) -> Array:
     Raises:
       ConfigError: on anything else.
     """
-    state = as_array("a state", state)
+    state = as_array("state", state)
     if not jnp.issubdtype(state.dtype, jnp.inexact):
-        raise ConfigError(f"a state is floating or complex, found {state.dtype}")
+        raise ConfigError(f"state: expected a floating or complex type, found {state.dtype}")
     size = state.size
     if state.ndim != 1 or size < 2 or size & (size - 1):
         raise ConfigError(
-            f"a state has shape [2**Q], found {list(state.shape)}; batch with jax.vmap"
+            f"state: expected shape [2**Q], found {list(state.shape)}; batch with jax.vmap"
         )
     if num_qubits is not None and size != 2**num_qubits:
         raise ConfigError(
-            f"a state of {num_qubits} qubit(s) has shape [{2**num_qubits}], found [{size}]"
+            f"state: expected shape [{2**num_qubits}] for {num_qubits} qubit(s), found [{size}]"
         )
     return _single_at_least(state)
 
@@ -78,7 +78,7 @@ def as_real(name: str, values, meaning: str = "real angles in radians") -> Array
     """A real floating array in single precision at least.
 
     Raises:
-      ConfigError: on integers, booleans, complex numbers and what is no array.
+      ConfigError: on integers, booleans, complex numbers and anything that is not an array.
     """
     values = as_array(name, values)
     if not jnp.issubdtype(values.dtype, jnp.floating):

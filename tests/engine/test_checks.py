@@ -51,10 +51,10 @@ BAD_IMAGES = {
     "normalised": (lambda x: (x - 0.45) / 0.22, "do not normalise"),
     "a single pixel above": (with_pixel(1.01), "found"),
     "a single pixel below": (with_pixel(-0.01), "in image 2 of the batch"),
-    "NaN": (with_pixel(np.nan), "image 2 of the batch has NaN"),
-    "infinite": (with_pixel(-np.inf), "image 2 of the batch has NaN or infinite"),
+    "NaN": (with_pixel(np.nan), "found NaN or infinite ones in image 2 of the batch"),
+    "infinite": (with_pixel(-np.inf), "found NaN or infinite ones in image 2 of the batch"),
     "float16 above": (lambda x: (2 * x).astype(np.float16), "floats in [0, 1], found"),
-    "bfloat16 NaN": (lambda x: with_pixel(np.nan)(x).astype(jnp.bfloat16), "has NaN"),
+    "bfloat16 NaN": (lambda x: with_pixel(np.nan)(x).astype(jnp.bfloat16), "found NaN"),
 }
 
 

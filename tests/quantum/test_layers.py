@@ -49,6 +49,9 @@ def test_a_layer_acts_on_states_only_and_keeps_imaginary_parts():
     turned = ry_matrix(jnp.zeros(2))
     state = jnp.array([0.6, 0.8j, 0, 0])
     np.testing.assert_array_equal(apply_layer(state, turned, False), state)
-    for size, message in ((3, "a state has shape [2**Q], found [3]"), (8, "shape [4], found [8]")):
+    for size, message in (
+        (3, "shape [2**Q], found [3]"),
+        (8, "shape [4] for 2 qubit(s), found [8]"),
+    ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             apply_layer(jnp.ones(size), turned, False)

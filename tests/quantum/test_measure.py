@@ -215,7 +215,7 @@ STATE_READERS = {
     "sample_expectation_z": lambda state: sample_expectation_z(jax.random.key(0), state, 2),
     "apply": lambda state: apply(Circuit(1, ()), jnp.zeros(0), state),
 }
-SHAPE = "a state has shape [2**Q], found {}; batch with jax.vmap"
+SHAPE = "state: expected shape [2**Q], found {}; batch with jax.vmap"
 
 
 @pytest.mark.parametrize("read", STATE_READERS.values(), ids=STATE_READERS)
@@ -225,11 +225,11 @@ def test_what_is_no_state_is_refused_in_the_same_words(read):
         *((jnp.ones(shape), SHAPE.format(list(shape))) for shape in shapes),
         (np.ones((3, 4)), SHAPE.format([3, 4])),
         ([[1.0, 0.0]], SHAPE.format([1, 2])),
-        ([1, 0], "a state is floating or complex, found int32"),
-        (np.array([True, False]), "a state is floating or complex, found bool"),
-        ([[1.0], [1.0, 0.0]], "a state: expected an array of numbers, found [[1.0], [1.0, 0.0]]"),
-        ("ab", "a state: expected an array of numbers, found 'ab'"),
-        (np.array([1.0, None]), "a state: expected an array of numbers, found array("),
+        ([1, 0], "state: expected a floating or complex type, found int32"),
+        (np.array([True, False]), "state: expected a floating or complex type, found bool"),
+        ([[1.0], [1.0, 0.0]], "state: expected an array of numbers, found [[1.0], [1.0, 0.0]]"),
+        ("ab", "state: expected an array of numbers, found 'ab'"),
+        (np.array([1.0, None]), "state: expected an array of numbers, found array("),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             read(state)

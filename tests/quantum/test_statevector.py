@@ -249,14 +249,17 @@ def test_unlike_low_precisions_meet_in_single_precision():
         ),
         (lambda: zero_state(31), "num_qubits: expected an integer from 1 to 30, found 31"),
         (lambda: zero_state(True), "num_qubits: expected an integer from 1 to 30, found True"),
-        (lambda: zero_state(1, int), "a state is floating or complex, found int"),
+        (lambda: zero_state(1, int), "dtype: expected a floating or complex type, found int"),
         (lambda: apply(Circuit(1, ()), jnp.zeros(1)), "parameters: expected shape [0], found [1]"),
         (lambda: apply(Circuit(1, ()), jnp.zeros(0, int)), "real angles in radians, found int32"),
         (
             lambda: apply(Circuit(1, ()), ["a"]),
             "parameters: expected an array of numbers, found ['a'",
         ),
-        (lambda: apply(Circuit(1, ()), jnp.zeros(0), jnp.ones(4)), "has shape [2], found [4]"),
+        (
+            lambda: apply(Circuit(1, ()), jnp.zeros(0), jnp.ones(4)),
+            "expected shape [2] for 1 qubit(s), found [4]",
+        ),
         (lambda: apply(Circuit(1, ()), jnp.zeros(0), jnp.ones(2, int)), "floating or complex"),
     ],
 )
