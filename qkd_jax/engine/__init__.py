@@ -1,1 +1,1 @@
-"""The compiled functions for one device or many, and the five verbs, their one-device form."""
+"""The compiled functions for one device or many, and the five verbs on one device."""

@@ -35,7 +35,7 @@ def as_integer(name: str, value, low: int, high: int | None = None) -> int:
 
 
 def real_number(value) -> float:
-    """The value of a real number; NaN for anything else: a boolean, text, a list, a traced value."""
+    """The value of a real number; NaN for anything else, such as a boolean or a traced value."""
     try:
         number = np.asarray(value)
     except (TypeError, ValueError):

@@ -68,7 +68,7 @@ class FeatureMap:
             raise ConfigError(
                 f"FeatureMap.last_axis: expected 'x', 'y' or 'z', found {self.last_axis!r}"
             )
-        object.__setattr__(self, "last_axis", str(self.last_axis))  # from NumPy's type too
+        object.__setattr__(self, "last_axis", str(self.last_axis))  # np.str_ becomes str
         for name in ("reupload", "cut_tail"):
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):

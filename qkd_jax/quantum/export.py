@@ -121,7 +121,7 @@ def to_pennylane(
 
     Args:
       circuit: the gates.
-      measure: returns the measurement, such as `lambda: qml.expval(qml.Z(0))`; the state [2**Q] when
+      measure: gives the measurement, such as `lambda: qml.expval(qml.Z(0))`; the state [2**Q] when
         left out.
       device: the name of a PennyLane device.
       **qnode_options: passed on to `qml.QNode`, such as `diff_method`.

@@ -94,8 +94,8 @@ def projected_kernel(bloch_a: Array, bloch_b: Array, gamma: float | Array) -> Ar
 def amplitude_state(vectors: Array, num_qubits: int) -> Array:
     """Vectors used directly as amplitudes: cut or padded with zeros to 2**Q and normalised.
 
-    Exact up to rounding for every finite vector, however large or small its entries. Numbers below
-    the smallest normal one (float32: 1.2e-38) count as zero on devices that flush them, as CPUs do.
+    Exact up to rounding for every finite vector, however large or small its entries. Numbers
+    below the smallest normal one (float32: 1.2e-38) are zeros where the device flushes them (CPUs).
 
     Args:
       vectors: [..., D] floating or complex, D >= 1. Entries past 2**Q are lost.
@@ -129,9 +129,9 @@ def amplitude_state(vectors: Array, num_qubits: int) -> Array:
 def _normalised(vectors: Array) -> Array:
     """v / |v| along the last axis of real vectors; zero stays zero."""
     # First the largest entry is scaled to between 1 and 6, so that squares neither overflow nor
-    # underflow. The scale is a power of two, which is exact; a quarter of the largest keeps both the
-    # power and its reciprocal normal, since XLA flushes subnormal numbers. Without the barrier XLA
-    # would move a constant scale out of the sum of squares again.
+    # underflow. The scale is a power of two, which is exact; a quarter of the largest keeps both
+    # the power and its reciprocal normal, since XLA flushes subnormal numbers. Without the barrier
+    # XLA would move a constant scale out of the sum of squares again.
     info = jnp.finfo(vectors.dtype)
     largest = lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
     quarter = jnp.maximum(largest, 4 * info.tiny) / 4
@@ -151,7 +151,7 @@ def sample(key: Array, state: Array, shots: int) -> Array:
       are unknown and such a state cannot be refused.
 
     Raises:
-      ConfigError: on anything that is not a state, a state known to be zero, NaN or infinite, or
+      ConfigError: on anything but a state, on one that is known to be zero, NaN or infinite, or
         unless 1 <= shots < 2**31.
     """
     shots = as_integer("shots", shots, 1, MAX_SHOTS)
@@ -192,8 +192,8 @@ def sample_fidelity(key: Array, fidelities: Array, shots: int) -> Array:
       shots: static, from 1 to 2**31 - 1.
 
     Returns:
-      [...] the fraction of |0...0>: unbiased, with variance p (1 - p) / shots. NaN where p is NaN or
-      more than 0.01 outside of [0, 1], which is more than rounding.
+      [...] the fraction of |0...0>: unbiased, with variance p (1 - p) / shots. NaN where p is NaN
+      or more than 0.01 outside of [0, 1], which is more than rounding.
 
     Raises:
       ConfigError: on fidelities that are not real and floating, or wrong shots.

@@ -64,7 +64,7 @@ class Gate:
             raise ConfigError(
                 f"gate name: expected one of {', '.join(GATE_KINDS)}, found {self.name!r}"
             )
-        name = str(self.name)  # from NumPy's type too
+        name = str(self.name)  # np.str_ becomes str
         wires = _as_tuple(f"gate {name}: wires", self.wires)
         if len(wires) != kind.num_wires:
             raise ConfigError(f"gate {name}: expected {kind.num_wires} wire(s), found {wires!r}")
