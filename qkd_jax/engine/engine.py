@@ -162,7 +162,7 @@ class Engine:
             sums = self._accumulate(state, sums, features, jnp.asarray(label), jnp.asarray(mask))
         if missing:
             raise DataError(
-                f"end_task: expected images of every class of the task, found none of "
+                "end_task: expected images of every class of the task, found none of "
                 f"{sorted(missing)}"
             )
         most = config.shapes.max_task_images

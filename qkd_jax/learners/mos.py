@@ -1,13 +1,14 @@
-"""MOS: adapters merged while they train, a head aligned on Gaussians, adapters retrieved in rounds.
+"""MOS: adapters merged in training, a head aligned on Gaussians, adapters retrieved in rounds.
 
 Sun et al., "MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning", AAAI 2025,
-arXiv 2412.09441. One adapter goes on from task to task; after every step it moves a tenth of the
-way to the mean of the adapters stored so far. Its loss is cross-entropy on the task's own classes
-plus a term that keeps the features of a batch, and the means of old classes, apart. A task leaves
-its adapter and a Gaussian for each class under it; from the second task on, the linear head over
-all classes is trained once more on draws from them. At test, class means under the first adapter
-name a class, so a task; its adapter's prediction names a task again, for up to four adapters. The
-softmax of the last one and of the class means' cosines times the number of tasks are added.
+arXiv 2412.09441. One adapter is trained on from task to task; after every step it moves a tenth
+of the way to the mean of the adapters stored so far. Its loss is cross-entropy on the task's own
+classes plus a term that keeps the features of a batch, and the means of old classes, apart. A task
+leaves its adapter and a Gaussian for each class under it; from the second task on, the linear head
+over all classes is trained once more on draws from them. At test, class means under the first
+adapter give a class and hence a task; the prediction of its adapter gives a task again, for up to
+four adapters. The score is the softmax of the last one plus that of the number of tasks times the
+cosines to the class means.
 
 Slot i is adapter i. Published settings: adapter.bottleneck 16, scale 0.1, dropout 0.1;
 train.head_rate 0.1, momentum 0.9, cosine, decay on every leaf (train.decay_leaves=
@@ -17,15 +18,16 @@ covariances (variances for ImageNet-A). Rate, batch, decay, epochs: 0.03, 48, 5e
 32, 0.005, 20 (VTAB).
 
 Where we differ from the authors' code:
-- It merges in every block of every forward pass, by changing the stored weights: L + 1 times a
+- It merges in every block of every forward pass, by changing the stored weights: L + 1 times per
   step, and again in every pass over class statistics and test images, so that a slot drifts to the
-  mean of the older trained adapters and what its own task learned is lost. We merge once a step,
-  and a slot never changes. `mos.merge=every_pass` is what the authors' code comes to: training
+  mean of the older trained adapters and what its own task learned is lost. We merge once per step,
+  and a slot never changes. `mos.merge=every_pass` has the effect of the authors' code: training
   merges as theirs; slot i > 0 holds the mean of the older trained adapters, which theirs reaches
-  after a few batches. One thing is left: their backward pass reads weights merged a few times more
-  than the forward pass did; ours is the gradient of the forward pass.
-- Rows of old and coming classes do not decay while a task trains; theirs shrink by less than 1 %.
-- The mean of no batch depends on how it is split over devices: the orthogonality term sees all.
+  after a few batches. One difference remains: their backward pass reads weights merged a few times
+  more than the forward pass did; ours is the gradient of the forward pass.
+- Head rows of old and future classes do not decay while a task trains; theirs shrink by less than
+  1 %.
+- The orthogonality term sees the whole batch, however it is split over devices.
 """
 
 from dataclasses import dataclass
@@ -69,12 +71,12 @@ class MosSettings:
 
     # Alpha: the step of an adapter towards the mean of the older ones.
     merge_rate: float = setting(0.1, low=0, below=1)
-    # When: after every optimisation step; or, as the authors' code runs, also in every block of
-    # every forward pass, which leaves the mean of the older adapters in each slot.
+    # After every optimisation step; or, as in the authors' code, also in every block of every
+    # forward pass, which leaves the mean of the older adapters in each slot.
     merge: Literal["step", "every_pass"] = "step"
     # Weight of the loss that keeps features and class means apart.
     orthogonality: float = setting(0.1, low=0)
-    retrievals: int = setting(4, low=1)  # adapters tried for one image at most
+    retrievals: int = setting(4, low=1)  # at most so many adapters per image
     ensemble: bool = True  # add the first adapter's prototypes to the prediction
 
 
@@ -104,7 +106,7 @@ def logits_of(head, features):
 
 
 def begin(state, key):
-    """The adapter of the last task goes on; the head's rows are new."""
+    """The adapter of the last task is trained on; the head is new."""
     previous = adapter_of(state, jnp.maximum(state.task - 1, 0))
     adapter = jax.tree.map(
         lambda new, old: jnp.where(state.task > 0, old, new), state.trainable["adapter"], previous
@@ -120,8 +122,9 @@ def num_blocks(adapter):
 
 
 def merged(state, adapter, times):
-    """`adapter` after A <- (1 - alpha) A + alpha mean(A_0 .. A_t-1), as many times as said: a
-    number, or one for each block [L]. Nothing to merge with in the first task.
+    """`adapter` after `times` (a number, or [L] per block) merging steps, none in the first task.
+
+    One step is A <- (1 - alpha) A + alpha mean(A_0 .. A_t-1).
     """
     kept = jnp.power(1.0 - state.config.mos.merge_rate, jnp.asarray(times, jnp.float32))
     kept = jnp.broadcast_to(kept, num_blocks(adapter))
@@ -136,9 +139,10 @@ def merged(state, adapter, times):
 
 
 def as_in_forward(state, adapter):
-    """`every_pass`: what trains is the adapter as the optimiser finds it, merged L times since the
-    last step; block l of the forward pass ran when it was merged l + 1 times. Gradients belong to
-    the merged weights.
+    """The adapter that the forward pass sees with `every_pass`.
+
+    `adapter` was merged L times since the last step; block l of the forward pass ran after l + 1 of
+    them. Gradients are those of the merged weights.
     """
     blocks = num_blocks(adapter)
     seen = merged(state, adapter, jnp.arange(1.0, blocks + 1) - blocks)
@@ -146,7 +150,7 @@ def as_in_forward(state, adapter):
 
 
 def project(trainable, state):
-    """After a step: merged once, or also by the coming forward pass."""
+    """After a step: merged once, or with `every_pass` also as the next forward pass does."""
     adapter, times = trainable["adapter"], 1
     if state.config.mos.merge == "every_pass":
         times += num_blocks(adapter)
@@ -154,12 +158,12 @@ def project(trainable, state):
 
 
 def orthogonality(state, features, mask):
-    """Mean over all rows r of -log softmax_s(r . s / 0.8)[s = r], rows = means of old classes and
-    features [N, D] of the batch where `mask` [N] holds.
+    """Mean over vectors r of -log softmax_s(r . s / 0.8)[s = r]. The vectors are the means of old
+    classes and the features [N, D] of a batch where `mask` [N] holds.
     """
-    rows = jnp.concatenate([state.memory["gaussians"].mean, features])
+    vectors = jnp.concatenate([state.memory["gaussians"].mean, features])
     real = jnp.concatenate([old_classes(state), mask])
-    similarity = jnp.where(real[None, :], rows @ rows.T / TEMPERATURE, MASKED)
+    similarity = jnp.where(real[None, :], vectors @ vectors.T / TEMPERATURE, MASKED)
     own = jnp.diagonal(jax.nn.log_softmax(similarity))
     return -jnp.mean(own, where=real)
 
@@ -175,11 +179,11 @@ def loss(trainable, state, inputs, batch, context):
 
 
 def freeze(state):
-    """The adapter fills its slot, and its sum with the older ones is what later ones merge with."""
+    """The adapter fills its slot and is added to the sum that later ones merge with."""
     trained, used = state.trainable["adapter"], state.trainable["adapter"]
     if state.config.mos.merge == "every_pass":
         blocks = num_blocks(trained)
-        trained = merged(state, trained, -blocks)  # the forward pass after the last step never came
+        trained = merged(state, trained, -blocks)  # undoes the forward pass after the last step
         mean = merged(state, trained, jnp.inf)
         used = jax.tree.map(lambda a, b: jnp.where(state.task > 0, b, a), trained, mean)
     state = state.replace(trainable={**state.trainable, "adapter": used})
@@ -188,7 +192,7 @@ def freeze(state):
 
 
 def statistics(config, num_slots, width):
-    """Moments under the task's own adapter, and means under the first."""
+    """Empty moments under the task's own adapter, and under the first one for its means."""
     count, kind = config.shapes.max_task_classes, config.alignment.statistics
     return empty_moments(count, width, kind), empty_moments(count, width, "variance")
 
@@ -219,8 +223,8 @@ def extract(state, inputs, slot, features):
 
 
 def score(state, features):
-    """Self-refined retrieval: a_1 from the prototypes, a_k+1 = task of the class that adapter a_k
-    predicts; a fixed point stays. Then softmax(z_a) + softmax(t cos(f_0, prototypes)).
+    """Self-refined retrieval: a_1 is the task of the nearest prototype, a_k+1 that of the class
+    that adapter a_k predicts. The score is softmax(z_a) + softmax(t cos(f_0, prototypes)).
     """
     settings, owner = state.config.mos, state.task_of_class
     cosines = mask_unseen(state, unit(features[:, 0]) @ unit(state.memory["prototypes"]).T)

@@ -1,4 +1,4 @@
-"""How what a task trains is moved: direction, rate, and which leaves decay."""
+"""Optimisation of what a task trains: direction, learning rate, and which leaves decay."""
 
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from qkd_jax.settings.sections import TrainConfig
 
 
 def optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Directions without the learning rate, which follows the task's schedule (`learning_rate`)."""
+    """The optimiser without the learning rate, which follows a schedule (`learning_rate`)."""
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=partial(_decayed, config.decay_leaves)
     )
@@ -24,10 +24,10 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
 def learning_rate(
     config: TrainConfig, step: jax.Array, num_steps: jax.Array, task: jax.Array
 ) -> jax.Array:
-    """Rate of `step` of a task; constant where `num_steps` is 0.
+    """The rate in `step` of a task; constant if `num_steps` is 0.
 
-    cosine: lr (1 + cos(pi p)) / 2 with p = step / num_steps. quarter_cosine, by epoch as the code
-    of CODA-Prompt: lr cos(99 pi e / (200 (E - 1))) with e = 0, 0, 1, ..., E - 2 in the E epochs.
+    cosine: lr (1 + cos(pi p)) / 2 with p = step / num_steps. quarter_cosine, per epoch as in the
+    code of CODA-Prompt: lr cos(99 pi e / (200 (E - 1))), e = 0, 0, 1, ..., E - 2 in the E epochs.
     """
     if config.schedule == "constant":
         return jnp.float32(config.learning_rate)
@@ -44,7 +44,7 @@ def learning_rate(
 
 
 def _decayed(names: tuple[str, ...], tree: Any) -> Any:
-    """True for leaves whose own name is among `names`; the gate's are never decayed."""
+    """True for leaves whose name is among `names`; the gate never decays."""
 
     def chosen(path, _):
         keys = [getattr(part, "key", "") for part in path]
@@ -54,7 +54,7 @@ def _decayed(names: tuple[str, ...], tree: Any) -> Any:
 
 
 def scale_head(factor: float, updates: Any) -> Any:
-    """The head may learn at another rate than the rest."""
+    """`updates` with those of the head multiplied by `factor`."""
     if factor == 1.0 or "head" not in updates:
         return updates
     return {**updates, "head": jax.tree.map(lambda u: factor * u, updates["head"])}

@@ -1,6 +1,6 @@
-"""What the parts of a learner become as passes over inputs, as one device runs them; pure.
+"""The parts of a learner as pure functions of states and batches, as one device runs them.
 
-`engine.Engine` compiles them, for the five verbs and for runs alike. One optimisation step is in
+`engine.Engine` compiles them for the five verbs and for runs. The optimisation step is in
 `step.py`.
 """
 
@@ -19,8 +19,8 @@ from qkd_jax.settings.sections import TrainConfig
 
 
 def shared_part(state: LearnerState, inputs: Raw | Stem) -> Raw | Stem:
-    """What all slots of these inputs share and a run may keep: the stem, where adapters are all
-    that is inserted, else the inputs as they are.
+    """What all slots share of these inputs: their stem if only adapters are inserted, else the
+    inputs as they are.
     """
     first = learner_of(state.config).first_block(state.config)
     if first is None or isinstance(inputs, Stem):
@@ -32,7 +32,7 @@ def shared_part(state: LearnerState, inputs: Raw | Stem) -> Raw | Stem:
 def begin(
     state: LearnerState, classes: jax.Array, index: jax.Array, num_steps: jax.Array
 ) -> LearnerState:
-    """The state in a new task with `classes` int [M], padded with -1."""
+    """The state at the start of a task with `classes` int [M], padded with -1."""
     owners = state.task_of_class.at[columns_of(classes, state)].set(index, mode="drop")
     state = state.replace(
         task=index,
@@ -48,23 +48,23 @@ def begin(
 
 
 def survey(state: LearnerState, inputs: Raw, mask: jax.Array) -> Any:
-    """The learner's sums over inputs, of the rows where mask [B] holds."""
+    """The learner's sums over the inputs where mask [B] holds."""
     return learner_of(state.config).survey.add(state, inputs, mask)
 
 
 def before(state: LearnerState, sums: Any) -> LearnerState:
-    """What the survey changes before the first step."""
+    """The state after a survey, before the first step."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.task)
     return learner_of(state.config).survey.before(state, sums, key)
 
 
 def after(state: LearnerState, sums: Any) -> LearnerState:
-    """What the survey after training leaves in memory."""
+    """The state after the survey that follows training."""
     return learner_of(state.config).survey.after(state, sums)
 
 
 def freeze(state: LearnerState) -> LearnerState:
-    """What was trained becomes a filled slot and can be extracted."""
+    """The state with what was trained moved to a filled slot."""
     return learner_of(state.config).freeze(state)
 
 
@@ -75,22 +75,22 @@ def extract(
     slots: jax.Array,
     count: jax.Array,
 ) -> jax.Array:
-    """`features` [B, S, D] with those of the first `count` of `slots` int [S] filled in."""
+    """`features` [B, S, D] with those of the first `count` slots of `slots` int [S] filled in."""
     inputs, learner, chunk = shared_part(state, inputs), learner_of(state.config), 1
     if isinstance(inputs, Stem):  # adapters do not read one another: several at a time
         chunk = task_chunk(state.config.train, *features.shape[:2])
 
     def fill_chunk(i, features):
         chosen = lax.dynamic_slice(slots, (i * chunk,), (chunk,))
-        found = jax.vmap(lambda slot: learner.extract(state, inputs, slot, features), out_axes=1)
-        return features.at[:, chosen].set(found(chosen).astype(features.dtype))
+        extract = jax.vmap(lambda slot: learner.extract(state, inputs, slot, features), out_axes=1)
+        return features.at[:, chosen].set(extract(chosen).astype(features.dtype))
 
     def fill(i, features):
-        found = learner.extract(state, inputs, slots[i], features)
-        return features.at[:, slots[i]].set(found.astype(features.dtype))
+        feature = learner.extract(state, inputs, slots[i], features)
+        return features.at[:, slots[i]].set(feature.astype(features.dtype))
 
     done = jnp.int32(0)
-    if chunk > 1:  # what is left over is done one by one, so that no pass is wasted
+    if chunk > 1:  # the remainder is done one by one, so that no pass is wasted
         features = lax.fori_loop(0, count // chunk, fill_chunk, features)
         done = count // chunk * chunk
     return lax.fori_loop(done, count, fill, features)
@@ -99,13 +99,14 @@ def extract(
 def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
     """How many slots one pass over a batch computes.
 
-    By default 16 rows in all on a CPU, whose caches more rows overflow (measured: within 2 % of the
-    best for batches of 1 to 32), and 256 elsewhere, a choice that has not been tuned.
+    By default as many as give 16 pairs of input and slot on a CPU, where more overflow the caches
+    (measured: within 2 % of the best for batches of 1 to 32), and 256 elsewhere, which is not
+    tuned.
     """
     if config.task_chunk:
         return min(config.task_chunk, num_slots)
-    rows = 16 if jax.default_backend() == "cpu" else 256
-    return min(max(1, rows // batch_size), num_slots)
+    pairs = 16 if jax.default_backend() == "cpu" else 256
+    return min(max(1, pairs // batch_size), num_slots)
 
 
 def accumulate(
@@ -117,7 +118,7 @@ def accumulate(
 
 
 def finish(state: LearnerState, sums: Any) -> LearnerState:
-    """The state with what the finished task leaves."""
+    """The state with what the finished task leaves in memory."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.task)
     return learner_of(state.config).finish(state, sums, key)
 
@@ -128,12 +129,12 @@ def score(state: LearnerState, features: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def predict(state: LearnerState, inputs: Raw | Stem) -> tuple[jax.Array, jax.Array | None]:
-    """The same from inputs, for settings whose passes depend on them (`Learner.predict`)."""
+    """As `score`, from inputs, for settings whose passes depend on them (`Learner.predict`)."""
     return learner_of(state.config).predict(state.config)(state, shared_part(state, inputs))
 
 
 def select_rows(real: jax.Array, rows: Any) -> Any:
-    """A pytree of arrays [B, ...] with zeros where `real` [B] does not hold."""
+    """`rows`, a pytree of arrays [B, ...], with zeros where `real` [B] does not hold."""
 
     def select(array):
         mask = real.reshape(-1, *[1] * (array.ndim - 1))

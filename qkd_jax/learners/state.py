@@ -1,4 +1,4 @@
-"""The pytrees that travel: what a learner holds between two steps, and what it is given."""
+"""The state of a learner, and what follows from it."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class LearnerState:
     """Everything a learner knows. Shapes depend on the config only, never on the task.
 
     Attributes:
-      frozen: {"backbone": ...}, what no task ever writes and no checkpoint holds.
+      frozen: {"backbone": ...}, which no task changes and no checkpoint holds.
       config: static settings.
       key: typed PRNG key of the run; never advanced. Keys are derived from (key, task, step), so a
         resumed run draws the same numbers.
@@ -26,7 +26,7 @@ class LearnerState:
       task_of_class: int32 [C], the task that brought each class; -1 = not seen.
       trainable: what the current task optimises.
       opt_state: optax state of `trainable`.
-      memory: what finished tasks left; frozen while a task trains.
+      memory: what finished tasks leave; frozen while a task trains.
     """
 
     frozen: dict[str, Backbone]
@@ -49,7 +49,7 @@ class LearnerState:
 
 @flax.struct.dataclass
 class Moving:
-    """The part of a state that one optimisation step changes; donated to the step."""
+    """The part of a state that an optimisation step changes; it is donated to the step."""
 
     trainable: Any
     opt_state: Any
@@ -57,7 +57,7 @@ class Moving:
 
 
 def split(state: LearnerState) -> tuple[LearnerState, Moving]:
-    """(held, moving): the state without, and only, what a step changes."""
+    """(the state without what a step changes, only what a step changes)."""
     moving = Moving(state.trainable, state.opt_state, state.step)
     return state.replace(trainable=None, opt_state=None, step=None), moving
 
@@ -68,7 +68,7 @@ def join(held: LearnerState, moving: Moving) -> LearnerState:
 
 
 def seen_classes(state: LearnerState) -> jax.Array:
-    """bool [C]: classes of tasks up to and with the current one."""
+    """bool [C]: classes of the tasks up to and including the current one."""
     return state.task_of_class >= 0
 
 

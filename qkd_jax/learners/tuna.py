@@ -1,13 +1,12 @@
-"""TUNA: an adapter for each task, one universal adapter fused from all, chosen and added by
-confidence.
+"""TUNA: an adapter per task, chosen by confidence, and a universal adapter fused from all.
 
 Wang, Zhou and Ye, "Integrating Task-Specific and Universal Adapters for Pre-Trained Model-based
 Class-Incremental Learning", ICCV 2025, arXiv 2508.08165. One adapter goes on from task to task,
 trained with a cosine head (scale s, margin m) on the task's own classes and kept away from the
-stored adapters. From the second task on the head over all classes is trained once more on Gaussian
+stored adapters. From the second task on, the head over all classes is trained once more on Gaussian
 pseudo-features. The universal adapter takes, for every parameter, the sign of the mean over tasks
-and the largest magnitude of that sign. At test, every task's adapter speaks, the one with the least
-entropy is believed, and its softmax and the universal adapter's are added.
+and the largest magnitude of that sign. At test, the softmax of the task's adapter with the least
+entropy and that of the universal adapter are added.
 
 Slot 2 i is the adapter of task i, slot 2 i + 1 the universal adapter after task i. Published
 settings: bottleneck 16, scale 0.1, dropout 0.1; s 20, no margin (0.3 on ImageNet-A), weight of the
@@ -16,15 +15,15 @@ and batch 16 on CIFAR-100 (15 epochs) and ImageNet-A (20), 0.01 and 48 on CUB (2
 ImageNet-R (10); alignment of 30 epochs at 0.005 (ImageNet-A 10 at 0.01), alignment.period 5.
 
 Where we differ from the authors' code (commit 77d4f10 of a public copy with their history):
-- At test it asks for the adapter after the last, meaning the universal one, but the count of stored
-  adapters answers with the newest task's: the fused adapter is never used. Ours is; `tuna.universal
-  =newest` is theirs (slot 2 i + 1 then holds the adapter of task i once more).
-- It scales the class means that alignment draws around by the age of a class, but a task's size
-  enters with a minus sign, so that new classes shrink instead of old ones: `tuna.mean_decay=new`
-  (ImageNet-R, ImageNet-A, ObjectNet); `old` is what was meant (SSIAT, arXiv 2403.19979).
+- At test it asks for the adapter after the last one, meaning the universal one, but its count of
+  stored adapters gives the newest task's, so that the fused adapter is never used. Ours is used;
+  `tuna.universal=newest` is theirs (slot 2 i + 1 then repeats the adapter of task i).
+- It scales class means for alignment by the age of a class, but the size of a task enters with a
+  minus sign, so that new classes shrink instead of old ones: `tuna.mean_decay=new` (ImageNet-R,
+  ImageNet-A, ObjectNet); `old` is what was meant (SSIAT, arXiv 2403.19979).
 - Its optimiser also holds the stored adapters, so that the orthogonality loss moves them a little;
-  ours are frozen. Old head rows shrink by weight decay there, which a cosine does not see.
-- After the first task it shows the bare cosines; the sum of two equal softmaxes ranks the same.
+  ours are frozen. Old head rows shrink by weight decay there, which does not affect a cosine.
+- After the first task it gives plain cosines; the sum of two equal softmaxes ranks the same.
 """
 
 from dataclasses import dataclass
@@ -65,14 +64,14 @@ class TunaSettings:
     """TUNA (arXiv 2508.08165): cosine head with margin, orthogonality, universal adapter."""
 
     scale: float = setting(20.0, above=0)  # s of the cosine head; fixed
-    # M, taken off the cosine of an image's own class in training.
+    # m, subtracted from the cosine of an image's own class in training.
     margin: float = setting(0.0, low=0)
     # Weight of the overlap with old adapters, times exp(-(t + 1)).
     orthogonality: float = setting(1e-3, low=0)
-    # Alignment draws around class means that are scaled: not at all, less the newer a class is, or
-    # more the newer, as the authors' code does by the sign of a task's size.
+    # How alignment scales class means: not at all, the more the older a class is, or the more the
+    # newer, which the authors' code does by a wrong sign.
     mean_decay: Literal["none", "old", "new"] = "none"
-    # The universal adapter: fused from all; or the newest, which the authors' code reads instead.
+    # The universal adapter: fused from all, or the newest, which the authors' code reads instead.
     universal: Literal["fused", "newest"] = "fused"
 
 
@@ -94,7 +93,7 @@ def init(key, backbone, config):
 
 
 def begin(state, key):
-    """The adapter goes on; the head's rows are new."""
+    """The adapter is trained on; the head is new."""
     head = new_cosine_rows(key, state.backbone, state.config)
     return {"adapter": state.trainable["adapter"], "head": head}, state.memory
 
@@ -105,8 +104,8 @@ def logits_of(state, features, rows):
 
 
 def overlap(state, adapter):
-    """Sum over old tasks of the mean over blocks of |mean_de u_d . v_e|, with u_d, v_e the [R]
-    columns of both up-projections at unit length: |mean_d u_d . mean_e v_e|.
+    """Sum over old tasks of the mean over blocks of |mean_d u_d . mean_e v_e|, with u_d, v_e [R]
+    the columns of both up-projections at unit length.
     """
 
     def mean_direction(adapters):  # [..., R, D] -> [..., R]
@@ -142,7 +141,7 @@ def fused(adapters, known):
 
 
 def freeze(state):
-    """The adapter fills its slot; the universal one is fused anew."""
+    """The adapter fills its slot; the universal adapter is fused again."""
     adapters = store_adapter(state)
     universal = fused(adapters, jnp.arange(state.config.shapes.max_tasks) <= state.task)
     return state.replace(memory={**state.memory, "adapters": adapters, "universal": universal})
@@ -195,7 +194,7 @@ def extract(state, inputs, slot, features):
 
 
 def score(state, features):
-    """softmax(z of the adapter with the least entropy) + softmax(z of the universal adapter)."""
+    """softmax(z) of the task's adapter with the least entropy + softmax(z) of the universal one."""
     tasks = jnp.arange(state.config.shapes.max_tasks)
     logits = jax.vmap(
         lambda f: mask_unseen(state, logits_of(state, f, state.memory["rows"])),

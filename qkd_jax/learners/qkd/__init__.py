@@ -1,1 +1,1 @@
-"""QKD: its gate, its fusion and its learner."""
+"""QKD: gate, fusion and learner."""
