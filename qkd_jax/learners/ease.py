@@ -14,9 +14,9 @@ elsewhere.
 
 Where this differs from the authors' code, as do all methods here that train an adapter with
 `task_heads.new_head`: the rate falls by step, theirs by epoch (its sum over steps is
-1 + 1 / epochs times ours); the rows of the training head start at length about 1, theirs at about 0.58, where
-cosine rows turn three times as fast at first. The subspace of the frozen model (`use_init_ptm`, on
-for CUB and OmniBenchmark in their files) is left out.
+1 + 1 / epochs times ours); the rows of the training head start at length about 1, theirs at about
+0.58, where cosine rows turn three times as fast at first. The subspace of the frozen model
+(`use_init_ptm`, on for CUB and OmniBenchmark in their files) is left out.
 """
 
 from dataclasses import dataclass
