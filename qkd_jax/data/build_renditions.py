@@ -256,7 +256,7 @@ def choose(drawings: dict[str, dict]) -> dict[str, dict[str, Image.Image]]:
             ]
         )
         if small.std(axis=(1, 2)).min() < 10.0:
-            raise SystemExit(f"{name}: a drawing is all but blank; add it to UNLIKE")
+            raise SystemExit(f"{name}: a drawing is nearly blank; add it to UNLIKE")
         look = small.mean(axis=0).ravel()
         look = (look - look.mean()) / np.linalg.norm(look - look.mean())
         if looks and max(float(look @ other) for other in looks) > LOOK_ALIKE:

@@ -224,7 +224,7 @@ class MappedEngine(Engine):
     """
 
     def __init__(self, devices: Sequence[jax.Device]):
-        """`devices`: of this host."""
+        """`devices`: those of this host to use."""
         self.devices = list(devices)
         self.all_devices = jax.devices() if hosts.count() > 1 else self.devices
         self.num_devices = self.num_parts = len(self.all_devices)

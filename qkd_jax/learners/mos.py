@@ -101,7 +101,7 @@ def init(key, backbone, config):
 
 
 def logits_of(head, features):
-    """features [..., D] on rows [C, D] with biases [C]."""
+    """Logits [..., C] of features [..., D] on rows [C, D] with biases [C]."""
     return linear_logits(features, head["rows"], head["bias"])
 
 

@@ -1,8 +1,8 @@
 """TUNA: an adapter per task, chosen by confidence, and a universal adapter fused from all.
 
 Wang, Zhou and Ye, "Integrating Task-Specific and Universal Adapters for Pre-Trained Model-based
-Class-Incremental Learning", ICCV 2025, arXiv 2508.08165. One adapter goes on from task to task,
-trained with a cosine head (scale s, margin m) on the task's own classes and kept away from the
+Class-Incremental Learning", ICCV 2025, arXiv 2508.08165. One adapter is trained from task to task,
+with a cosine head (scale s, margin m) on the task's own classes and kept away from the
 stored adapters. From the second task on, the head over all classes is trained once more on Gaussian
 pseudo-features. The universal adapter takes, for every parameter, the sign of the mean over tasks
 and the largest magnitude of that sign. At test, the softmax of the task's adapter with the least

@@ -36,7 +36,7 @@ def class_order(
       explicit: an order to use instead of the seed's.
 
     Raises:
-      ProtocolError: C < 1, a seed outside [0, 2**32), or `explicit` is no permutation of 0..C-1.
+      ProtocolError: C < 1, a seed outside [0, 2**32), or `explicit` not a permutation.
     """
     _check_count("num_classes", num_classes, minimum=1)
     if explicit is not None:

@@ -58,7 +58,7 @@ def run_folder(out: Path, config: Config, variant: str = "") -> Path:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether there is a run to continue; before its first checkpoint there is not.
+    """Whether there is a run to continue, with a checkpoint, or a finished one to keep.
 
     Raises:
       CheckpointError: there are checkpoints without settings.

@@ -74,7 +74,7 @@ class Config:
         validate(self)
 
     def __getattr__(self, name: str) -> Any:
-        """One of the method's own sections; Python asks here for names that are no field."""
+        """One of the method's own sections; Python asks here for names that are not fields."""
         own = dict(vars(self).get("own") or ())
         if name not in own:
             raise AttributeError(
