@@ -1,4 +1,4 @@
-"""Errors for people: each message names the thing, the expected, the found, and what to do."""
+"""The errors of this library. Messages say "<thing>: expected X, found Y", and what to do."""
 
 import sys
 

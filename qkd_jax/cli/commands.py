@@ -15,7 +15,7 @@ FOLLOW_LINKS = "read links in an image folder that lead out of it"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; the exit code is 0 done, 1 a clear error, 130 interrupted."""
+    """Runs one command; returns 0, or 1 after an error with a message, or 130 if interrupted."""
     options = _parser().parse_args(arguments)
     try:
         check_system()
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     hosts.add_argument("--coordinator", default="", help="address:port of host 0")
     hosts.add_argument("--num-hosts", default=0, type=int)
     hosts.add_argument("--host-id", default=-1, type=int, help="which host this is, from 0")
-    # What `compare` starts: the tables of an experiment have one writer.
+    # For runs that `compare` starts, which writes the tables itself.
     run.add_argument("--bare", action="store_true", help="only train and evaluate: no tables")
 
     compare = command(
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
-    """A path as typed; `~` may come through a Makefile or a quoted argument."""
+    """A path; `~`, as in a quoted argument, is the home folder."""
     return Path(text).expanduser()
 
 
@@ -186,7 +186,7 @@ def _compare(options: argparse.Namespace) -> int:
     _refuse_unread(options, methods)
     seeds = _seeds(options.seeds)
     core_shares(options.jobs)
-    # Seed after seed: the first complete comparison stands as early as it can.
+    # Seed after seed, so that the first comparison is complete as early as possible.
     configs = [
         _config_of(options, method, seed, where_read=True)
         for seed in dict.fromkeys(seeds)
@@ -226,7 +226,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _refuse_unread(options: argparse.Namespace, methods: list[str]) -> None:
-    """Raises ConfigError for an unknown method, and for what none of the methods reads."""
+    """Raises ConfigError for an unknown method, and for settings that no method reads."""
     for method in methods:
         method_named(method)
     for assignment in options.settings:
@@ -241,7 +241,7 @@ def _refuse_unread(options: argparse.Namespace, methods: list[str]) -> None:
 
 
 def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
-    """The `run` command of one method and seed of a comparison, with what the method reads."""
+    """The `run` command for one method and seed of a comparison, with settings that it reads."""
     given = {"variant": options.variant, "weights": options.weights, "data": options.data}
     if options.preset and preset_method(options.preset) == config.method:
         given["preset"] = options.preset
@@ -275,19 +275,20 @@ def _seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise ConfigError(
-            f"--seed {text!r}: expected whole numbers, as in '1993 1994 1995'"
+            f"--seed: expected whole numbers, as in '1993 1994 1995', found {text!r}"
         ) from None
     if not seeds:
-        raise ConfigError("--seed is empty: expected whole numbers, as in '1993 1994 1995'")
+        raise ConfigError("--seed: expected whole numbers, as in '1993 1994 1995', found none")
     return seeds
 
 
 def _config_of(
     options: argparse.Namespace, method: str, seed: int, *, where_read: bool = False
 ) -> Config:
-    """Experiment, then preset, then --set: later ones win.
+    """The settings of the experiment, then of the preset, then of --set.
 
-    `where_read`: leave out what the method does not read, instead of refusing it.
+    Args:
+      where_read: leave out what the method does not read, instead of refusing it.
     """
     config = load_experiment(options.experiment).get_config(method)
     if options.preset and not (where_read and preset_method(options.preset) != method):
@@ -367,8 +368,8 @@ def _data(options: argparse.Namespace) -> None:
         name = BENCHMARKS.get(options.name, options.name.removeprefix("tfds:"))
         if name is None:
             raise ConfigError(
-                f"{options.name} is not in tensorflow-datasets; give its image folder to the run: "
-                "--data PATH with train/<class>/* and test/<class>/*"
+                f"data prepare: expected a set of tensorflow-datasets, found {options.name}; give "
+                "its image folder to the run: --data PATH with train/<class>/* and test/<class>/*"
             )
         print(prepare(name, options.path or None))
         return
@@ -395,7 +396,3 @@ def _data(options: argparse.Namespace) -> None:
         print(f"the same pixels: {' = '.join(copies)}")
     if found.leaked:
         print(f"warning: {told_leaks(found.leaked)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

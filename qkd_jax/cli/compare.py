@@ -1,9 +1,8 @@
-"""Runs of many methods and seeds of one experiment, each in a process of its own.
+"""Runs many methods and seeds of one experiment, each in a process of its own.
 
-A run's own process makes its peak memory its own number, gives back what it compiled, and keeps a
-crash to itself; starting one takes a few seconds. This process never touches a device, so that on
-an accelerator the runs can have it. Runs that are finished are recognised by their settings and
-data and left alone.
+In its own process a run has its own peak memory, returns the memory of compiled programs, and does
+not stop others if it crashes; starting one takes a few seconds. This process never uses a device,
+so that runs can use the accelerator. Finished runs are recognised by their settings and data.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class PlannedRun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """`failures` has (name of the run, message); `stopped` is True after a signal."""
+    """The failures as (name of the run, message), and whether a signal stopped the runs."""
 
     failures: list[tuple[str, str]]
     stopped: bool
@@ -55,7 +54,7 @@ class Outcome(NamedTuple):
 def planned_runs(
     configs: Sequence[Config], out: Path, variant: str, arguments: Callable[[Config], list[str]]
 ) -> list[PlannedRun]:
-    """One run for each config; `arguments` gives those of `python -m qkd_jax`."""
+    """One run for each config; `arguments` gives the arguments of `python -m qkd_jax`."""
     return [
         PlannedRun(
             f"{config.method} seed {config.seed}",
@@ -70,7 +69,7 @@ def planned_runs(
 def without_finished(
     runs: Sequence[PlannedRun], show: Callable[[str], None], *, allow_removed: bool = False
 ) -> tuple[list[PlannedRun], list[tuple[str, str]]]:
-    """(runs with work to do, failures of folders that hold something else)."""
+    """(runs with work to do, failures for folders with other runs)."""
     plans: dict[Config, Plan] = {}
     contents: dict[DataConfig, SplitContents] = {}
     left, failures = [], []
@@ -109,23 +108,23 @@ def run_all(
     show: Callable[[str], None] = print,
     finished: Callable[[PlannedRun], None] = lambda run: None,
 ) -> Outcome:
-    """Runs what is `left` of `runs`, `jobs` at a time, each on its share of the cores.
+    """Runs those of `runs` that are `left`, `jobs` at a time, each on its share of the cores.
 
-    A run that fails is noted and the next one begins. SIGINT, SIGTERM and SIGHUP are passed on once
-    to the running ones, which save and stop; nothing more is begun.
+    If a run fails the next one begins. SIGINT, SIGTERM and SIGHUP are passed on to the running
+    ones, which save and stop, and no more are begun.
 
     Args:
-      jobs: with one, a run writes to this process's standard output, so that its bar is seen;
-        with more, its lines are shown with its name in front.
+      jobs: with 1, runs write to this process's standard output, so that their bars are seen; with
+        more, their lines are shown with the name of the run in front.
       show: prints a line.
-      finished: called after each run that ended well.
+      finished: called after each run that succeeded.
 
     Raises:
       ConfigError: `jobs` is below 1, or more than this process has cores.
     """
     shares = core_shares(jobs)
     waiting, failures = list(left), []
-    live: dict[int, _Child] = {}  # by place among the shares
+    live: dict[int, _Child] = {}  # by index among the shares
     with _forwarded(live) as stop:
         while live or (waiting and not stop):
             for place in set(range(jobs)) - live.keys():
@@ -151,7 +150,7 @@ def run_all(
 
 
 def core_shares(jobs: int) -> list[set[int] | None]:
-    """Disjoint sets of this process's cores, one a job; None = all of them.
+    """Disjoint sets of this process's cores, one per job; None = all of them.
 
     Raises:
       ConfigError: fewer cores than jobs.
@@ -160,7 +159,7 @@ def core_shares(jobs: int) -> list[set[int] | None]:
     cores = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
     if not 1 <= jobs <= len(cores):
         raise ConfigError(
-            f"--jobs {jobs}: expected 1 to {len(cores)}, the cores that this process may use"
+            f"--jobs: expected 1 to {len(cores)}, the cores that this process may use, found {jobs}"
         )
     if jobs == 1 or affinity is None:
         return [None] * jobs
@@ -168,7 +167,7 @@ def core_shares(jobs: int) -> list[set[int] | None]:
 
 
 class _Child:
-    """A run's process."""
+    """The process of a run."""
 
     def __init__(self, run, cores, show, prefixed):
         self.run, self.began = run, time.monotonic()
@@ -191,7 +190,7 @@ class _Child:
             show(f"{self.run.name} | {line.decode(errors='replace').rstrip()}")
 
     def end(self) -> str:
-        """Cleans up; the message of a failure, or nothing."""
+        """Cleans up; returns the message of a failure, or an empty text."""
         if self.reader:
             self.reader.join()
             self.process.stdout.close()
@@ -201,7 +200,7 @@ class _Child:
         code = self.process.returncode
         if code == 0:
             return ""
-        if "error: " in text:  # of the command line; what stands before are warnings
+        if "error: " in text:  # of the command line, after warnings
             return text[text.index("error: ") + len("error: ") :]
         last = text.splitlines()[-1] if text else "no message"
         return f"exit code {code}: {last}" if code > 0 else f"killed by signal {-code}: {last}"
@@ -209,7 +208,7 @@ class _Child:
 
 @contextmanager
 def _forwarded(live: dict[int, _Child]) -> Iterator[list[int]]:
-    """Passes signals on to the live children; yields a list that fills with them."""
+    """Passes signals on to the live children; yields a list of the signals received."""
     stop: list[int] = []
 
     def forward(number, _):

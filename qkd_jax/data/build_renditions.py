@@ -5,7 +5,7 @@ Run from a checkout, with npm on the path and `pip install resvg-py==0.5.0`:
     python -m qkd_jax.data.build_renditions
 
 The sources are the pinned npm packages of `SETS` (only unpacked, none of their code is run). The
-choice of classes is a rule, not a hand-picked list:
+classes are chosen by a rule, not by hand:
 
 1. a name of noto's categories `CATEGORIES` that every other set has under the same name (fxemoji:
    without the hyphens, or as `FXEMOJI_NAMES` says);
@@ -36,7 +36,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 class DrawingSet(NamedTuple):
-    """One npm package of drawings and what its licence asks to be said."""
+    """One npm package of drawings, and what its licence requires to be named."""
 
     version: str
     sha256: str
@@ -203,7 +203,7 @@ def download(folder: pathlib.Path) -> dict[str, dict]:
 
 
 def local_name(style: str, name: str) -> str:
-    """The name by which a set calls the class `name`."""
+    """The name of the class `name` in a set."""
     if style != "fxemoji":
         return name
     return FXEMOJI_NAMES.get(name, name.replace("-", ""))
@@ -256,7 +256,7 @@ def choose(drawings: dict[str, dict]) -> dict[str, dict[str, Image.Image]]:
             ]
         )
         if small.std(axis=(1, 2)).min() < 10.0:
-            raise SystemExit(f"{name}: a drawing is all but blank; add it to UNLIKE")
+            raise SystemExit(f"{name}: a drawing is nearly blank; add it to UNLIKE")
         look = small.mean(axis=0).ravel()
         look = (look - look.mean()) / np.linalg.norm(look - look.mean())
         if looks and max(float(look @ other) for other in looks) > LOOK_ALIKE:
@@ -269,7 +269,7 @@ def choose(drawings: dict[str, dict]) -> dict[str, dict[str, Image.Image]]:
 
 
 def pack(chosen: dict[str, dict[str, Image.Image]], path: pathlib.Path) -> str:
-    """Writes the images as lossless WebP behind one another; returns the file's sha256."""
+    """Writes the images as concatenated lossless WebP; returns the sha256 of the file."""
     blobs, labels, styles = [], [], []
     for label, images in enumerate(chosen.values()):
         for style, image in enumerate(images.values()):
@@ -292,7 +292,7 @@ def pack(chosen: dict[str, dict[str, Image.Image]], path: pathlib.Path) -> str:
 
 
 def attribution(sha256: str, size: int, class_names: list[str]) -> str:
-    """The page that the licences ask for."""
+    """The page of attributions that the licences require."""
     rows = "\n".join(
         f"| {name} | {source.split} | {source.artist}, {source.origin} | {source.licence} "
         f"| `@iconify-json/{name}@{source.version}` | `{source.sha256}` |"

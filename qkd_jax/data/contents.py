@@ -1,8 +1,7 @@
-"""What image sets hold, by content: whether two are the same data, and whether every image reads.
+"""Image sets compared by content, and a check that every image can be read.
 
-The content of an image is what its file (or record, or array) holds, byte for byte; where the file
-lies and how it is called is not part of it. So data that moved is the same data, and other pixels
-under the same names are not.
+The content of an image is the bytes of its file (or record, or array), without its place and name.
+So data that was moved is the same data, and other pixels under the same names are not.
 """
 
 import concurrent.futures
@@ -23,7 +22,7 @@ from qkd_jax.errors import DataError
 
 DIGEST_BYTES = 16
 Result = TypeVar("Result")
-Advance = Callable[[int], None]  # told how many more images are done
+Advance = Callable[[int], None]  # called with the number of images done since the last call
 
 
 class Contents(NamedTuple):
@@ -32,7 +31,7 @@ class Contents(NamedTuple):
     Attributes:
       ids: str [N].
       labels: int32 [N].
-      digests: uint8 [N, 16], the first half of the sha256 of what is stored of each image.
+      digests: uint8 [N, 16], the first half of the sha256 of each stored image.
     """
 
     ids: np.ndarray
@@ -40,16 +39,16 @@ class Contents(NamedTuple):
     digests: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Contents":
-        """The images at some rows, or where a mask holds."""
+        """The images at `rows`, indices or a mask."""
         return Contents(*(field[rows] for field in self))
 
     def keys(self) -> list[tuple[int, bytes]]:
-        """(label, digest) of each image: what counts when sets are compared."""
+        """(label, digest) of each image, by which sets are compared."""
         return [(int(k), d.tobytes()) for k, d in zip(self.labels, self.digests, strict=True)]
 
 
 class SplitContents(NamedTuple):
-    """The contents of both sides of a split, and what its labels are called."""
+    """The contents of both sides of a split, and its class names."""
 
     train: Contents
     test: Contents
@@ -70,7 +69,7 @@ class SplitContents(NamedTuple):
         return train, test
 
     def sha256(self) -> str:
-        """One fingerprint of all of it, whatever the order of the images."""
+        """One fingerprint of everything, which does not depend on the order of the images."""
         digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "surrogatepass"))
         for side in (self.train, self.test):
             digest.update(len(side.labels).to_bytes(8, "big"))
@@ -84,10 +83,10 @@ def ignore(count: int) -> None:
 
 
 def read_contents(split: Split, advance: Advance = ignore) -> SplitContents:
-    """Reads what is stored of every image, without decoding it.
+    """Reads the stored bytes of every image, without decoding them.
 
     Raises:
-      DataError: with the first ten images whose file cannot be read, and how many there are.
+      DataError: images whose file cannot be read; shows the first ten, and the number of all.
     """
     sides = []
     for images in split:
@@ -104,10 +103,10 @@ def read_contents(split: Split, advance: Advance = ignore) -> SplitContents:
 
 
 class Repeated(NamedTuple):
-    """Images with the same pixels, whatever their files: each entry names all of one group.
+    """Groups of images with the same pixels, even if their files differ; an entry names one group.
 
     Attributes:
-      leaked: groups with images on both sides, tested and trained on.
+      leaked: groups with images on both sides, which are both trained and tested on.
       copies: the other groups.
     """
 
@@ -119,7 +118,7 @@ def verify(split: Split, advance: Advance = ignore) -> Repeated:
     """Decodes every image; returns those that occur more than once.
 
     Raises:
-      DataError: with the first ten images that cannot be read, and how many there are.
+      DataError: images that cannot be read; shows the first ten, and the number of all.
     """
     problems: list[str] = []
     same: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
@@ -130,25 +129,25 @@ def verify(split: Split, advance: Advance = ignore) -> Repeated:
             else:
                 problems.append(found)
     _refuse(problems)
-    found = Repeated([], [])
+    repeated = Repeated([], [])
     for group in same.values():
         names = [name for _, name in group]
         if len({side for side, _ in group}) == 2:
-            found.leaked.append(names)
+            repeated.leaked.append(names)
         elif len(group) > 1:
-            found.copies.append(names)
-    return found
+            repeated.copies.append(names)
+    return repeated
 
 
 def told_leaks(leaked: list[list[str]]) -> str:
-    """One sentence on the groups of `Repeated.leaked`, and the first of them."""
+    """One sentence about the groups of `Repeated.leaked`, and the first ten of them."""
     groups = [" = ".join(group) for group in leaked]
     what = "1 image is" if len(leaked) == 1 else f"{len(leaked)} images are"
     return f"{what} both trained and tested on (the same pixels):{summarise(groups)}"
 
 
 def joined(split: SplitContents) -> Contents:
-    """The contents of both sides, those of the training side first."""
+    """The contents of both sides as one, the training side first."""
     pairs = zip(split.train, split.test, strict=True)
     return Contents(*(np.concatenate(pair) for pair in pairs))
 
@@ -158,8 +157,8 @@ def rows_of(then: Contents, now: Contents) -> tuple[np.ndarray, list[str]]:
 
     Returns:
       (rows int64 [N] of `now` for each image of `then`, -1 where it is gone; the ids of `now` that
-      are new). Of several copies of one image the one of the same id is taken, then the others in
-      their order.
+      are new). Among copies of one image, the one with the same id is taken first, then the others
+      in order.
     """
     places: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for row, key in enumerate(now.keys()):
@@ -198,7 +197,7 @@ def contents_of(arrays: Any) -> SplitContents:
 def _for_each(
     images: ImageSet, function: Callable[[Encoded, str], bytes], advance: Advance
 ) -> Iterator[bytes | str]:
-    """The function's result for every image, in a pool of threads; a refusal becomes its text."""
+    """The result of `function` for every image, in a pool of threads; an error gives its text."""
 
     def one(index: int) -> bytes | str:
         name = f"{images.name}: {images.ids[index]}"
@@ -210,7 +209,7 @@ def _for_each(
         except OSError as error:
             return f"{name}: cannot be read ({error.strerror or error})"
 
-    # After Ctrl-C the images that were still to come are given up with the iterator of `map`.
+    # After Ctrl-C, closing the iterator of `map` cancels the remaining images.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(one, range(len(images))):
             advance(1)

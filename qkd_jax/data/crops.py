@@ -1,7 +1,7 @@
-"""Random resized crops and flips, decided by uniform draws that belong to an image and an epoch.
+"""Random resized crops and flips, from uniform draws that depend on the image and the epoch.
 
-They are cut on the host, out of the image as it was decoded: the geometry is torchvision's, on
-which published numbers rest, and only the small result travels to the device.
+Images are cropped on the host after decoding, so that only the small result goes to the device. The
+geometry is that of torchvision, which published numbers are based on.
 """
 
 import math
@@ -17,9 +17,9 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def crop_draws(indices: Sequence[int], *, seed: int, task: int, epoch: int) -> np.ndarray:
-    """What decides the crops of images in one epoch, whatever the batches.
+    """Random numbers for the crops of images in one epoch, independent of the batches.
 
-    Philox's raw draws, which NumPy promises to stay the same in all versions.
+    They are raw draws of Philox, which NumPy keeps the same in all versions.
 
     Args:
       indices: n positions in the task's training set.
@@ -43,9 +43,9 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """The box of a random resized crop, by the rule of torchvision's RandomResizedCrop.
 
-    An area, uniform in `scale` times the image's, and a width / height, log-uniform in `ratio`, are
-    drawn up to ten times until the box fits in; else the largest central box whose shape is in
-    `ratio`. Sides are rounded to whole pixels.
+    An area, uniform in `scale` times the image's, and a ratio width / height, log-uniform in
+    `ratio`, are drawn up to ten times until the box fits; otherwise it is the largest central box
+    with a ratio in `ratio`. Sides are rounded to whole pixels.
 
     Args:
       draws: [NUM_DRAWS] of `crop_draws`.
@@ -71,7 +71,7 @@ def crop_box(
 
 
 def random_view(image: Image.Image, image_size: int, draws: np.ndarray) -> np.ndarray:
-    """The train view: a random box, resized (bilinear, antialiased), half of them mirrored.
+    """The train view: a random box, resized (bilinear, antialiased), and mirrored half of the time.
 
     Returns:
       uint8 [image_size, image_size, 3].

@@ -1,4 +1,4 @@
-"""What a set of examples must offer, whatever its inputs are: images, or texts."""
+"""The interface of a set of examples, whether images or texts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -10,11 +10,11 @@ class Examples(Protocol):
     """N labelled examples.
 
     Attributes:
-      name: what errors and reports call the set.
+      name: of the set, in errors and reports.
       labels: int32 [N], indices into `class_names`.
       ids: str [N], one stable and unique id for each example.
       class_names: C names.
-      view: how an example is shown, beside its content and size, such as "margin cut off".
+      view: how test inputs are made, beside content and size, such as "margin cut off".
     """
 
     name: str
@@ -37,10 +37,10 @@ class Examples(Protocol):
         Args:
           indices: n positions in the set.
           size: `spec.input_size` of the backbone, such as the side S of an image in pixels.
-          draws: of `crop_draws`, to vary examples for training; None = as a test sees them.
+          draws: of `crop_draws`, to vary training examples; None = the test view.
 
         Raises:
-          DataError: an example cannot be read; names it.
+          DataError: an example cannot be read; the message names it.
         """
 
 

@@ -12,10 +12,10 @@ from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import DataError
 
-# What operating systems and file servers leave behind; hidden files are passed over as well.
+# Files that operating systems and file servers leave behind; hidden files are ignored as well.
 LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
-# How the parts of a folder are called, in any case. A validation part is tested on if there is no
-# test part.
+# Names of the parts of a folder, in any case. A validation part is tested on if there is no test
+# part.
 TRAIN = ("train", "training")
 TEST = ("test", "testing")
 VALIDATION = ("val", "validation", "valid")
@@ -28,8 +28,8 @@ def open_folder(
 ) -> Split:
     """Opens an image folder; images are decoded when they are loaded.
 
-    Ids are `train/<class>/<file>` and `test/<class>/<file>` whatever the two parts are called, or
-    `<class>/<file>` with a `splitter`. Accents in them are composed (NFC).
+    Ids are `train/<class>/<file>` and `test/<class>/<file>`, whatever the names of the two parts,
+    or `<class>/<file>` with a `splitter`. Accents in them are composed (NFC).
 
     Args:
       path: holds `train/` (or `training/`, in any case) and `test/` (`testing/`), each with one
@@ -37,19 +37,19 @@ def open_folder(
         it is left alone. Or, with a `splitter`, one folder per class. Hidden files and loose files
         beside the class folders are passed over.
       splitter: (ids [N], labels [N]) -> bool [N], True for test.
-      follow_links: take links that lead out of the folder. Links inside are always followed.
+      follow_links: also follow links that lead out of the folder; others are always followed.
 
     Raises:
-      DataError: with all problems found: no such folders, two that could be the same part, empty
-        ones, empty files, links that are broken or lead out, names that are not UTF-8 or differ
-        only in how accents are composed, classes that differ between train and test.
+      DataError: lists all problems: no such folders, two that could be the same part, empty ones,
+        empty files, links that are broken or lead out, names that are not UTF-8 or differ only in
+        how accents are composed, classes that differ between train and test.
     """
     root = pathlib.Path(path)
     train, test = find_parts(root)
     scan = _Scan(root, follow_links)
     name = root.absolute().name
     if splitter is not None:
-        # A class may be called "train" or "val", too; it holds images and no folders.
+        # A class may also have the name "train" or "val"; then it holds images and no folders.
         train, test = (part if part and _holds_folders(part) else None for part in (train, test))
         if train and test:
             raise DataError(
@@ -78,7 +78,7 @@ def open_folder(
 
 
 def find_parts(root: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path | None]:
-    """The folders to train and to test on by their names, None where there is none.
+    """The folders to train and to test on, found by their names; None where there is none.
 
     Raises:
       DataError: there is no such folder, or several could be the same part.
@@ -107,7 +107,7 @@ def _holds_folders(part: pathlib.Path) -> bool:
     try:
         return any(entry.is_dir() and not _is_litter(entry.name) for entry in part.iterdir())
     except OSError:
-        return True  # what is wrong with it is told when it is read
+        return True  # the error is reported when it is read
 
 
 def _what_is_missing(root: pathlib.Path, only: pathlib.Path | None) -> str:
@@ -122,7 +122,7 @@ def _what_is_missing(root: pathlib.Path, only: pathlib.Path | None) -> str:
 
 
 class _Scan:
-    """Looks through folders and notes all that is wrong."""
+    """A search of folders that collects all problems."""
 
     def __init__(self, root: pathlib.Path, follow_links: bool) -> None:
         self.root, self.inside = root, os.path.realpath(root)
@@ -130,7 +130,7 @@ class _Scan:
         self.problems: list[str] = []
 
     def classes(self, part: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
-        """Class name to file name to file, in sorted order of the names on disk."""
+        """Class name -> file name -> file, sorted by the names on disk."""
         if not self._may_be_read(part):
             return {}
         classes = {}
@@ -150,7 +150,7 @@ class _Scan:
         return classes
 
     def _entries(self, folder: str | os.PathLike) -> list[tuple[str, os.DirEntry]]:
-        """What is in a folder by its composed name, less litter and what is wrong."""
+        """(composed name, entry) of what is in a folder, without litter and problems."""
         try:
             with os.scandir(folder) as scanned:
                 entries = sorted(scanned, key=lambda entry: entry.name)
@@ -194,7 +194,7 @@ class _Scan:
         if not path.is_symlink():
             return True
         target = os.path.realpath(path)
-        if not os.path.exists(path):  # nor does a loop of links lead anywhere
+        if not os.path.exists(path):  # also for a loop of links
             self._note(path, f"link to {shown(target)}, which does not exist")
         elif not self.follow_links and not pathlib.Path(target).is_relative_to(self.inside):
             self._note(
@@ -234,5 +234,5 @@ def _is_litter(name: str) -> bool:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """The path as it can be printed: bytes that are not UTF-8 as escapes."""
+    """The path as printable text, with escapes for bytes that are not UTF-8."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode()

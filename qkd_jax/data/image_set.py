@@ -1,4 +1,4 @@
-"""A labelled set of images that is decoded on demand, and the pair of sets to train and test on."""
+"""A labelled set of images that is decoded on demand."""
 
 import concurrent.futures
 import os
@@ -17,16 +17,16 @@ class ImageSet:
     """N labelled images, a set of `Examples`.
 
     Raises:
-      DataError: labels or ids are not N, a label is outside [0, C), an id repeats or is no UTF-8.
+      DataError: labels or ids are not N, a label is outside [0, C), an id repeats or is not UTF-8.
 
     Attributes:
-      name: what errors and reports call the set.
+      name: of the set, in errors and reports.
       labels: int32 [N], indices into `class_names`.
-      ids: str [N], one stable and unique id an image.
+      ids: str [N], one stable and unique id for each image.
       class_names: C names.
       fetch: encoded images (bytes, path or uint8 [H, W, 3]) at the given indices.
-      margin: test views cut the border off as published numbers do (224 of 256 pixels); False for
-        images that fill their frame.
+      margin: whether test views cut off the border, as published numbers do (224 of 256 pixels);
+        False for images that fill their frame.
     """
 
     name: str
@@ -43,10 +43,10 @@ class ImageSet:
             found = f"{ids.dtype} {list(ids.shape)}"
             raise DataError(f"{self.name}: expected {len(self)} ids as text, found {found}")
         codes = np.ascontiguousarray(ids).view(np.uint32)
-        if (codes >> 11 == 0xD800 >> 11).any():  # surrogates: what is left of other encodings
+        if (codes >> 11 == 0xD800 >> 11).any():  # surrogates, from other encodings
             wrong = next(name for name in ids.tolist() if not _is_utf8(name))
             raise DataError(f"{self.name}: expected ids in UTF-8, found {wrong!r}")
-        # Ids in order, the usual case, are compared far quicker than they are counted.
+        # Comparing ids that are in order, the usual case, is much faster than counting them.
         if not (ids[1:] > ids[:-1]).all() and len(set(ids.tolist())) < len(ids):
             names, counts = np.unique(ids, return_counts=True)
             name = str(names[counts.argmax()])
@@ -59,7 +59,7 @@ class ImageSet:
 
     @property
     def view(self) -> str:
-        """How a test sees an image, beside its size."""
+        """How the test view is made, beside its size."""
         return "margin cut off" if self.margin else "whole"
 
     def load(
@@ -80,7 +80,7 @@ class ImageSet:
           {"image": uint8 [n, S, S, 3]}.
 
         Raises:
-          DataError: an image cannot be read; names it.
+          DataError: an image cannot be read; the message names it.
         """
         indices = np.asarray(indices, np.int64)
         shorter_side = size * 256 // 224 if self.margin else size
@@ -113,7 +113,7 @@ class ImageSet:
 
 
 def concatenate(parts: Sequence[ImageSet], name: str) -> ImageSet:
-    """The images of all parts, one behind the other; ids that repeat get their part's name."""
+    """The images of all parts in one set; if ids repeat, each gets the name of its part."""
     ids = [part.ids.tolist() for part in parts]
     if len({text for part in ids for text in part}) < sum(map(len, ids)):
         pairs = zip(parts, ids, strict=True)
@@ -150,7 +150,7 @@ def from_arrays(
       labels: integers [N] in [0, C).
       class_names: C names; by default the numbers 0 to the largest label.
       ids: N unique names; by default `name` and the position.
-      name: what errors call the set.
+      name: of the set, in errors.
       margin: see `ImageSet`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""One image: from a file's bytes to RGB pixels, and the view that a test sees.
+"""One image, from the bytes of a file to RGB pixels and the test view.
 
-Everything that an image file may be (grey, 16-bit, palette, transparent, CMYK, rotated by EXIF,
-animated) becomes 8-bit RGB here, or one DataError that names the file.
+Any kind of image file (grey, 16-bit, palette, transparent, CMYK, rotated by EXIF, animated) becomes
+8-bit RGB here, or gives a DataError that names the file.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from qkd_jax.errors import DataError
 Encoded = bytes | pathlib.Path | np.ndarray
 # Bounds the memory of a view: with the shorter side at 256 the longer one is at most 25,600 pixels.
 MAX_ASPECT = 100
-# Formats of photographs and drawings. Pillow reads more, but of some of them the wrong pixels
-# (opaque TGA as transparent) and of others by running another program (EPS).
+# Formats of photographs and drawings. Pillow reads more, but some wrongly (opaque TGA as
+# transparent) and others by running another program (EPS).
 FORMATS = frozenset("AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split())
 # Modes that Pillow itself converts to RGB without loss of range.
 MODES = frozenset("1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
-# EXIF orientation: how the stored pixels must be turned to be seen upright.
+# EXIF orientation: how the stored pixels must be turned to be upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,17 +40,17 @@ PHOTOMETRIC, PLANAR, YCBCR_SUBSAMPLING, SAMPLE_FORMAT = 262, 284, 530, 339  # ta
 def decode(source: Encoded, name: str) -> Image.Image:
     """Reads one image as 8-bit RGB.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit samples keep their upper byte
-    (12-bit ones their upper 8 bits), of an animation the first frame is taken. Metadata that
-    cannot be read (EXIF, colour profiles, comments) is left out.
+    EXIF rotation is applied, transparency is put on white, 16-bit samples keep their upper byte
+    (12-bit ones their upper 8 bits), and of an animation the first frame is taken. Metadata that
+    cannot be read (EXIF, colour profiles, comments) is ignored.
 
     Args:
       source: the file's bytes, its path, or pixels as uint8 [H, W, 3].
-      name: what an error calls the image.
+      name: of the image, in errors.
 
     Raises:
-      DataError: the file is missing, empty, cut off, a mere line, huge, or not an image; its
-        samples are signed, floating-point or of 32 bits, which have no fixed white.
+      DataError: the file is missing, empty, truncated, too narrow, huge, or not an image, or has
+        signed, floating-point or 32-bit samples, which have no fixed white.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.shape[2:] != (3,) or not source.size:
@@ -73,10 +73,10 @@ def decode(source: Encoded, name: str) -> Image.Image:
             f"{name}: expected at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels, found more: {error} "
             "Scale it down; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from None
-    except Exception as error:  # Pillow's parsers raise all sorts of types on damaged bytes
+    except Exception as error:  # Pillow's parsers raise many types on damaged bytes
         bare = _without_metadata(data)
         if bare != data:
-            with contextlib.suppress(Exception):  # then the first error is the one to tell
+            with contextlib.suppress(Exception):  # then the first error is reported
                 return _read(bare, name)
         if isinstance(error, UnidentifiedImageError):
             raise DataError(
@@ -87,9 +87,9 @@ def decode(source: Encoded, name: str) -> Image.Image:
 
 
 def _silence_pillow() -> None:
-    """Pillow warns of what it repairs or ignores, mostly metadata; for a data set that is noise."""
-    # `warnings.catch_warnings` around each image is not safe in threads: the one that ends last
-    # restores the filters of another.
+    """Ignores Pillow's warnings about what it repairs or ignores, mostly metadata."""
+    # `warnings.catch_warnings` for each image is not safe in threads: the last one to end restores
+    # the filters of another.
     rule = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
     if warnings.filters[:1] != [rule]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -105,13 +105,13 @@ def _read(data: bytes, name: str) -> Image.Image:
         _of_usual_shape(image, name)
         if image.format == "TIFF":
             _check_samples(image, name)
-        # How samples lie in the file, such as "L;4"; it is forgotten once they are read.
+        # The layout of samples in the file, such as "L;4", is known only before they are read.
         _, box, _, layout = image.tile[0] if image.tile else (None, None, None, "")
         layout = layout if isinstance(layout, str) else str(layout[0])
         image.load()
         rgb = _to_rgb(image, layout, name)
         if image.format == "GIF" and box != (0, 0, *image.size):
-            # What the first frame leaves bare is transparent.
+            # What the first frame does not cover is transparent.
             canvas = Image.new("RGB", image.size, "white")
             canvas.paste(rgb.crop(box), box)
             rgb = canvas
@@ -129,7 +129,7 @@ def _of_usual_shape(image: Image.Image, name: str) -> Image.Image:
 
 
 def _check_samples(image: Image.Image, name: str) -> None:
-    """Refuses TIFF files of which Pillow would read the wrong pixels."""
+    """Raises DataError for TIFF files that Pillow would read wrongly."""
     tags = image.tag_v2
     raw = image.info.get("compression") == "raw"
     bits = max(tags.get(258, (1,)))
@@ -151,7 +151,7 @@ def _check_samples(image: Image.Image, name: str) -> None:
 
 
 def _to_rgb(image: Image.Image, layout: str, name: str) -> Image.Image:
-    # Pillow scales 16-bit PPM files of any white to all 16 bits, and calls that "I".
+    # Pillow scales 16-bit PPM files with any white to all 16 bits, in mode "I".
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     if not deep and image.mode not in MODES:
         raise DataError(
@@ -160,7 +160,7 @@ def _to_rgb(image: Image.Image, layout: str, name: str) -> Image.Image:
         )
     opaque = None
     if "transparency" in image.info and (deep or image.mode in ("1", "L", "RGB")):
-        if layout.startswith("RGB;16"):  # the lower byte, which may tell them apart, is gone
+        if layout.startswith("RGB;16"):  # the lower byte, which may differ, is lost
             raise DataError(
                 f"{name}: expected transparency as a channel, found one colour marked as "
                 "transparent in 16-bit RGB. Save it in 8 bit."
@@ -183,9 +183,9 @@ def _to_rgb(image: Image.Image, layout: str, name: str) -> Image.Image:
 
 
 def _unmarked(image: Image.Image, marked: int | tuple[int, ...], layout: str) -> Image.Image:
-    """A mask that is 255 but where a pixel has the one grey or colour marked as transparent."""
+    """A mask: 0 where a pixel has the grey or colour marked as transparent, 255 elsewhere."""
     bits = {"1": 1, "L;2": 2, "L;4": 4}.get(layout, 16 if image.mode.startswith("I") else 8)
-    # The mark counts in the file's bits; Pillow has spread fewer than 8 over 0..255.
+    # The mark is a value in the bits of the file; Pillow spreads fewer than 8 bits over 0..255.
     scale = 255 // (2**bits - 1) if bits < 8 else 1
     levels = np.asarray(image.convert("L") if image.mode == "1" else image)
     differs = levels.reshape(*levels.shape[:2], -1) != np.asarray(marked) % 2**bits * scale
@@ -195,13 +195,13 @@ def _unmarked(image: Image.Image, marked: int | tuple[int, ...], layout: str) ->
 def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(ORIENTATION)
-    except Exception:  # metadata must not lose a picture
+    except Exception:  # an image must not be lost over its metadata
         return 1
     return found if type(found) is int else 1
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """The file with only the parts that decide on its pixels, and EXIF for the rotation."""
+    """The file with only the parts that determine its pixels, and EXIF for the rotation."""
     kept = []
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         kept, at = [data[:8]], 8
@@ -231,8 +231,8 @@ def _without_metadata(data: bytes) -> bytes:
 def centre_view(image: Image.Image, image_size: int, shorter_side: int) -> np.ndarray:
     """The test view: shorter side to `shorter_side` (bicubic), then the central square.
 
-    The rounding of sizes and offsets is that of torchvision's Resize and CenterCrop, on which
-    published numbers rest.
+    Sizes and offsets are rounded as in torchvision's Resize and CenterCrop, which published numbers
+    are based on.
 
     Returns:
       uint8 [image_size, image_size, 3].

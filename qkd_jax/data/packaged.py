@@ -15,10 +15,10 @@ RENDITIONS_SHA256 = "c63d90af55bbc49144df6130f7e49773543d7573fa5a7100f419af50ce6
 
 
 def renditions(path: pathlib.Path = RENDITIONS) -> Split:
-    """100 emoji classes; train on six drawing styles, test on three of artists never seen.
+    """100 emoji classes; six drawing styles to train on, and three of other artists to test on.
 
-    600 train and 300 test images of 128 x 128 pixels, one a class and style. The role of
-    ImageNet-R in small: the same things in other renditions. Origins and licences:
+    600 train and 300 test images of 128 x 128 pixels, one for each class and style. It is a small
+    counterpart of ImageNet-R: the same things in other renditions. Origins and licences are in
     `RENDITIONS_ATTRIBUTION.md`.
 
     Raises:
@@ -64,11 +64,11 @@ def synthetic(
     side: int = 32,
     seed: int = 0,
 ) -> Split:
-    """Learnable patterns: each class is a plane wave of its own direction, pace and colour.
+    """Learnable patterns: each class is a plane wave of its own direction, frequency and colour.
 
-    The phase is random and noise is added, so that images of a class differ. A class is the same
-    however many there are. For tests and smoke runs; a number measured on it says nothing about a
-    method.
+    The phase is random and noise is added, so that images of a class differ. A class does not
+    depend on the number of classes. This set is for tests and smoke runs; numbers measured on it
+    say nothing about a method.
 
     Raises:
       DataError: a number is below 1.

@@ -1,4 +1,4 @@
-"""Every image set behind one call: packaged ones, folders, arrays, tensorflow-datasets."""
+"""One call for every image set: packaged ones, folders, arrays, tensorflow-datasets."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ __all__ = [
     "prepare",
 ]
 
-# Benchmarks of the field and their name in tensorflow-datasets; None: only as an image folder
+# Benchmarks of the field and their names in tensorflow-datasets; None = only as an image folder
 # (VTAB is the 50-class subset of the class-incremental literature).
 BENCHMARKS = {
     "cifar100": "cifar100",
@@ -36,7 +36,7 @@ BENCHMARKS = {
     "omnibenchmark": None,
     "objectnet": None,
 }
-# They ship in one piece and are divided by `splits.fifth_to_test`.
+# Benchmarks without a split, which `splits.fifth_to_test` divides.
 UNSPLIT = ("imagenet_r", "imagenet_a", "objectnet")
 
 
@@ -58,13 +58,13 @@ def load_split(
       path: the image folder, or the data folder of tensorflow-datasets. A benchmark takes either.
         `~` is the home folder.
       split_file: a user's split (`splits.read_split_file`); all images are divided by it.
-      split_sha256: the split that is expected, as `fingerprint` gives it.
-      follow_links: take links that lead out of an image folder.
+      split_sha256: the expected `fingerprint` of the split.
+      follow_links: follow links that lead out of an image folder.
       **options: for `synthetic` its arguments; for `arrays` `train` and `test`, each a pair of
         images and labels, and `class_names`.
 
     Raises:
-      DataError: see the sources; an unknown source, a missing or idle argument.
+      DataError: an unknown source, a missing or unused argument, or an error of the source.
     """
     splitter = None
     if split_file is not None:
@@ -122,10 +122,10 @@ def load_split(
 
 
 def fingerprint(split: Split) -> str:
-    """sha256 of which image is on which side; quote it with a number (`splits.split_sha256`).
+    """sha256 of which image is on which side (`splits.split_sha256`), to quote with a number.
 
-    A leading `train/` or `test/` is left out of the ids, so that a set divided into folders and the
-    same set divided by a split file have one fingerprint.
+    A leading `train/` or `test/` is removed from the ids, so that a set divided into folders has
+    the same fingerprint as when it is divided by a split file.
     """
     ids = [name.removeprefix("train/") for name in split.train.ids.tolist()]
     ids += [name.removeprefix("test/") for name in split.test.ids.tolist()]
@@ -133,7 +133,7 @@ def fingerprint(split: Split) -> str:
 
 
 def describe(split: Split) -> str:
-    """One line: how many images and classes, the fingerprint, and its name if it is a known one."""
+    """One line: numbers of images and classes, the fingerprint, and its name if it is known."""
     found = fingerprint(split)
     name = splits.KNOWN_SPLITS.get(found)
     return (

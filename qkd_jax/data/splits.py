@@ -1,7 +1,7 @@
 """Which images are trained on and which are tested on, for sets that ship without a split.
 
-The rule is a function of the image ids alone, so that everyone gets the same split without a list
-being shipped; `split_sha256` is the fingerprint to quote with a number.
+The rule depends on the image ids alone, so that everyone gets the same split without a list;
+`split_sha256` is the fingerprint to quote with a number.
 """
 
 import hashlib
@@ -31,15 +31,15 @@ KNOWN_SPLITS = {
 
 
 def summarise(problems: list[str]) -> str:
-    """The first ten problems, one a line, and how many there are."""
+    """The first ten problems, one per line, and the number of the others."""
     more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return "".join(f"\n  {problem}" for problem in problems[:SHOWN]) + more
 
 
 def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
-    """The rule: a fifth of the images is tested on, every class in its proportion.
+    """Which images to test on: a fifth of all, from every class in proportion.
 
-    N // 5 images in total are given to the classes by largest remainder (ties to the smaller
+    N // 5 images are apportioned to the classes by largest remainder (ties go to the smaller
     label), at least one and not all of a class; within a class the images with the lowest
     sha256(id) are taken. ImageNet-R's 30,000 images become 24,000 and 6,000.
 
@@ -71,10 +71,10 @@ def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
 
 
 def last_of_each_class(ids: Iterable[str], labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Which training images are held out to choose settings on, so that the test set stays unseen.
+    """Which training images to hold out for choosing settings, so that the test set stays unseen.
 
-    Of every class the last `fraction` of its images in the order of their ids, rounded, at least
-    one and not all. Ids that start with a style or a source hold out whole styles.
+    These are the last `fraction` of the images of every class in the order of their ids, rounded,
+    at least one and not all. If ids start with a style or a source, whole styles are held out.
 
     Args:
       ids: N unique ids.
@@ -108,25 +108,22 @@ def split_sha256(ids: Iterable[str], is_test: np.ndarray) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_split_file(
-    path: str | os.PathLike, ids: Iterable[str], sha256: str | None = None
-) -> np.ndarray:
+def read_split_file(path: str | os.PathLike, ids: Iterable[str]) -> np.ndarray:
     """Reads a user's split: lines `id<TAB>train` or `id<TAB>test`.
 
-    A line that starts with `#` is a comment, unless an id of the set stands before its last tab.
-    Accents may be composed otherwise than in the ids.
+    A line that starts with `#` is a comment, unless the text before its last tab is an id of the
+    set. Accents may be composed differently from those in the ids.
 
     Args:
       path: the file, UTF-8, lines ended by LF or CRLF.
       ids: the N ids of the image set; each must be named once.
-      sha256: expected `split_sha256`, if known.
 
     Returns:
       bool [N], True for test.
 
     Raises:
-      DataError: with all problems: ids named twice, on both sides, unknown or left out; lines that
-        are not of the form; another fingerprint than expected.
+      DataError: lists all problems: ids that are named twice, on both sides, unknown or left out;
+        lines of another form.
     """
     path = pathlib.Path(path)
     try:
@@ -136,47 +133,17 @@ def read_split_file(
         raise DataError(f"{path}: expected a split file, found {found}") from None
     except UnicodeDecodeError:
         raise DataError(
-            f"{path}: expected UTF-8 text, one 'id<TAB>train|test' a line, found other bytes"
+            f"{path}: expected UTF-8 text, one 'id<TAB>train|test' per line, found other bytes"
         ) from None
     ids = list(ids)
     sides, problems = _parse(text, ids)
     if problems:
         raise DataError(f"{path}: {len(problems)} problems:{summarise(problems)}")
-    is_test = np.array([sides[name] == "test" for name in ids], bool)
-    found = split_sha256(ids, is_test)
-    if sha256 is not None and found != sha256:
-        raise DataError(f"{path}: expected split sha256 {sha256}, found {found}: another split")
-    return is_test
-
-
-def write_split_file(path: str | os.PathLike, ids: Iterable[str], is_test: np.ndarray) -> str:
-    """Writes a split as `read_split_file` reads it; returns its fingerprint.
-
-    Raises:
-      DataError: an id that the file could not give back (a line break in it, bytes that are not
-        UTF-8, named twice); `ids` and `is_test` differ in length.
-    """
-    path, ids = pathlib.Path(path), list(ids)
-    if len(ids) != len(is_test):
-        raise DataError(f"{path}: expected a side for each of {len(ids)} ids, found {len(is_test)}")
-    sides = {name: "test" if test else "train" for name, test in zip(ids, is_test, strict=True)}
-    if len(sides) < len(ids):
-        raise DataError(f"{path}: expected unique ids, found {len(sides)} of {len(ids)}")
-    text = "".join(sorted(f"{name}\t{side}\n" for name, side in sides.items()))
-    text = "\ufeff" * text.startswith("\ufeff") + text  # the reader drops one, as editors add one
-    if not _comes_back(text, sides):
-        name = next(name for name in ids if not _comes_back(f"#\n{name}\ttest\n", {name: "test"}))
-        raise DataError(
-            f"{path}: expected ids that a line of UTF-8 text can hold, found {name!r}. Rename it."
-        )
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(text.encode())
-    os.replace(temporary, path)
-    return split_sha256(ids, is_test)
+    return np.array([sides[name] == "test" for name in ids], bool)
 
 
 def _parse(text: str, ids: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The side of each id, and all that is wrong with the file or does not fit the ids."""
+    """(the side of each id, all problems of the file)."""
     known = set(ids)
     sides: dict[str, str] = {}
     problems = []
@@ -198,10 +165,3 @@ def _parse(text: str, ids: list[str]) -> tuple[dict[str, str], list[str]]:
     problems += [f"{name!r} is not in the image set" for name in sides if name not in known]
     problems += [f"{name!r} of the image set is not named" for name in ids if name not in sides]
     return sides, problems
-
-
-def _comes_back(text: str, sides: dict[str, str]) -> bool:
-    try:
-        return _parse(text.encode().decode("utf-8-sig"), list(sides)) == (sides, [])
-    except UnicodeEncodeError:
-        return False

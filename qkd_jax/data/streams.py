@@ -1,4 +1,4 @@
-"""The order in which examples are seen, and batches prepared ahead."""
+"""The order of examples in an epoch, its batches, and prefetching."""
 
 import collections
 import concurrent.futures
@@ -13,15 +13,15 @@ Item = TypeVar("Item")
 
 
 def num_batches(num_examples: int, batch_size: int) -> int:
-    """Batches in an epoch; the last one may be padded."""
+    """Number of batches in an epoch; the last one may be padded."""
     return -(-num_examples // batch_size)
 
 
 def epoch_order(num_examples: int, seed: int, task: int, epoch: int) -> np.ndarray:
-    """The permutation int64 [num_examples] of one epoch, a function of its arguments alone.
+    """The permutation int64 [num_examples] of one epoch, which depends on the arguments alone.
 
-    The examples are sorted by raw draws of Philox: NumPy promises that these stay the same in all
-    versions, which it does not for `Generator.permutation`.
+    The examples are sorted by raw draws of Philox, which NumPy keeps the same in all versions,
+    unlike `Generator.permutation`.
     """
     seeds = np.random.SeedSequence(seed, spawn_key=(task, epoch))
     return np.argsort(np.random.Philox(seeds).random_raw(num_examples), kind="stable")
@@ -42,13 +42,13 @@ def epoch_batches(
     Args:
       num_examples: N.
       batch_size: B.
-      seed, task, epoch: decide the order.
-      start_step: first batch to give; the rest is as without it, so a stopped epoch can go on.
-      padded_to: P >= B, rows of every batch, such as the next multiple of the devices; 0 = B.
+      seed, task, epoch: determine the order.
+      start_step: the first batch to give, so that a stopped epoch can continue.
+      padded_to: P >= B, rows of every batch, such as a multiple of the devices; 0 = B.
 
     Yields:
-      (indices int64 [P], mask bool [P]). What is missing is filled up with an index whose mask is
-      False, behind the examples; none is dropped.
+      (indices int64 [P], mask bool [P]). The last batch is padded at its end with an index whose
+      mask is False; no example is dropped.
     """
     order = epoch_order(num_examples, seed, task, epoch)
     return _batches(order, batch_size, start_step, padded_to)
@@ -71,9 +71,9 @@ def _batches(
 
 
 def prefetch(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
-    """Draws up to `ahead` items in a thread while the caller works on one.
+    """The items in order, up to `ahead` of them drawn in a thread while the caller works on one.
 
-    Order is kept; an error in drawing an item is raised where that item would have come.
+    An error in drawing an item is raised in its place.
     """
     iterator, end = iter(items), object()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

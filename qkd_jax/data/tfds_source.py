@@ -29,23 +29,22 @@ def open_tfds(
 ) -> Split:
     """Opens a prepared data set that has an `image` and a class label.
 
-    Its own train and test splits are used, or its validation split where there is no test split or
-    one without labels. A set that has only one split is divided by `splitter`, by default
-    `splits.fifth_to_test`. With a `splitter`, all these images are put together first. Images
-    without a label (tensorflow-datasets gives them the label -1) are left out; the name of the set
-    tells how many. Labels are renumbered to the classes that occur (ImageNet-R declares 1000 and
-    has 200).
+    Its own train and test splits are used, or the validation split if there is no test split or
+    one without labels. A `splitter` divides the images of both together. A set with only one split
+    is divided by it, or by `splits.fifth_to_test`. Images without a label (-1 in
+    tensorflow-datasets) are left out, and the name of the set says how many. Labels are renumbered
+    to the classes that occur (ImageNet-R declares 1000 and has 200).
 
-    Ids are the names that the set gives its images; where these repeat, `<split>/<position>`.
+    Ids are the names of images in the set, or `<split>/<position>` if names repeat.
 
     Args:
-      name: as tensorflow-datasets calls it, `caltech_birds2011` or `domainnet/real`.
-      path: its data folder; by default where tensorflow-datasets keeps data.
+      name: in tensorflow-datasets, such as `caltech_birds2011` or `domainnet/real`.
+      path: the data folder; by default that of tensorflow-datasets.
       splitter: (ids [N], labels [N]) -> bool [N], True for test.
 
     Raises:
-      DataError: not prepared, not array_record, not images with class labels, or without a label
-        in a split.
+      DataError: the set is not prepared, not array_record, has no images with class labels, or no
+        label in a split.
     """
     builder = _builder(name, path)
     if not builder.info.splits:
@@ -83,8 +82,8 @@ def open_tfds(
 def prepare(name: str, path: str | os.PathLike | None = None) -> pathlib.Path:
     """Downloads a data set and writes it as array_record; returns its folder.
 
-    Archives that lie in `downloads/manual` of the data folder under their own names are taken
-    instead of a download.
+    Archives in `downloads/manual` of the data folder, under their own names, are used instead of a
+    download.
 
     Raises:
       DataError: TensorFlow, which the builders of tensorflow-datasets need for this, is missing; a
@@ -96,7 +95,7 @@ def prepare(name: str, path: str | os.PathLike | None = None) -> pathlib.Path:
 
     builder = _builder(name, path)
     retries = downloader.MAX_RETRIES
-    # With the ten retries of tensorflow-datasets, a machine without network waits four minutes.
+    # With the ten retries of tensorflow-datasets, a machine without a network waits four minutes.
     downloader.MAX_RETRIES = DOWNLOAD_RETRIES
     try:
         builder.download_and_prepare()
@@ -182,12 +181,12 @@ class _Part(NamedTuple):
     """The labelled images of one split.
 
     Attributes:
-      split: its name.
-      rows: int64 [n], their positions in the split.
+      split: the name of the split.
+      rows: int64 [n], the positions of the images in the split.
       labels: int64 [n], as the set declares them.
-      names: n names that the set gives them, which may repeat; None where it gives none.
+      names: n names from the set, which may repeat; None if it has none.
       left_out: number of images without a label.
-      source: gives the records.
+      source: the records.
     """
 
     split: str
@@ -229,7 +228,7 @@ def _labelled_parts(builder, name: str, features: _Features, any_will_do: bool) 
     for split in splits:
         part = _read(builder, split, features)
         (parts if len(part.rows) else bare).append(part)
-        if len(parts) == 2:  # a set with train and test leaves its validation split alone
+        if len(parts) == 2:  # with train and test, the validation split is not used
             break
     wrong = bare and not (parts and any_will_do)
     if wrong and (len(parts) < 2 or bare[0].split == splits[0]):
@@ -277,7 +276,7 @@ def _image_set(
     occurring: np.ndarray,
     class_names: tuple[str, ...],
 ) -> ImageSet:
-    """The images of all parts behind each other."""
+    """The images of all parts in one set."""
     ids = [text for part in parts for text in part.names or [""]]
     if len(set(ids)) < len(ids) or "" in ids:
         ids = [f"{part.split}/{row:07d}" for part in parts for row in part.rows.tolist()]

@@ -1,6 +1,6 @@
-"""What the verbs take: one check of inputs, labels, masks and tasks, before anything learns.
+"""Checks of the inputs, labels, masks and tasks that the verbs are given.
 
-What the inputs themselves must be, the backbone's spec knows. Padded rows may hold anything.
+The inputs themselves are checked by the backbone's spec. Padded rows may hold anything.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ Batch = Mapping[str, Any]
 
 
 def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) -> dict[str, Any]:
-    """Checks a batch of the current task; returns it as a compiled step takes it: {"inputs",
-    "label", "mask"}, and "features" where they are given.
+    """The batch of the current task as a compiled step takes it, after all checks: {"inputs",
+    "label", "mask"}, and "features" if they are given.
 
     Args:
       batch: the backbone's fields, such as "image" [B, H, W, 3], and "label" [B]; optionally "mask"
@@ -83,8 +83,10 @@ def check_batches(batches: Any) -> Iterable[Batch]:
 
 
 def check_inputs(state: LearnerState, inputs: Any) -> Raw:
-    """Checks inputs to predict: an array [B, ...], or a dict of them where the backbone reads more
-    than one. What is being traced is checked by shape alone.
+    """The inputs to predict, after all checks; traced arrays are checked by shape alone.
+
+    Args:
+      inputs: an array [B, ...], or a dict of arrays where the backbone reads more than one.
 
     Raises:
       DataError: as `check_batch`.
@@ -100,7 +102,7 @@ def check_inputs(state: LearnerState, inputs: Any) -> Raw:
 
 
 def check_task(state: LearnerState, task: Task, num_steps: int) -> jax.Array:
-    """Checks that a task may begin; returns its classes int32 [M], padded with -1.
+    """The classes of a task that may begin, int32 [M], padded with -1.
 
     Raises:
       ProtocolError: task out of turn, classes seen before, out of range, or more than the config
@@ -116,18 +118,18 @@ def check_task(state: LearnerState, task: Task, num_steps: int) -> jax.Array:
     seen = np.flatnonzero(np.asarray(state.task_of_class) >= 0)
     expected = int(state.task) + 1
     if task.index != expected:
-        raise ProtocolError(f"task {task.index} cannot start: the next task is {expected}")
+        raise ProtocolError(f"task: expected index {expected} next, found {task.index}")
     if task.index >= config.shapes.max_tasks:
         raise ProtocolError(
-            f"task {task.index}: the state has room for max_tasks={config.shapes.max_tasks}"
+            f"task: expected an index below max_tasks={config.shapes.max_tasks}, found {task.index}"
         )
     if not 1 <= len(classes) <= config.shapes.max_task_classes:
         raise ProtocolError(
-            f"task {task.index} has {len(classes)} classes; the state has room for 1 to "
-            f"max_task_classes={config.shapes.max_task_classes}"
+            f"task {task.index}: expected 1 to max_task_classes="
+            f"{config.shapes.max_task_classes} classes, found {len(classes)}"
         )
     if len(set(classes.tolist())) != len(classes) or np.intersect1d(classes, seen).size:
-        raise ProtocolError(f"task {task.index} repeats classes: {classes.tolist()}")
+        raise ProtocolError(f"task {task.index}: expected new classes, found {classes.tolist()}")
     if classes.min() < 0 or classes.max() >= config.shapes.num_classes:
         raise ProtocolError(
             f"task {task.index}: expected classes 0 to {config.shapes.num_classes - 1}, found "

@@ -1,5 +1,5 @@
-"""Compiled programs: kept on disk, so that a second run compiles nothing; and the memory that
-making one takes is given back.
+"""Keeps compiled programs on disk, so that a second run compiles nothing, and returns the memory
+that compiling takes to the system.
 """
 
 import ctypes
@@ -13,17 +13,17 @@ import jax
 from qkd_jax.weights.fetch import cache_folder
 
 CPU_FACTS = Path("/proc/cpuinfo")  # Linux
-COMPILED = "/jax/core/compile/backend_compile_duration"  # or loaded
-LONG = 0.2  # seconds
+COMPILED = "/jax/core/compile/backend_compile_duration"  # an event, also when loaded from disk
+LONG = 0.2  # seconds of a compilation after which memory is given back
 
 
 def keep_compiled_programs() -> None:
-    """Later processes load what this one compiles, from `compiled/` beside the fetched weights.
+    """Makes later processes load what this one compiles, from `compiled/` in the cache folder.
 
-    Small programs too: a run starts with some forty of them, and loading one takes a tenth of the
-    time that compiling it takes. Another folder that jax was told (`JAX_COMPILATION_CACHE_DIR`)
-    stays, with jax's own limits. Programs for one CPU may not run on another, so every kind of CPU
-    has its own.
+    Small programs are kept too: a run starts with about forty of them, and loading one takes a
+    tenth of the time of compiling it. If `JAX_COMPILATION_CACHE_DIR` names another folder, that one
+    is used, with jax's own limits. Programs for one CPU may not run on another, so each kind of CPU
+    has a folder of its own.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -37,10 +37,10 @@ def keep_compiled_programs() -> None:
 
 @functools.cache
 def give_back_memory() -> None:
-    """From now on the compiler's memory goes back to the system after each long compilation.
+    """Returns the compiler's memory to the system after each long compilation from now on.
 
-    The C library would hold it, some 170 MB after a step of ViT-B/16, beside what the step takes
-    itself. Where that library is not glibc, nothing is changed.
+    The C library would keep it, about 170 MB after compiling a step of ViT-B/16. Where that library
+    is not glibc, nothing is changed.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim

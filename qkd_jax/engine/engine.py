@@ -1,13 +1,13 @@
 """The engine: every compiled function of a method, for one device or for many.
 
-The functions themselves are pure and know no device (`learners/passes.py`, `learners/step.py`). One
-device runs them under `jax.jit`; several run the same functions under `jax.pmap` with
-`axis_name="data"`. The five verbs (`verbs.py`) are the engine on one device; a run takes the engine
-that its settings ask for (`engine_of` in `sharding.py`).
+The functions themselves are pure (`learners/passes.py`, `learners/step.py`). One device runs them
+under `jax.jit`; several devices run the same functions under `jax.pmap` with `axis_name="data"`.
+The five verbs (`verbs.py`) are the engine on one device; a run takes the engine that its settings
+ask for (`engine_of` in `sharding.py`).
 
 Several hosts run the same program, each with its own copy of the state. A host reads, decodes and
 encodes its own rows of every batch (`hosts.own_rows`); gradients are averaged over the devices of
-all hosts, features and scores are gathered. All else every host computes from the same numbers.
+all hosts, features and scores are gathered. Every host computes the rest from the same numbers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,25 +35,25 @@ AXIS = "data"
 
 
 class Engine:
-    """The compiled functions on one device, the one where the arrays of the state are.
+    """The compiled functions on one device, the one that holds the arrays of the state.
 
-    `compilations` counts how often the training step was traced: once for a run.
+    `compilations` counts how often the training step was traced, which is once in a run.
     """
 
     num_devices = 1  # of all hosts
-    num_parts = 1  # how many parts a batch is divided into
+    num_parts = 1  # the parts into which a batch is divided
 
     def __init__(self):
         give_back_memory()
         self.compilations = 0
         # Axes: None = one copy for all, 0 = divided over the devices by rows.
         self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
-        # What needs no other device runs on this host's alone, whatever the other hosts do.
+        # Independent of other hosts, so these run on the devices of this host alone.
         self._extract = self._build_here(passes.extract, (None, 0, 0, None, None), 0)
         self._survey = self._build_here(self._summed_survey, (None, 0, 0), None)
         self._shared = self._build_here(passes.shared_part, (None, 0), 0)
         self._predict = self._build_here(passes.predict, (None, 0), 0)
-        # What happens once for each task, all devices would only repeat (`alone`).
+        # Done once per task; several devices would only repeat it (`alone`).
         self._scan = jax.jit(self._scanned_steps, donate_argnums=1)
         self._begin, self._freeze = _changing(passes.begin), _changing(passes.freeze)
         self._before, self._after = _changing(passes.before), _changing(passes.after)
@@ -61,7 +61,7 @@ class Engine:
         self._score = jax.jit(passes.score)
 
     def padded(self, batch_size: int) -> int:
-        """Rows of a batch that divides over the devices: the next multiple of `num_parts`."""
+        """The batch size rounded up to a multiple of `num_parts`."""
         return -(-batch_size // self.num_parts) * self.num_parts
 
     def place(self, state: LearnerState) -> LearnerState:
@@ -69,11 +69,11 @@ class Engine:
         return state
 
     def alone(self, state: LearnerState) -> LearnerState:
-        """The state on one device, for what is done once for each task."""
+        """The state on one device, for what is done once per task."""
         return state
 
     def open_task(self, state: LearnerState, task: Task, num_steps: int = 0) -> LearnerState:
-        """The state in a new task, before the look at its inputs (`survey`, `before`).
+        """The state in a new task, before the survey of its inputs (`survey`, `before`).
 
         Raises:
           ProtocolError: see `begin_task`.
@@ -92,11 +92,11 @@ class Engine:
             sums = self._survey(state, batch["inputs"], batch["mask"])
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         if total is None:
-            raise DataError(f"{state.config.method} looks at a task's images, but none was given")
+            raise DataError(f"batches: expected images for {state.config.method}, found none")
         return self._gathered_sums(total)
 
     def before(self, state: LearnerState, sums: Any) -> LearnerState:
-        """What the survey of a task's inputs changes before the first step."""
+        """The state after the survey of a task's inputs, before the first step."""
         return self._before(state, sums)
 
     def step(
@@ -110,15 +110,15 @@ class Engine:
     def steps(
         self, held: LearnerState, moving: Moving, batches: Mapping[str, Any]
     ) -> tuple[Moving, dict[str, jax.Array]]:
-        """As many steps as the batches' leading axis is long, in one call."""
+        """One step for each batch along the leading axis, in one call."""
         return self._scan(held, moving, batches)
 
     def freeze(self, state: LearnerState) -> LearnerState:
-        """What was trained becomes a filled slot and can be extracted."""
+        """The state with what was trained moved to a filled slot."""
         return self._freeze(state)
 
     def after(self, state: LearnerState, sums: Any) -> LearnerState:
-        """What the survey of the inputs leaves in memory, after `freeze`."""
+        """The state after the second survey of a task's inputs, which follows `freeze`."""
         return self._after(state, sums)
 
     def shared(self, state: LearnerState, inputs: Raw) -> Raw | Stem:
@@ -136,7 +136,7 @@ class Engine:
         """Features [B, S, D] of a whole batch from this host's rows.
 
         Args:
-          slots: those to compute, in order of extraction; the others are as in `known`.
+          slots: the slots to compute, in order of extraction; others stay as in `known`.
           known: [b, S, D] of the slots extracted before; None = zeros.
         """
         size, width = learner_of(state.config).num_slots(state.config), state.backbone.spec.width
@@ -162,7 +162,10 @@ class Engine:
             features = jnp.asarray(batch["features"])
             sums = self._accumulate(state, sums, features, jnp.asarray(label), jnp.asarray(mask))
         if missing:
-            raise DataError(f"end_task: no image of classes {sorted(missing)} was given")
+            raise DataError(
+                "end_task: expected images of every class of the task, found none of "
+                f"{sorted(missing)}"
+            )
         most = config.shapes.max_task_images
         if 0 < most < given:
             raise DataError(
@@ -206,23 +209,23 @@ class Engine:
         return None
 
     def _gathered(self, rows: Any) -> Any:
-        """The rows of all hosts."""
+        """The rows of all hosts, from this host's."""
         return rows
 
     def _gathered_sums(self, sums: Any) -> Any:
-        """The sums of all hosts, on one device."""
+        """The sums over all hosts, on one device."""
         return sums
 
 
 class MappedEngine(Engine):
-    """The same under `jax.pmap`, over some devices of one host or over all devices of several.
+    """The engine under `jax.pmap`, over devices of one host or all devices of several hosts.
 
     What every device reads is passed as one logical copy (`in_axes=None`) and placed on all of them
-    once for each task, not once for each step.
+    once per task, not once per step.
     """
 
     def __init__(self, devices: Sequence[jax.Device]):
-        """`devices`: of this host."""
+        """`devices`: those of this host to use."""
         self.devices = list(devices)
         self.all_devices = jax.devices() if hosts.count() > 1 else self.devices
         self.num_devices = self.num_parts = len(self.all_devices)
@@ -240,8 +243,8 @@ class MappedEngine(Engine):
         return placed
 
     def alone(self, state: LearnerState) -> LearnerState:
-        """On CPU this is also a must: several devices in LAPACK at once can block one another for
-        good (each waits for threads that the others hold; jaxlib 0.10).
+        """The state on the first device. On CPU this is needed: several devices in LAPACK at once
+        can deadlock, each waiting for threads that the others hold (jaxlib 0.10).
         """
         single, copies = self._frozen
         if _same_arrays(state.frozen, copies):
@@ -255,7 +258,7 @@ class MappedEngine(Engine):
         return self._mapped(function, self.devices, in_axes, out_axes, ())
 
     def _mapped(self, function, devices, in_axes, out_axes, donate):
-        """Arguments with axis 0 are this host's rows, and so are results, on the host."""
+        """`function` under `jax.pmap`; arguments and results with axis 0 are this host's rows."""
         if len(devices) == 1:
             return jax.jit(function, donate_argnums=donate)
         mapped = jax.pmap(
@@ -270,8 +273,8 @@ class MappedEngine(Engine):
 
         def call(*arguments):
             pairs = zip(arguments, in_axes, strict=True)
-            found = mapped(*(divide(a) if axis == 0 else a for a, axis in pairs))
-            return jax.tree.map(_joined_rows, found) if out_axes == 0 else found
+            results = mapped(*(divide(a) if axis == 0 else a for a, axis in pairs))
+            return jax.tree.map(_joined_rows, results) if out_axes == 0 else results
 
         return call
 
@@ -291,7 +294,7 @@ def local_devices(count: int) -> list[jax.Device]:
     """`count` devices of this host; 0 = all. Several hosts use all of theirs.
 
     Raises:
-      ConfigError: more devices are asked for than there are, or some of several hosts'.
+      ConfigError: there are fewer devices, or only some of several hosts' are asked for.
     """
     available = jax.local_devices()
     if hosts.count() > 1 and count not in (0, len(available)):
@@ -308,8 +311,8 @@ def local_devices(count: int) -> list[jax.Device]:
 
 
 def _changing(function: Callable) -> Callable:
-    """`function`, a state to the next one, compiled; the frozen arrays stay the same arrays. As
-    results of a program they would be copied: all weights, several times for each task.
+    """`function` from a state to the next one, compiled, with the frozen arrays kept out: as
+    results of a program all weights would be copied, several times per task.
     """
     compiled = jax.jit(lambda state, *rest: function(state, *rest).replace(frozen=None))
     return lambda state, *rest: compiled(state, *rest).replace(frozen=state.frozen)

@@ -1,7 +1,7 @@
 """Several hosts, each a process with its own devices, running one program.
 
-Every host has its own copy of what is learned and does the same with it; what differs is which rows
-of a batch it reads. With one host all of this does nothing.
+Every host has its own copy of what is learned and does the same with it; hosts differ only in the
+rows of a batch that they read. With one host all of this does nothing.
 """
 
 import os
@@ -15,15 +15,15 @@ from qkd_jax.errors import ConfigError
 
 
 def connect(coordinator: str = "", num_hosts: int = 0, host_id: int = -1) -> int:
-    """Joins the hosts of one run; call it before anything else touches a device. Returns which host
-    this is.
+    """Joins the hosts of one run and returns this host's number; call it before using devices.
 
-    With nothing given it joins on a TPU pod, whose hosts know one another, and does nothing
+    Without arguments it joins on a TPU pod, whose hosts know one another, and does nothing
     elsewhere.
 
     Args:
       coordinator: address:port of host 0, the same on every host.
-      num_hosts: how many hosts there are. host_id: which one this is, from 0.
+      num_hosts: number of hosts.
+      host_id: number of this host, from 0.
 
     Raises:
       ConfigError: some of the three are missing, or the hosts do not find one another.
@@ -35,8 +35,8 @@ def connect(coordinator: str = "", num_hosts: int = 0, host_id: int = -1) -> int
         return jax.process_index()
     if not all(given) or host_id >= num_hosts:
         raise ConfigError(
-            "several hosts need --coordinator ADDRESS:PORT --num-hosts N --host-id I, I from 0 to "
-            f"N - 1; found {coordinator!r}, {num_hosts} and {host_id}"
+            "hosts: expected --coordinator ADDRESS:PORT --num-hosts N --host-id I, I from 0 to "
+            f"N - 1, found {coordinator!r}, {num_hosts} and {host_id}"
         )
     try:
         jax.distributed.initialize(coordinator, num_hosts, host_id)
@@ -49,7 +49,7 @@ def connect(coordinator: str = "", num_hosts: int = 0, host_id: int = -1) -> int
 
 
 def count() -> int:
-    """How many hosts there are."""
+    """The number of hosts."""
     return jax.process_count()
 
 
@@ -65,7 +65,7 @@ def own_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def gathered(rows: np.ndarray) -> np.ndarray:
-    """The rows of all hosts, in the order of `own_rows`. All hosts must ask at the same place."""
+    """The rows of all hosts, in the order of `own_rows`; all hosts must call this together."""
     if count() == 1:
         return rows
     one_each = {device.process_index: device for device in reversed(jax.devices())}
@@ -76,17 +76,17 @@ def gathered(rows: np.ndarray) -> np.ndarray:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether `flag` holds on any host. All hosts must ask at the same place."""
+    """Whether `flag` holds on any host; all hosts must call this together."""
     return bool(gathered(np.asarray([flag])).any())
 
 
 def wait() -> None:
-    """Returns when every host is here."""
+    """Returns when every host has called it."""
     any_of(False)
 
 
 def shared(tree: Any) -> Any:
-    """The hosts' equal copies as one array each, as checkpoints of several hosts want them."""
+    """The equal copies of all hosts as one global array per leaf, as checkpoints need them."""
     if count() == 1:
         return tree
     copies = NamedSharding(Mesh(np.asarray(jax.devices()), ("device",)), PartitionSpec())

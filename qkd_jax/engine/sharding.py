@@ -1,9 +1,9 @@
-"""Frozen arrays divided over devices, for backbones and many adapters that one device cannot hold.
+"""Frozen arrays divided over devices, for weights and adapters that one device cannot hold.
 
 The devices form a mesh [data, model]. A batch is divided over the first axis; the backbone and what
 finished tasks left are divided over the second, each array along its longest side. What trains is
-small and has a copy everywhere. The compiler places the exchanges (GSPMD); the functions are those
-of `engine.Engine`, so results differ by rounding alone.
+small and is copied to every device. The compiler inserts the communication (GSPMD); the functions
+are those of `engine.Engine`, so results differ only by rounding.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from qkd_jax.engine import hosts
 from qkd_jax.engine.engine import AXIS, Engine, MappedEngine, local_devices
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.settings.config import TrainConfig
+from qkd_jax.settings.sections import TrainConfig
 
 MODEL = "model"
 
@@ -40,12 +40,14 @@ class ShardedEngine(Engine):
     """The engine whose frozen arrays are divided over groups of `model_devices` devices."""
 
     def __init__(self, devices: Sequence[jax.Device], model_devices: int):
-        """See `engine_of`."""
         if hosts.count() > 1:
-            raise ConfigError("train.model_devices: above 1 it works on one host only")
+            raise ConfigError(
+                f"train.model_devices: expected 1 with several hosts, found {model_devices}"
+            )
         if len(devices) % model_devices:
             raise ConfigError(
-                f"train.model_devices: {len(devices)} devices do not form groups of {model_devices}"
+                f"train.model_devices: expected a divisor of {len(devices)} devices, found "
+                f"{model_devices}"
             )
         self.model_devices, self.num_devices = model_devices, len(devices)
         self.num_parts = len(devices) // model_devices
@@ -53,7 +55,7 @@ class ShardedEngine(Engine):
         super().__init__()
 
     def place(self, state: LearnerState) -> LearnerState:
-        """Frozen arrays divided, the others with a copy on every device."""
+        """The state with frozen arrays and memory divided, and the rest copied to every device."""
         copied = NamedSharding(self.mesh, PartitionSpec())
 
         def divided(path, array):
@@ -67,12 +69,14 @@ class ShardedEngine(Engine):
         return rest.replace(**frozen)
 
     def alone(self, state: LearnerState) -> LearnerState:
-        """No device holds it alone."""
+        """As `place`, since no single device can hold the state."""
         return self.place(state)
 
     def _division(self, path: tuple, array: Any) -> PartitionSpec:
-        """Along the longest side that divides; the last of equals, but the first where a product
-        sums over it what the product before left divided (`out` after the values).
+        """The division of one array along its longest divisible side.
+
+        Of equal sides the last is taken; for `out` the first, over which its product sums, since
+        the values that enter it are divided along that side.
         """
         sides = [i for i, n in enumerate(np.shape(array)) if n % self.model_devices == 0 and n > 1]
         if np.ndim(array) < 2 or not sides:

@@ -1,9 +1,9 @@
-"""The five verbs that users call: the engine on one device, with checks of what it is given.
+"""The five verbs that users call: the engine on one device, with checks of all arguments.
 
 A `Learner` (`learners/shape.py`) supplies the parts in which methods differ; the verbs
 `init_state`, `begin_task`, `train_task`, `end_task` and `predict` are the same for all, functions
-over one `LearnerState`. The task index is a traced integer and everything per task is padded to
-`max_tasks`: a run compiles its step once.
+of one `LearnerState`. The task index is a traced integer and everything per task is padded to
+`max_tasks`, so a run compiles its step once.
 """
 
 import functools
@@ -26,7 +26,7 @@ from qkd_jax.settings.config import Config
 
 @functools.cache
 def one_device() -> Engine:
-    """The engine of the verbs; made when it is first asked for."""
+    """The engine of the verbs, made on the first call."""
     return Engine()
 
 
@@ -42,7 +42,7 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
       ConfigError: unknown method, or settings that do not fit the backbone.
     """
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
-        raise ConfigError("init_state needs a typed key: jax.random.key(seed), not PRNGKey(seed)")
+        raise ConfigError("key: expected a typed key, jax.random.key(seed), found another kind")
     trainable, memory = learner_of(config).init(jax.random.fold_in(key, 0), backbone, config)
     return LearnerState(
         frozen={"backbone": backbone},
@@ -66,7 +66,7 @@ def begin_task(
 
     Args:
       task: `Task(index, classes)`; index must follow the last one, classes must be new.
-      num_steps: length of the cosine schedule; 0 keeps the rate constant.
+      num_steps: length of the learning-rate schedule; 0 keeps the rate constant.
       batches: the task's training images as for `end_task`, for methods that look at them before
         training (inflora).
 
@@ -74,7 +74,7 @@ def begin_task(
       ProtocolError: task out of turn, classes seen before, out of range, or more than the config
         has room for.
       ConfigError: the method needs `batches`.
-      DataError: there is no image in `batches`, or not what `train_task` takes.
+      DataError: `batches` is empty, or not what `train_task` takes.
     """
     engine, learner = one_device(), learner_of(state.config)
     state = engine.open_task(state, task, num_steps)
@@ -82,8 +82,8 @@ def begin_task(
         return state
     if batches is None:
         raise ConfigError(
-            f"{state.config.method} looks at a task's images before training: "
-            "begin_task(state, task, num_steps, batches)"
+            f"batches: expected the task's images, which {state.config.method} looks at before "
+            "training, found None; call begin_task(state, task, num_steps, batches)"
         )
     return engine.before(state, engine.survey(state, _checked(state, batches)))
 
@@ -95,8 +95,8 @@ def _checked(state: LearnerState, batches: Iterable[Batch]) -> Iterable[dict]:
 def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[str, jax.Array]]:
     """One optimisation step of the current task.
 
-    Pure and jitted; what the step changes is donated, so use the returned state and not the old
-    one. The backbone and `state.memory` are never copied or changed.
+    What the step changes is donated, so use the returned state and not the old one. The backbone
+    and `state.memory` are neither copied nor changed.
 
     Args:
       state: after `begin_task`.
@@ -128,13 +128,13 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
 
 
 def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
-    """Closes the current task: freezes its slot and computes prototypes, task state and statistics.
+    """Closes the current task: freezes its slot, computes prototypes, task state and statistics.
 
     Args:
       batches: the task's training inputs once more, without augmentation, as for `train_task`.
 
     Raises:
-      DataError: a class of the task has no input in `batches`, or not what `train_task` takes.
+      DataError: `batches` lack a class of the task, or are not what `train_task` takes.
       ProtocolError: no task has begun.
     """
     engine, learner = one_device(), learner_of(state.config)
@@ -155,7 +155,7 @@ def end_task(state: LearnerState, batches: Iterable[Batch]) -> LearnerState:
 def slot_features(
     state: LearnerState, inputs: Any, slots: Sequence[int] | None = None
 ) -> jax.Array:
-    """Features [B, S, D] of `slots` (None: those that `score` reads); other slots are zero.
+    """Features [B, S, D] of `slots` (None = those that `score` reads); other slots are zero.
 
     Raises:
       DataError: as `predict`.
@@ -177,13 +177,12 @@ def predict_with_relevance(
 
 
 def predict(state: LearnerState, images: jax.Array) -> jax.Array:
-    """Scores [B, num_classes] of images; classes not learned yet are -inf. There is no task
-    argument.
+    """Scores [B, num_classes] of images, without a task argument; unlearned classes are -inf.
 
     Args:
       state: after `end_task`.
-      images: [B, H, W, 3] uint8, or float in [0, 1]. A row's scores do not depend on the other
-        rows.
+      images: [B, H, W, 3] uint8, or float in [0, 1]. The scores of an image do not depend on
+        the others.
 
     Raises:
       DataError: images of another shape or type, none at all, or pixels outside [0, 1].

@@ -45,10 +45,15 @@ def empty_moments(num_classes: int, width: int, kind: Kind) -> ClassMoments:
 def add_to_moments(
     moments: ClassMoments, features: jax.Array, positions: jax.Array, mask: jax.Array
 ) -> ClassMoments:
-    """Adds a batch: features [B, D], positions int [B] among the task's classes, mask bool [B].
+    """`moments` with a batch added.
 
-    Two sets of a class are merged by Chan's rule (1983): the scatters add up, plus
+    Two sets of one class are merged by Chan's rule (1983): the scatters add up, plus
     n m / (n + m) d d^T for the distance d of the means.
+
+    Args:
+      features: [B, D].
+      positions: int [B], among the task's classes.
+      mask: bool [B], False where a row is padding.
     """
     member = jax.nn.one_hot(positions, len(moments.count)) * mask[:, None].astype(jnp.float32)
     features = jnp.where(mask[:, None], features, 0.0)
@@ -70,10 +75,10 @@ def add_to_moments(
 
 
 def covariance_factors(moments: ClassMoments, jitter: float) -> jax.Array:
-    """F with F F^T = cov + jitter I for each class: [M, D, D]; for variances [M, D] its diagonal.
+    """F with F F^T = cov + jitter I for each class: [M, D, D], or its diagonal [M, D].
 
-    The covariance divides by n - 1; one image alone has covariance 0. F is the Cholesky factor,
-    or, where rounding leaves no positive matrix, that of the eigenvalues cut off at zero.
+    The covariance divides by n - 1 (a single image has covariance 0). F is the Cholesky factor,
+    or, where rounding leaves the matrix indefinite, one from the eigenvalues clipped at zero.
     """
     freedom = jnp.maximum(moments.count - 1.0, 1.0)
     if moments.scatter.ndim == 2:
@@ -115,7 +120,7 @@ def empty_gaussians(num_classes: int, width: int, kind: Kind) -> Gaussians:
 def store_gaussians(
     gaussians: Gaussians, moments: ClassMoments, columns: jax.Array, jitter: float
 ) -> Gaussians:
-    """`gaussians` with those of a task's classes at class columns [M]; padding is dropped."""
+    """`gaussians` with those of a task's classes at `columns` [M]; padding is dropped."""
     return Gaussians(
         gaussians.mean.at[columns].set(moments.mean, mode="drop"),
         gaussians.factor.at[columns].set(covariance_factors(moments, jitter), mode="drop"),

@@ -7,16 +7,16 @@ import jax
 
 
 class Generator(NamedTuple):
-    """Pure functions around a memory, a pytree whose shapes do not depend on the classes seen.
+    """A generator as pure functions over its memory, a pytree of fixed shapes.
 
     Attributes:
-      empty: (num_classes, width) -> memory with room for every class that may come.
+      empty: (num_classes, width) -> memory with room for all classes.
       fit: (memory, statistics, columns int [M]) -> memory that also holds the classes of one task.
-        `statistics` are of its M classes, `columns` their class columns; those out of range are
-        padding and dropped.
+        `statistics` are of its M classes, `columns` their labels; those out of range are padding
+        and dropped.
       draw: (memory, key, labels int [N]) -> one feature of the class of each label, [N, D].
-      one_class: `draw` takes labels that are all the same, since features of one class together
-        are much cheaper than one by one.
+      one_class: `draw` needs labels that are all equal: drawing one class at a time is much
+        cheaper.
     """
 
     empty: Callable[[int, int], Any]

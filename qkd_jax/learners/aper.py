@@ -1,17 +1,17 @@
-"""APER (ADAM): an adapter tuned in the first task, joined to the frozen model; class means.
+"""APER (ADAM): class means of features of the frozen model and an adapter of the first task.
 
 Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and
 Adaptivity are All You Need", IJCV 2024, arXiv 2303.07338; the variant with adapters. The adapter
 and a cosine head are trained by cross-entropy on the first task's classes; then the adapter is
-frozen for good and the head is thrown away. The feature of an image is [frozen, adapted], joined to
-2D numbers; a class is the mean of its images' joined features, and scores by the cosine to it.
+frozen for good and the head is thrown away. The feature of an image is the concatenation
+[frozen, adapted] of 2D numbers; a class scores by the cosine to the mean feature of its images.
 
 Published (LAMDA-PILOT): SGD 0.9, cosine to 0, learnable scale from 1, bottleneck 64, adapter
 scale 0.1, dropout 0.1; CIFAR-100 20 epochs, rate 0.01, batch 48, weight decay 5e-4; ImageNet-R 10
 epochs, rate 0.05, batch 16, weight decay 5e-3.
 
-The reference's head keeps a learnable scale after training; a positive factor on every cosine
-changes no decision, so scores here are plain cosines.
+The reference's head keeps a learnable scale after training. A positive factor on all cosines
+changes no prediction, so scores here are plain cosines.
 """
 
 import jax

@@ -8,19 +8,20 @@ those classes. When a task ends the prompt that inference uses moves towards the
 
     p <- (1 - m) p + m current        (first task: p = current),
 
-while training goes on from the current one. Logits are standardize(feature) . row / |row|.
+while training continues from the current one. Logits are standardize(feature) . row / |row|.
 
 Published settings (the authors' scripts): Adam, no decay, batch 64, the rate falling by epoch as
 CODA-Prompt's (`train.schedule=quarter_cosine`); rate 0.004, 30 epochs
 (CIFAR-100); 0.003, 30 epochs, m 0.2 (ImageNet-R); 0.02, 25 epochs (CUB); 0.005, 50 epochs (Cars);
 m 0.3 except where said; ViT-B/16 tuned on ImageNet-1k, pixels in [0, 1].
 
-As the authors' code, not as its text: the head's LayerNorm has parameters that no optimiser ever
-gets, so it only standardises; the head's bias is never added; "dropout 0.01" is never applied; the
-normal of deviation 0.02 is cut at 2 (100 deviations), so it is not cut.
+Some things follow what the authors' code does rather than what it says: the head's LayerNorm has
+parameters that no optimiser gets, so it only standardises; the head's bias is never added;
+"dropout 0.01" is never applied; the normal distribution of deviation 0.02 is truncated at 2 (100
+deviations), so effectively not at all.
 
-Differences: the authors train on AutoAugment and drop the last incomplete batch of each task's test
-images, we score every image.
+Differences: the authors train with AutoAugment and drop the last incomplete batch of each task's
+test images; we score every image.
 """
 
 from dataclasses import dataclass
@@ -39,9 +40,9 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class AptSettings:
-    """APT (arXiv 2503.07979): how far a task's end moves the prompt of inference."""
+    """APT (arXiv 2503.07979): how far the prompt of inference moves when a task ends."""
 
-    merge: float = setting(0.3, low=0, high=1)  # m: share of the prompt that the task ends with
+    merge: float = setting(0.3, low=0, high=1)  # m: share of the newly trained prompt
 
 
 PROMPT_DEVIATION = 0.02
@@ -49,7 +50,7 @@ HEAD_EPS = 1e-5
 
 
 def new_rows(key, backbone, config):
-    """{"rows": [M, D]}; their length sets how far one step turns them."""
+    """{"rows": [M, D]} of a new head. The longer a row, the less one step turns it."""
     return {"rows": new_linear_head(key, backbone, config)["rows"]}
 
 
@@ -107,7 +108,7 @@ def score(state, features):
     return mask_unseen(state, logits_of(features[:, state.task], state.memory["rows"])), None
 
 
-# Every task has a slot of its own, since the merged prompt changes with each.
+# Each task has a slot of its own, since the merged prompt changes with every task.
 LEARNER = register(
     Learner(
         name="apt",

@@ -1,4 +1,4 @@
-"""CODA-Prompt: every image's own prompt, a weighted sum of components that tasks add to a pool.
+"""CODA-Prompt: a prompt per image, as a weighted sum of components that tasks add to a pool.
 
 Smith et al., "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free
 Continual Learning", CVPR 2023, arXiv 2211.13218. With q the frozen model's feature, each of the
@@ -7,14 +7,14 @@ first five blocks has components P [M, L, D], keys K [M, D] and attention vector
     w_m = cos(q * A_m, K_m),    prompt = sum_m w_m P_m       (no softmax)
 
 The first L/2 rows of the prompt go in front of the block's keys, the others in front of its values.
-Of M components every task brings n = floor(M / T) (what is left over is never used); components of
-older tasks are used and stay as they are, those of later tasks are absent. Loss: cross-entropy over
+Every task brings n = floor(M / T) of the M components (a remainder is never used); components of
+older tasks are used and frozen, those of later tasks are absent. Loss: cross-entropy over
 the task's classes plus mu times the distance of K, A and P from orthogonal rows.
 
 Published settings (the authors' scripts; LAMDA-PILOT's are the same): M 100, L 8, mu 0, Adam at
 0.001 without decay along a quarter of a cosine by epoch, batch 128, 20 epochs (CIFAR-100), 50
-(ImageNet-R), 5 (DomainNet); pixels in [0, 1]. The authors' first code: `form=paper`,
-`penalty=1e-7` (its mu 0.1 stands before a mean of squares times 1e-6).
+(ImageNet-R), 5 (DomainNet); pixels in [0, 1]. The authors' first code is
+`form=paper`, `penalty=1e-7` (its mu of 0.1 multiplies a mean of squares times 1e-6).
 
 Differences from the authors' code:
 
@@ -65,7 +65,7 @@ class CodaPromptSettings:
 
 
 def check(config, spec):
-    """n, the components of one task.
+    """The number n of components per task.
 
     Raises:
       ConfigError: too few components for the tasks, too many for the width, or too few blocks.
@@ -130,11 +130,11 @@ def begin(state, key):
 
 
 def orthogonal_starts(form, pool, drawn, task):
-    """The drawn rows of each kind [K, n, ...] made orthogonal to those of tasks before `task` in
-    the pool [K, T, n, ...] and to one another, of length 1; every one of K blocks by itself.
+    """The drawn rows of each kind [K, n, ...], made orthonormal and orthogonal to the rows of tasks
+    before `task` in the pool [K, T, n, ...], in each of K blocks separately.
 
-    The kinds are padded to one width and orthogonalised in one call: decompositions that run at the
-    same time can block one another for good on a machine with few cores (jaxlib 0.10).
+    The kinds are padded to one width and orthogonalised in one call, since decompositions that run
+    at the same time can deadlock on a machine with few cores (jaxlib 0.10).
     """
     blocks, tasks, size = pool["keys"].shape[:3]
     widths = {name: rows[0, 0, 0].size for name, rows in pool.items()}
@@ -150,7 +150,7 @@ def orthogonal_starts(form, pool, drawn, task):
     if form == "gram_schmidt":
         rows = lax.dynamic_update_slice_in_dim(rows, drawn_rows, first, axis=1)
         basis, upper = jnp.linalg.qr(rows.swapaxes(1, 2))
-        # Gram-Schmidt is the decomposition whose diagonal is positive.
+        # Gram-Schmidt gives the decomposition with a positive diagonal.
         signs = jnp.sign(jnp.diagonal(upper, axis1=1, axis2=2))
         rows = (basis * signs[:, None, :]).swapaxes(1, 2)
     else:
@@ -176,8 +176,9 @@ def _published_rows(rows, drawn, first):
 
 
 def component_weights(query, attention, keys):
-    """[B, M]: cos(q * A_m, K_m) of query [B, D], attention and keys [M, D], without the [B, M, D]
-    products: both sums over D are matrix products. A zero row has weight 0.
+    """[B, M]: cos(q * A_m, K_m) of query [B, D], attention and keys [M, D]; zero rows weigh 0.
+
+    Both sums over D are matrix products, so that no array [B, M, D] is needed.
     """
     along = jnp.matmul(query, (attention * unit(keys)).T, precision="highest")
     square = jnp.matmul(query * query, (attention * attention).T, precision="highest")
@@ -185,7 +186,7 @@ def component_weights(query, attention, keys):
 
 
 def used_rows(state, pool):
-    """bool [T n]: components of tasks up to the current one."""
+    """bool [T n]: the components of tasks up to the current one."""
     tasks, size = pool["keys"].shape[1:3]
     return jnp.repeat(jnp.arange(tasks) <= state.task, size)
 
@@ -207,14 +208,14 @@ def inserts_of(state, pool, query):
 
 
 def with_trained(state, prompt):
-    """The pool with the current task's components `prompt` in their place."""
+    """The pool, with the components of the current task replaced by `prompt`."""
     return jax.tree.map(
         lambda pool, mine: pool.at[:, state.task].set(mine), state.memory["prompt"], prompt
     )
 
 
 def penalty(state, pool):
-    """Sum over blocks and over P, K, A of the mean of squares of R R^T - I, rows R in use."""
+    """Sum over blocks and P, K, A of the mean square of R R^T - I, for the rows R in use."""
     used = used_rows(state, pool)
     pairs = used[:, None] & used[None, :]
 

@@ -1,17 +1,17 @@
-"""DualPrompt: prefixes shared by all tasks in the first blocks, prefixes of one task after them.
+"""DualPrompt: prefixes of all tasks in the first blocks, prefixes per task in the next ones.
 
 Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning", ECCV 2022,
-arXiv 2204.04799. G-prompts (blocks 0-1) go on learning with every task; E-prompts (blocks 2-4) are
-one set for each task, with a key. All are rows in front of the keys and values of attention. Task t
+arXiv 2204.04799. G-prompts (blocks 0-1) continue to learn in every task; of E-prompts (blocks 2-4)
+each task has its own set, with a key. All are put before the keys and values of attention. Task t
 trains its own E-prompts and pulls its key to the frozen queries of its images: cross-entropy over
 the task's classes + lambda (1 - cos(q, k_t)). A test image gets the E-prompts of the learned task
 whose key is nearest in cosine; the class token gives the feature.
 
 `dualprompt.form=gtripl` is the version of the CODA-Prompt code (arXiv 2211.13218): every E-block
-has its own keys and chooses for itself, and a length counts key and value rows together.
+has its own keys and makes its own choice, and a length counts key and value rows together.
 
-The relevance of task i is the share of choices that fell on it: 0 or 1 with one set of keys, in
-thirds with three.
+The relevance of task i is the share of choices that fell on it: 0 or 1 with one set of keys,
+multiples of a third with three.
 
 Published settings on ViT-B/16 with Adam, no decay: public configuration G 5, E 5 (CIFAR) or 20
 (ImageNet-R), pool 10, lambda 1, U(0, 0.01), E-prompts from the previous task's, head from zero,
@@ -22,8 +22,8 @@ U(0, 1), E-prompts at random, rate 0.001 with cosine, batch 128, 20 or 50 epochs
 
 Where we differ: no majority vote over a batch (`batchwise_prompt`), and no reshape that mixes its
 images (PILOT's port gives the first half of a batch key rows as values and the second half value
-rows as keys). Keys of tasks that are not learned yet never win; all three public codes compare with
-their random start.
+rows as keys). Keys of tasks that are not learned yet are never chosen; in all three public codes
+their random start can be.
 """
 
 from dataclasses import dataclass
@@ -50,8 +50,7 @@ from qkd_jax.settings.ranges import Conflicts, setting
 
 @dataclass(frozen=True)
 class DualPromptSettings:
-    """DualPrompt (arXiv 2204.04799): prefixes of all tasks in the first blocks, one set for each
-    task in the blocks after them.
+    """DualPrompt (arXiv 2204.04799): prefixes of all tasks, and a set of prefixes per task.
 
     `form`: `official` has one key per task, and `*_length` key rows and as many value rows;
     `gtripl` has a key for each (block, task), and `*_length` is both together. `start`: U(0, 0.01),
@@ -66,7 +65,7 @@ class DualPromptSettings:
     # E-prompts: at least one per task (checked, but no more are made); 0 = one per task.
     pool: int = setting(0, low=0, zero="one per task")
     start: Literal["small", "unit", "signed"] = "small"
-    expert_start: Literal["previous", "random"] = "previous"  # where E-prompts of a task start
+    expert_start: Literal["previous", "random"] = "previous"  # where E-prompts start
     key_weight: float = setting(1.0, low=0)  # lambda
     key_loss: Literal["mean", "sum"] = "mean"
 
@@ -77,7 +76,7 @@ class DualPromptSettings:
 
 
 def _shapes(config, width):
-    """Shapes of G-prompts, of one task's E-prompts [blocks, key or value, rows, D], of its keys."""
+    """Shapes of G-prompts and E-prompts [blocks, key or value, length, D], and of a task's keys."""
     settings = config.dualprompt
     halves = 1 if settings.form == "official" else 2
     key_sets = 1 if settings.form == "official" else settings.expert_blocks
@@ -128,8 +127,8 @@ def begin(state, key):
 
 
 def inserts(state, general, experts):
-    """Prefixes of the first blocks: G-prompts [G, 2, R, D], then for each E-block key and value
-    rows, [R, D] for all images or [B, R, D] for each.
+    """The prefixes: G-prompts [G, 2, R, D], then for each E-block a pair of key and value rows,
+    [R, D] for all images or [B, R, D] per image.
     """
     pairs = [(block[0], block[1]) for block in general] + list(experts)
     prefixes = {i: AttentionInsert(prefix_key=k, prefix_value=v) for i, (k, v) in enumerate(pairs)}

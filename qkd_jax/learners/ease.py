@@ -1,11 +1,10 @@
-"""EASE: an adapter per task, class means in every adapter's subspace, old classes guessed in new
-ones.
+"""EASE: an adapter per task, and class means in the subspace of every adapter.
 
 Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning",
 CVPR 2024, arXiv 2403.12030. Each adapter is trained by cross-entropy on its own task. A class c of
 task i scores cos(f_i, row[i, c]) + alpha / t * sum over the other subspaces j of cos(f_j, row[j,
-c]), t = index of the last task. Rows of old classes in new subspaces come from their similarity to
-the new classes (`complemented`).
+c]), t = index of the last task. Rows of old classes in new subspaces are estimated from their
+similarity to the new classes (`complemented`).
 
 Published settings (sun-hailong/CVPR24-Ease, json files): bottleneck 64 (VTAB 16), head.scale 1, SGD
 with momentum 0.9 and weight decay on everything, alpha 0.1 (CUB 0.05), old rows recomputed after
@@ -14,10 +13,10 @@ weight decay 0.005; ImageNet-A 0.05, 32, 0.005; VTAB 0.03, 16, 0.005, 45 epochs;
 elsewhere.
 
 Where this differs from the authors' code, as do all methods here that train an adapter with
-`task_heads.new_head`: the rate falls by step, theirs by epoch (their sum is 1 + 1 / epochs of
-ours); the rows of the training head start at length about 1, theirs at about 0.58, which under a
-cosine turn three times as fast at first. The subspace of the frozen model (`use_init_ptm`, on for
-CUB and OmniBenchmark in their files) is left out.
+`task_heads.new_head`: the rate falls by step, theirs by epoch (its sum over steps is
+1 + 1 / epochs times ours); the rows of the training head start at length about 1, theirs at about
+0.58, where cosine rows turn three times as fast at first. The subspace of the frozen model
+(`use_init_ptm`, on for CUB and OmniBenchmark in their files) is left out.
 """
 
 from dataclasses import dataclass
@@ -44,10 +43,10 @@ from qkd_jax.nn.heads import class_means, unit
 
 @dataclass(frozen=True)
 class EaseSettings:
-    """EASE (arXiv 2403.12030): weight of the subspaces that are not a class's own."""
+    """EASE (arXiv 2403.12030): weight of other subspaces than a class's own, and their rows."""
 
     alpha: float = 0.1
-    complement: bool = True
+    complement: bool = True  # estimate the rows of old classes in new subspaces
 
 
 def init(key, backbone, config):

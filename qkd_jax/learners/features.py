@@ -1,4 +1,4 @@
-"""Features: the frozen transformer with what a method inserts, read off as one vector."""
+"""Features of the frozen transformer with a method's inserts, one vector per input."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def class_feature(
     inserts: Inserts | None = None,
     dropout_keys: jax.Array | None = None,
 ) -> jax.Array:
-    """[B, D] float32: the class token's output; without inserts, the frozen model's."""
+    """[B, D] float32: the output of the class token; without inserts, that of the frozen model."""
     rows = encode(
         state.backbone,
         inputs,

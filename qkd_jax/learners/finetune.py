@@ -1,7 +1,7 @@
 """Finetune: one adapter and one head, trained on task after task; the lower reference.
 
-The adapter goes on from where the last task left it. The rows of old classes stay, but the feature
-under them moves. Cross-entropy over the current task's classes only, as for every method here.
+The adapter continues from where the last task left it. The head rows of old classes stay, but
+their features move. Cross-entropy is over the current task's classes, as in every method here.
 """
 
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def score(state, features):
     return mask_unseen(state, class_logits(state, features[:, state.task])), None
 
 
-# Every task has a slot of its own, since the one adapter changes with each.
+# Each task has a slot of its own, since the one adapter changes with every task.
 LEARNER = register(
     Learner(
         name="finetune",

@@ -8,7 +8,7 @@ branch's down-projection is fixed to the top singular vectors of (I - P) M / sqr
 projects on the directions occupied by older tasks; only the up-projection (from zero) and the
 linear head of the task are trained, by cross-entropy over the task's classes. A second pass after
 training lets P grow (DualGPM) until its share of the squared moment is
-lamb + (lame - lamb) * task / tasks. The score is that of all heads on the one feature.
+lamb + (lame - lamb) * task / tasks. All heads score the one feature.
 
 Published settings (json files of the code): Adam at 5e-4 without decay along a quarter of a cosine
 by epoch, batch 128, rank 10, lame 1; CIFAR-100 Inc10 20 epochs, lamb 0.95; ImageNet-R Inc10, Inc20
@@ -16,8 +16,8 @@ and Inc40 50 epochs, lamb 0.98; both with `inflora.first_basis = "below"`.
 
 Where this differs from the code:
 - DualGPM stores P or, past half the width, its complement. Both forms give the same directions, so
-  here P itself is stored. Where the first basis takes more than half the width the code stops with
-  an assertion, and at exactly half it takes the basis for its complement; neither happens here.
+  here P itself is stored. If the first basis takes more than half the width the code stops with an
+  assertion, and at exactly half it confuses the basis with its complement; neither happens here.
 - `first_basis`: GPM takes the fewest directions that reach the threshold (Saha et al., ICLR 2021,
   arXiv 2103.09762, Eq. 5). The code's first update takes one fewer, but at least one: "below".
 - A direction without energy is zero instead of an arbitrary vector.
@@ -53,7 +53,7 @@ class InfloraSettings:
     share of the energy reaches `lamb`. `below`: as the authors' code, one fewer, but at least one.
     """
 
-    rank: int = setting(10, low=1)  # of one task's branch
+    rank: int = setting(10, low=1)  # of a branch
     # Share of the energy in memory after the first task ...
     lamb: float = setting(0.95, low=0, high=1)
     lame: float = setting(1.0, low=0, high=1)  # ... rising towards this
@@ -64,7 +64,7 @@ class InfloraSettings:
             yield "lamb", f"at most inflora.lame ({self.lame:g})"
 
 
-# The down-projection of a branch: its directions have this length.
+# Length of the directions in a branch's down-projection.
 DOWN_LENGTH = 3**-0.5
 
 
@@ -97,12 +97,12 @@ def begin(state, key):
 
 
 def stored_branch(state, up):
-    """`memory["up"]` with the current task's branch in its place."""
+    """`memory["up"]` with the branch of the current task replaced by `up`."""
     return jax.tree.map(lambda all_, one: all_.at[:, state.task].set(one), state.memory["up"], up)
 
 
 def add_moments(state, inputs, mask):
-    """Sums over images for M of every block, with the branches that are in memory."""
+    """Sums over images from which M of every block follows, under the branches in memory."""
     backbone, dtype = state.backbone, jnp.dtype(state.config.backbone.compute_dtype)
     inserts = branch_inserts(state.memory["down"], state.memory["up"])
     moments, tokens = attention_moments(backbone, inputs, mask, inserts, dtype)
@@ -116,8 +116,8 @@ def moments_of(sums):
 
 def new_directions(state, sums, key):
     rank, occupied = state.config.inflora.rank, state.memory["occupied"]
-    found = jax.vmap(lambda m, p: free_directions(m, p, rank))(moments_of(sums), occupied)
-    down = state.memory["down"].at[:, :, state.task].set(DOWN_LENGTH * found)
+    free = jax.vmap(lambda m, p: free_directions(m, p, rank))(moments_of(sums), occupied)
+    down = state.memory["down"].at[:, :, state.task].set(DOWN_LENGTH * free)
     return state.replace(memory={**state.memory, "down": down})
 
 
@@ -154,7 +154,7 @@ def score(state, features):
     return mask_unseen(state, logits), None
 
 
-# Every task has a slot of its own, since each branch changes the one feature.
+# Each task has a slot of its own, since every branch changes the one feature.
 LEARNER = register(
     Learner(
         name="inflora",

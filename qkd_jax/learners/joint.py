@@ -1,9 +1,8 @@
 """Joint: one adapter and one head trained on all classes at once; the upper reference.
 
-Not a continual method: a run gives every class in one task, so that the accuracy after it is what
-the same adapter reaches when nothing can be forgotten. Everything but the single task is
-`finetune`'s, whose cross-entropy over the classes of the task is here one over all classes. One
-stage has no old task: average accuracy is last accuracy, and every forgetting is 0.
+This is not a continual method: all classes are one task, so that its accuracy is what the adapter
+reaches when nothing can be forgotten. Otherwise it is `finetune`. With a single stage, average
+accuracy equals last accuracy, and every forgetting is 0.
 """
 
 from qkd_jax.learners import finetune

@@ -1,9 +1,9 @@
-"""L2P: a pool of prompts shared by all tasks; every image chooses its own by keys.
+"""L2P: a pool of prompts shared by all tasks, from which every image chooses by keys.
 
 Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, arXiv 2112.08654. A prompt P_j
 of the pool has a key k_j; an image's query q(x) is the frozen model's feature. The N prompts with
-the keys nearest in cosine are put before the tokens, after the positions and without one; the
-feature is the mean of the N L_p prompt outputs. Loss: cross-entropy over the task's classes
+the keys nearest in cosine are added to the tokens, without positions; the feature is the mean of
+the N L_p prompt outputs. Loss: cross-entropy over the task's classes
 + lambda sum_chosen (1 - cos(q, k)). Pool and head are trained on task after task.
 
 `l2p.form=gtripl` is the "L2P++" of the CODA-Prompt code (arXiv 2211.13218): the chosen prompts are
@@ -22,11 +22,11 @@ L 5, lambda 0.5; PILOT M 10, N 5, L 5, lambda 0.1, U(-1, 1), rate 0.001875, batc
 (CIFAR) or 32 and 10 (ImageNet-R); L2P++ M 30, N 5, L 20, lambda 1, U(0, 1), key loss `gtripl_sum`,
 rate 0.001 with cosine, batch 128, 20 epochs (CIFAR) or 50 (ImageNet-R).
 
-Where we differ: the public code can replace every image's choice by the batch's majority, at test
-too (`batchwise_prompt`), which tells a test batch of one task its task; here an image never sees
-its batch. Prompts of `task` that no task has trained are never chosen; the public code compares
-with their random keys. How often a prompt was chosen is counted in one pass when a task ends,
-since the paper does not say at which moment of training.
+Where we differ: the public code can replace every image's choice by the majority of its batch, at
+test too (`batchwise_prompt`), which reveals the task of a test batch from one task; here images are
+independent of their batch. With `task`, prompts that no task has trained are never chosen; in the
+public code their random keys can be. How often a prompt was chosen is counted in one pass when a
+task ends, since the paper does not say when in training.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ from qkd_jax.settings.ranges import Conflicts, setting
 class L2pSettings:
     """L2P (arXiv 2112.08654): the pool, how images choose from it, and where prompts go.
 
-    `form`: `official` puts prompts before the tokens and classifies the mean of their outputs;
+    `form`: `official` adds prompts to the tokens and classifies the mean of their outputs;
     `gtripl` is "L2P++": prefixes in the first `blocks` blocks, class token. `diversify`: how
     training spreads tasks over the pool (see `learners.l2p`). `start`: U(0, 0.01), U(0, 1) or
     U(-1, 1).
@@ -66,7 +66,7 @@ class L2pSettings:
 
     form: Literal["official", "gtripl"] = "official"
     pool: int = setting(10, low=1)  # M prompts
-    # L_p rows of one; in `gtripl` half for keys and half for values.
+    # L_p, rows of a prompt; in `gtripl` half for keys and half for values.
     length: int = setting(5, low=1)
     top_k: int = setting(5, low=1)  # N chosen by each image
     blocks: int = setting(1, low=1)  # `gtripl` only; 5 = "Deep L2P++"
@@ -82,13 +82,13 @@ class L2pSettings:
             yield "length", "an even number: half for keys, half for values"
 
 
-# Share given to a prompt that was never chosen: below that of one choice, but the nearest key of
-# several such prompts still wins.
+# Share given to a prompt that was never chosen: it wins over all chosen ones, and among several
+# such prompts the nearest key wins.
 NEVER = 1e-6
 
 
 def _pools(config):
-    """How many blocks have a pool of their own."""
+    """The number of blocks with a pool of their own."""
     return 1 if config.l2p.form == "official" else config.l2p.blocks
 
 
@@ -122,8 +122,8 @@ def begin(state, key):
 
 
 def choose(state, keys, query, *, training):
-    """Per pool, (cosines [B, M] of queries to keys, the prompts [B, N] that images choose)."""
-    settings, found = state.config.l2p, []
+    """For each pool, (cosines [B, M] of queries to keys, positions [B, N] of chosen prompts)."""
+    settings, choices = state.config.l2p, []
     size = settings.top_k
     for own_keys, counts in zip(keys, state.memory["chosen"], strict=True):
         cosine = cosines(query, own_keys)
@@ -137,8 +137,8 @@ def choose(state, keys, query, *, training):
             chosen = nearest((cosine - 1.0) * jnp.maximum(share, NEVER)[None, :], size)
         else:
             chosen = nearest(cosine, size)
-        found.append((cosine, chosen))
-    return found
+        choices.append((cosine, chosen))
+    return choices
 
 
 def inserts(state, prompts, chosen):
@@ -150,25 +150,25 @@ def inserts(state, prompts, chosen):
 
 
 def prompted_feature(state, inputs, inserts):
-    """[B, D]: the mean output of the prompts, or of the class token where they are prefixes."""
+    """[B, D]: the mean output of the prompts, or if they are prefixes that of the class token."""
     read = added_feature if state.config.l2p.form == "official" else class_feature
     return read(state, inputs, inserts)
 
 
 def inserts_of(state, query):
-    found = choose(state, state.trainable["keys"], query, training=False)
-    return inserts(state, state.trainable["prompts"], [chosen for _, chosen in found])
+    choices = choose(state, state.trainable["keys"], query, training=False)
+    return inserts(state, state.trainable["prompts"], [chosen for _, chosen in choices])
 
 
 def loss(trainable, state, inputs, batch, context):
     settings, query = state.config.l2p, query_of(state, inputs, batch)
-    found = choose(state, trainable["keys"], query, training=True)
-    insert = inserts(state, trainable["prompts"], [chosen for _, chosen in found])
+    choices = choose(state, trainable["keys"], query, training=True)
+    insert = inserts(state, trainable["prompts"], [chosen for _, chosen in choices])
     features = prompted_feature(state, inputs, insert)
     terms = classification(trainable["head"], state, features, batch["label"])
     reduction = settings.key_loss
     pulls = [
-        key_loss(cos, chosen, reduction, context.mask, context.gather) for cos, chosen in found
+        key_loss(cos, chosen, reduction, context.mask, context.gather) for cos, chosen in choices
     ]
     return with_term(terms, "key", settings.key_weight, sum(pulls))
 
@@ -178,10 +178,10 @@ def empty_counts(config, num_slots, width):
 
 
 def count_choices(state, counts, features, labels, mask):
-    """How often each prompt would be chosen in training, by the images of the task that ends."""
-    found = choose(state, state.trainable["keys"], features[:, 0], training=True)
+    """`counts` plus how often a batch of the task that ends chooses each prompt, as in training."""
+    choices = choose(state, state.trainable["keys"], features[:, 0], training=True)
     weight = mask.astype(counts.dtype)[:, None, None]
-    votes = [jax.nn.one_hot(chosen, counts.shape[1]) * weight for _, chosen in found]
+    votes = [jax.nn.one_hot(chosen, counts.shape[1]) * weight for _, chosen in choices]
     return counts + jnp.stack([vote.sum((0, 1)) for vote in votes])
 
 

@@ -1,9 +1,9 @@
 """Linear probe: a head on the frozen model's feature, trained task by task; a lower reference.
 
 The feature cannot forget, since nothing under the head moves. What is lost is the comparison
-between tasks: each task's rows are trained by cross-entropy over its own classes only, and stay as
-they are afterwards. `head.kind` says whether rows score by cosine or by dot product. The first task
-starts the scale of the cosine head, later ones go on from it: one scale for all classes.
+between tasks: the head rows of each task are trained by cross-entropy over its own classes, and
+frozen afterwards. `head.kind` says whether rows score by cosine or by dot product. The scale of the
+cosine head is trained on from task to task: there is one scale for all classes.
 """
 
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def score(state, features):
     return mask_unseen(state, class_logits(state, features[:, 0])), None
 
 
-# Slot 0 is the frozen model: what training reads is what is scored later, computed once.
+# Slot 0 is the frozen model; training and scoring read the same features, computed once.
 LEARNER = register(
     Learner(
         name="linear_probe",

@@ -1,13 +1,14 @@
-"""MOS: adapters merged while they train, a head aligned on Gaussians, adapters retrieved in rounds.
+"""MOS: adapters merged in training, a head aligned on Gaussians, adapters retrieved in rounds.
 
 Sun et al., "MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning", AAAI 2025,
-arXiv 2412.09441. One adapter goes on from task to task; after every step it moves a tenth of the
-way to the mean of the adapters stored so far. Its loss is cross-entropy on the task's own classes
-plus a term that keeps the features of a batch, and the means of old classes, apart. A task leaves
-its adapter and a Gaussian for each class under it; from the second task on, the linear head over
-all classes is trained once more on draws from them. At test, class means under the first adapter
-name a class, so a task; its adapter's prediction names a task again, for up to four adapters. The
-softmax of the last one and of the class means' cosines times the number of tasks are added.
+arXiv 2412.09441. One adapter is trained on from task to task; after every step it moves a tenth
+of the way to the mean of the adapters stored so far. Its loss is cross-entropy on the task's own
+classes plus a term that keeps the features of a batch, and the means of old classes, apart. A task
+leaves its adapter and a Gaussian for each class under it; from the second task on, the linear head
+over all classes is trained once more on draws from them. At test, class means under the first
+adapter give a class and hence a task; the prediction of its adapter gives a task again, for up to
+four adapters. The score is the softmax of the last one plus that of the number of tasks times the
+cosines to the class means.
 
 Slot i is adapter i. Published settings: adapter.bottleneck 16, scale 0.1, dropout 0.1;
 train.head_rate 0.1, momentum 0.9, cosine, decay on every leaf (train.decay_leaves=
@@ -69,8 +70,8 @@ class MosSettings:
 
     # Alpha: the step of an adapter towards the mean of the older ones.
     merge_rate: float = setting(0.1, low=0, below=1)
-    # When: after every optimisation step; or, as the authors' code runs, also in every block of
-    # every forward pass, which leaves the mean of the older adapters in each slot.
+    # After every optimisation step; or, as in the authors' code, also in every block of every
+    # forward pass, which leaves the mean of the older adapters in each slot.
     merge: Literal["step", "every_pass"] = "step"
     # Weight of the loss that keeps features and class means apart.
     orthogonality: float = setting(0.1, low=0)
@@ -99,12 +100,12 @@ def init(key, backbone, config):
 
 
 def logits_of(head, features):
-    """features [..., D] on rows [C, D] with biases [C]."""
+    """Logits [..., C] of features [..., D] on rows [C, D] with biases [C]."""
     return linear_logits(features, head["rows"], head["bias"])
 
 
 def begin(state, key):
-    """The adapter of the last task goes on; the head's rows are new."""
+    """The adapter of the last task is trained on; the head is new."""
     previous = adapter_of(state, jnp.maximum(state.task - 1, 0))
     adapter = jax.tree.map(
         lambda new, old: jnp.where(state.task > 0, old, new), state.trainable["adapter"], previous
@@ -146,7 +147,7 @@ def as_in_forward(state, adapter):
 
 
 def project(trainable, state):
-    """After a step: merged once, or also by the coming forward pass."""
+    """After a step: merged once, or with `every_pass` also as the next forward pass does."""
     adapter, times = trainable["adapter"], 1
     if state.config.mos.merge == "every_pass":
         times += num_blocks(adapter)
@@ -154,12 +155,12 @@ def project(trainable, state):
 
 
 def orthogonality(state, features, mask):
-    """Mean over all rows r of -log softmax_s(r . s / 0.8)[s = r], rows = means of old classes and
-    features [N, D] of the batch where `mask` [N] holds.
+    """Mean over vectors r of -log softmax_s(r . s / 0.8)[s = r]. The vectors are the means of old
+    classes and the features [N, D] of a batch where `mask` [N] holds.
     """
-    rows = jnp.concatenate([state.memory["gaussians"].mean, features])
+    vectors = jnp.concatenate([state.memory["gaussians"].mean, features])
     real = jnp.concatenate([old_classes(state), mask])
-    similarity = jnp.where(real[None, :], rows @ rows.T / TEMPERATURE, MASKED)
+    similarity = jnp.where(real[None, :], vectors @ vectors.T / TEMPERATURE, MASKED)
     own = jnp.diagonal(jax.nn.log_softmax(similarity))
     return -jnp.mean(own, where=real)
 
@@ -175,11 +176,11 @@ def loss(trainable, state, inputs, batch, context):
 
 
 def freeze(state):
-    """The adapter fills its slot, and its sum with the older ones is what later ones merge with."""
+    """The adapter fills its slot and is added to the sum that later ones merge with."""
     trained, used = state.trainable["adapter"], state.trainable["adapter"]
     if state.config.mos.merge == "every_pass":
         blocks = num_blocks(trained)
-        trained = merged(state, trained, -blocks)  # the forward pass after the last step never came
+        trained = merged(state, trained, -blocks)  # undoes the forward pass after the last step
         mean = merged(state, trained, jnp.inf)
         used = jax.tree.map(lambda a, b: jnp.where(state.task > 0, b, a), trained, mean)
     state = state.replace(trainable={**state.trainable, "adapter": used})
@@ -188,7 +189,7 @@ def freeze(state):
 
 
 def statistics(config, num_slots, width):
-    """Moments under the task's own adapter, and means under the first."""
+    """Empty moments under the task's own adapter, and under the first one for its means."""
     count, kind = config.shapes.max_task_classes, config.alignment.statistics
     return empty_moments(count, width, kind), empty_moments(count, width, "variance")
 
@@ -219,8 +220,8 @@ def extract(state, inputs, slot, features):
 
 
 def score(state, features):
-    """Self-refined retrieval: a_1 from the prototypes, a_k+1 = task of the class that adapter a_k
-    predicts; a fixed point stays. Then softmax(z_a) + softmax(t cos(f_0, prototypes)).
+    """Self-refined retrieval: a_1 is the task of the nearest prototype, a_k+1 that of the class
+    that adapter a_k predicts. The score is softmax(z_a) + softmax(t cos(f_0, prototypes)).
     """
     settings, owner = state.config.mos, state.task_of_class
     cosines = mask_unseen(state, unit(features[:, 0]) @ unit(state.memory["prototypes"]).T)

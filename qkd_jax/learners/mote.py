@@ -1,4 +1,4 @@
-"""MoTE: an adapter per task as an expert, experts kept by their own prediction, features fused.
+"""MoTE: an adapter per task as an expert, experts filtered by their predictions, features fused.
 
 Li, Wu and Ji, "MoTE: Mixture of Task-specific Experts for Pre-Trained Model-Based Class-incremental
 Learning", arXiv 2506.11038; by the first author of QKD. Each adapter is trained by cross-entropy on
@@ -7,19 +7,18 @@ expert i compares its feature f_i with the rows of all classes seen,
 
     p_i = softmax(10 cos(f_i, row)),  y_i = argmax p_i,  c_i = max p_i.
 
-Experts whose y_i is a class of their own task are kept; where there is none, only the most
-confident of all. The kept experts have weights w = softmax(c_best, 0.1 c_others), and the image
+Experts whose y_i is a class of their own task are kept; if there is none, the most confident of
+all. The kept experts have weights w = softmax(c_best, 0.1 c_others), and the image
 scores cos(sum_i w_i f_i, row[c]).
 
 Published settings: adapters `sequential` with bottleneck 64 (VTAB 16), head.scale 1, SGD with
 weight decay on everything; CIFAR-100 rate 0.025, batch 48; CUB 0.01, 32; ImageNet-R 0.05, 16 and
 weight decay 0.005; ImageNet-A 0.1, 32, 0.005; VTAB 0.1, 16, 0.005, 45 epochs; 20 epochs elsewhere.
 
-Of the fusions in the authors' repository six are settings here. The default is the one that
-filters, as the abstract says and as the authors' variant with few adapters calls it (`vote_re`);
-their main forward pass calls one without filter, `mote.filter=false`. None needs a joint pass,
-since features are fused and not tokens. That variant itself, which stops adding adapters, is left
-out.
+Six of the fusions in the authors' repository are settings here. The default filters experts, as in
+the abstract and in the authors' variant with few adapters (`vote_re`); their main forward pass does
+not (`mote.filter=false`). Features are fused and not tokens, so no joint pass is needed. The
+variant with few adapters, which stops adding them, is left out.
 """
 
 from dataclasses import dataclass
@@ -68,9 +67,7 @@ def finish(state, statistics, key):
 
 
 def expert_weights(state, features):
-    """w [B, T]: how much each expert's feature counts, from features [B, T, D]; each row sums to
-    one.
-    """
+    """w [B, T]: the weights of experts, from features [B, T, D]; they sum to 1 for each image."""
     settings, experts = state.config.mote, jnp.arange(features.shape[1])
     logits = head_logits(features, state.memory["rows"][0], settings.sharpness, "cosine")
     logits = jnp.where(seen_classes(state), logits, MASKED)
@@ -90,7 +87,7 @@ def expert_weights(state, features):
 
 
 def _most_confident(confidence, among):
-    """bool [B, T]: the expert of highest confidence `among` some, the first of equals."""
+    """bool [B, T]: the most confident expert `among` some, the first of equals."""
     chosen = jnp.argmax(jnp.where(among, confidence, -1.0), axis=1)
     return jnp.arange(confidence.shape[1])[None, :] == chosen[:, None]
 

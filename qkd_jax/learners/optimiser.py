@@ -26,8 +26,8 @@ def learning_rate(
 ) -> jax.Array:
     """Learning rate of a task at `step`; constant where `num_steps` is 0.
 
-    cosine: lr (1 + cos(pi p)) / 2 with p = step / num_steps. quarter_cosine, by epoch as the code
-    of CODA-Prompt: lr cos(99 pi e / (200 (E - 1))) with e = 0, 0, 1, ..., E - 2 in the E epochs.
+    cosine: lr (1 + cos(pi p)) / 2 with p = step / num_steps. quarter_cosine, per epoch as in the
+    code of CODA-Prompt: lr cos(99 pi e / (200 (E - 1))), e = 0, 0, 1, ..., E - 2 in the E epochs.
     """
     if config.schedule == "constant":
         return jnp.float32(config.learning_rate)
@@ -44,7 +44,7 @@ def learning_rate(
 
 
 def _decayed(names: tuple[str, ...], tree: Any) -> Any:
-    """True for leaves whose own name is among `names`; the gate's are never decayed."""
+    """True for leaves whose name is among `names`; the gate never decays."""
 
     def chosen(path, _):
         keys = [getattr(part, "key", "") for part in path]

@@ -1,6 +1,6 @@
 """The passes over inputs that a learner's parts make up, as one device runs them; pure.
 
-`engine.Engine` compiles them, for the five verbs and for runs alike. One optimisation step is in
+`engine.Engine` compiles them for the five verbs and for runs. The optimisation step is in
 `step.py`.
 """
 
@@ -30,7 +30,7 @@ def shared_part(state: LearnerState, inputs: Raw | Stem) -> Raw | Stem:
 def begin(
     state: LearnerState, classes: jax.Array, index: jax.Array, num_steps: jax.Array
 ) -> LearnerState:
-    """The state in a new task with `classes` int [M], padded with -1."""
+    """The state at the start of a task with `classes` int [M], padded with -1."""
     owners = state.task_of_class.at[columns_of(classes, state)].set(index, mode="drop")
     state = state.replace(
         task=index,
@@ -73,22 +73,22 @@ def extract(
     slots: jax.Array,
     count: jax.Array,
 ) -> jax.Array:
-    """`features` [B, S, D] with those of the first `count` of `slots` int [S] filled in."""
+    """`features` [B, S, D] with those of the first `count` slots of `slots` int [S] filled in."""
     inputs, learner, chunk = shared_part(state, inputs), learner_of(state.config), 1
     if isinstance(inputs, Stem):  # adapters do not read one another: several at a time
         chunk = task_chunk(state.config.train, *features.shape[:2])
 
     def fill_chunk(i, features):
         chosen = lax.dynamic_slice(slots, (i * chunk,), (chunk,))
-        found = jax.vmap(lambda slot: learner.extract(state, inputs, slot, features), out_axes=1)
-        return features.at[:, chosen].set(found(chosen).astype(features.dtype))
+        extract = jax.vmap(lambda slot: learner.extract(state, inputs, slot, features), out_axes=1)
+        return features.at[:, chosen].set(extract(chosen).astype(features.dtype))
 
     def fill(i, features):
-        found = learner.extract(state, inputs, slots[i], features)
-        return features.at[:, slots[i]].set(found.astype(features.dtype))
+        feature = learner.extract(state, inputs, slots[i], features)
+        return features.at[:, slots[i]].set(feature.astype(features.dtype))
 
     done = jnp.int32(0)
-    if chunk > 1:  # what is left over is done one by one, so that no pass is wasted
+    if chunk > 1:  # the remainder is done one by one, so that no pass is wasted
         features = lax.fori_loop(0, count // chunk, fill_chunk, features)
         done = count // chunk * chunk
     return lax.fori_loop(done, count, fill, features)
@@ -102,8 +102,8 @@ def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
     """
     if config.task_chunk:
         return min(config.task_chunk, num_slots)
-    rows = 16 if jax.default_backend() == "cpu" else 256
-    return min(max(1, rows // batch_size), num_slots)
+    pairs = 16 if jax.default_backend() == "cpu" else 256
+    return min(max(1, pairs // batch_size), num_slots)
 
 
 def accumulate(
@@ -131,7 +131,7 @@ def predict(state: LearnerState, inputs: Raw | Stem) -> tuple[jax.Array, jax.Arr
 
 
 def select_rows(real: jax.Array, rows: Any) -> Any:
-    """A pytree of arrays [B, ...] with zeros where `real` [B] does not hold."""
+    """`rows`, a pytree of arrays [B, ...], with zeros where `real` [B] does not hold."""
 
     def select(array):
         mask = real.reshape(-1, *[1] * (array.ndim - 1))

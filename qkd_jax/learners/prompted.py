@@ -1,4 +1,4 @@
-"""What methods with prompts in a frozen transformer share: the query, the linear head, the slots.
+"""Common parts of methods with prompts in a frozen transformer: query, linear head, slots.
 
 Slot 0 is the frozen model's feature, the query q(x) that chooses prompts: it never changes, so it
 is computed once for each image. Slot 1 + t is the prompted model after task t; `score` reads the
@@ -21,7 +21,7 @@ from qkd_jax.nn.inputs import Raw
 
 
 def query_of(state: LearnerState, inputs: Raw, batch: dict) -> jax.Array:
-    """[B, D]: the frozen query of training inputs, from the batch where it is cached."""
+    """[B, D]: the frozen query of training inputs, taken from the batch if it is cached there."""
     cached = batch["features"][:, 0] if "features" in batch else class_feature(state, inputs)
     return lax.stop_gradient(cached)
 
@@ -34,7 +34,7 @@ def classification(
 
 
 def class_scores(state: LearnerState, features: jax.Array) -> jax.Array:
-    """[B, C]: the head on the last prompted feature of slot features [B, S, D]."""
+    """Scores [B, C] of the last prompted feature among slot features [B, S, D]."""
     feature = features[:, 1 + state.task]
     logits = linear_logits(feature, state.memory["rows"], state.memory["bias"])
     return mask_unseen(state, logits)
@@ -63,7 +63,7 @@ def prompt_learner(
     """A `Learner` with the slots and the head of the module docstring.
 
     Args:
-      inserts_of: (state, query [B, D]) -> `Inserts` of the model after the last task.
+      inserts_of: (state, query [B, D]) -> `Inserts` of the model after the current task.
       feature: (state, inputs, inserts) -> [B, D].
       others: fields of `Learner` in which the method differs.
     """

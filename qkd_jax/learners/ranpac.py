@@ -4,9 +4,9 @@ McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continu
 NeurIPS 2023, arXiv 2307.02251. The adapter is tuned in the first task as in APER, then frozen (with
 `ranpac.first_session`; else the frozen model is used as it is). With the feature f in R^D, a fixed
 W ~ N(0, 1) in R^{D x M} and h = relu(f W), tasks add up G = sum h h^T and C = sum h y^T; class
-scores are h^T (G + lambda I)^-1 C. For a given lambda it does not matter how images were cut into
-tasks. Each task chooses lambda anew among 10^-8 ... 10^8: the smallest squared error of a ridge
-regression on 80 % of its own images over the other 20 %.
+scores are h^T (G + lambda I)^-1 C. For a given lambda the result does not depend on how images are
+split into tasks. Each task chooses lambda anew among 10^-8 ... 10^8: the smallest squared error of
+a ridge regression on 80 % of its own images over the other 20 %.
 
 Published (RanPAC.py, args/*.csv): M = 10,000; the first session as in APER on every data set: 20
 epochs, rate 0.01, batch 48, weight decay 5e-4, with adapters for CIFAR-100 and CUB, SSF or VPT for
@@ -19,9 +19,9 @@ How this differs from the reference, and why:
 - Float32 knows the spectrum of G to about eps sqrt(M) times its mean diagonal; with fewer images
   than M the rest is rounding, and a lambda below that gives noise in the reference. Here the search
   leaves out directions that float32 cannot tell from zero, and the last solve raises lambda to that
-  size, and further while the Cholesky factor is not finite. Lambdas above it are kept.
+  size, and further while the Cholesky factor is not finite. Larger lambdas are kept.
 - The held-out fifth is drawn from the run's key; the reference takes the end of a shuffled loader.
-- A task of one image says nothing about lambda: the last one is kept.
+- A task with a single image says nothing about lambda, so the last one is kept.
 - LAMDA-PILOT's port scores by the cosine between h and the ridge solution: `ranpac.readout=cosine`.
 
 G [M, M] and W [D, M] live in memory, 400 and 31 MB at M = 10,000 and D = 768; drawing W again for
@@ -49,7 +49,7 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class RanpacSettings:
-    """RanPAC (arXiv 2307.02251): the random projection and what its ridge regression reads.
+    """RanPAC (arXiv 2307.02251): the random projection and the ridge regression on it.
 
     `readout`: how the ridge solution scores. `linear` as published; `cosine` as LAMDA-PILOT's port.
     """
@@ -93,7 +93,7 @@ def extract(state, inputs, slot, features):
 
 
 def statistics(config, num_slots, width):
-    """The task's features themselves: the search for lambda needs to hold some of them out."""
+    """Room for the task's features themselves, since the search for lambda holds some out."""
     return {
         "features": jnp.zeros((config.shapes.max_task_images, width)),
         "position": jnp.zeros(config.shapes.max_task_images, jnp.int32),
@@ -120,10 +120,10 @@ def project(state, feature):
 
 def finish(state, statistics, key):
     memory, count = state.memory, statistics["count"]
-    size, num_rows = len(statistics["features"]), state.config.shapes.max_task_classes
+    size, num_classes = len(statistics["features"]), state.config.shapes.max_task_classes
     real = (jnp.arange(size) < count).astype(jnp.float32)[:, None]
     hidden = project(state, statistics["features"]) * real
-    targets = jax.nn.one_hot(statistics["position"], num_rows) * real
+    targets = jax.nn.one_hot(statistics["position"], num_classes) * real
 
     gram = memory["gram"] + jnp.matmul(hidden.T, hidden, precision="highest")
     added = jnp.matmul(hidden.T, targets, precision="highest")
@@ -143,13 +143,16 @@ def finish(state, statistics, key):
 
 
 def held_out_errors(hidden, targets, fitted, held_out):
-    """Mean squared error [17] on held-out rows of the ridge regression on fitted ones, by lambda.
+    """Mean squared error [17], per lambda, of a ridge regression on held-out images.
 
-    With eigenpairs S, U of A A^T (or of A^T A if there are fewer columns than rows), A the fitted
-    rows of H, predictions are H A^T U (S + lambda)^-1 U^T Y (or H U (S + lambda)^-1 U^T A^T Y).
+    With eigenpairs S, U of A A^T (or of A^T A if there are fewer columns than rows), where A are
+    the fitted rows of H, predictions are H A^T U (S + lambda)^-1 U^T Y (or H U (S + lambda)^-1 U^T
+    A^T Y).
 
     Args:
-      hidden: [N, M]. targets: [N, K]. fitted, held_out: bool [N].
+      hidden: H [N, M].
+      targets: Y [N, K].
+      fitted, held_out: bool [N].
     """
 
     def multiply(a, b):
@@ -175,7 +178,7 @@ def held_out_errors(hidden, targets, fitted, held_out):
 
 
 def ridge_solution(gram, moments, ridge):
-    """(G + lambda I)^-1 C, [M, C], and the lambda it took: one that float32 can solve for."""
+    """((G + lambda I)^-1 C [M, C], lambda), with lambda raised until float32 can solve for it."""
     size = len(gram)
     diagonal = jnp.diagonal(gram)
     smallest = EPS * size**0.5 * jnp.maximum(jnp.mean(diagonal), EPS)
@@ -186,7 +189,7 @@ def ridge_solution(gram, moments, ridge):
 
     def failed(carry):
         ridge, lower = carry
-        # No ridge helps against sums that are not finite themselves.
+        # Sums that are not finite themselves are beyond any ridge.
         return ~jnp.isfinite(lower[-1, -1]) & (ridge < jnp.sum(diagonal))
 
     def retry(carry):
@@ -205,7 +208,7 @@ def score(state, features):
     return mask_unseen(state, jnp.matmul(hidden, rows.T, precision="highest")), None
 
 
-# One slot: the model after the first session, or the frozen one.
+# The one slot is the model after the first session, or the frozen model.
 LEARNER = register(
     Learner(
         name="ranpac",

@@ -13,10 +13,10 @@ from qkd_jax.settings.methods import Method, declare, method_names
 
 
 class Context(NamedTuple):
-    """What belongs to the rows of a batch beside inputs and labels.
+    """What `Learner.loss` is given beside state, inputs and batch.
 
     Attributes:
-      keys: [B] typed keys, each row's own.
+      keys: [B] typed keys, one for each row.
       mask: bool [B], False where a row is padding.
       gather: [B, ...] -> [all rows of all devices, ...], for losses that couple rows.
     """
@@ -27,12 +27,12 @@ class Context(NamedTuple):
 
 
 def class_statistics(config: Config, num_slots: int, width: int) -> heads.ClassStatistics:
-    """The usual accumulator: sums and counts of each class, no second moments."""
+    """An empty accumulator of sums and counts per class, without second moments."""
     return heads.empty_statistics(num_slots, config.shapes.max_task_classes, width, 0)
 
 
 def add_classes(state, statistics, features, labels, mask):
-    """The usual accumulation: features [B, S, D] of labels [B] into `ClassStatistics`."""
+    """`statistics` with a batch added: features [B, S, D] with labels [B]."""
     return heads.add_to_statistics(statistics, features, local_labels(state, labels), mask)
 
 
@@ -40,12 +40,12 @@ class Slots(NamedTuple):
     """Which slots are read when: functions task -> slots in order of extraction.
 
     Attributes:
-      score: read by `Learner.score` when `task` is the last one that was learned.
+      score: read by `Learner.score` after `task`.
       finish: read by `Learner.finish` when `task` ends; None = as `score`.
-      loss: slots whose features of the current inputs `Learner.loss` reads: the teachers of
-        distillation, or the frozen query of prompts.
-      frozen: the slot that is the frozen model's class token, whatever was learned; None = there is
-        none. Its features are shared by all methods and seeds (`runs.store`).
+      loss: read by `Learner.loss` for the current inputs: the teachers of distillation, or the
+        frozen query of prompts.
+      frozen: the slot of the frozen model's class token; None = there is none. Its features are
+        shared by all methods and seeds (`runs.store`).
     """
 
     score: Callable
@@ -54,12 +54,12 @@ class Slots(NamedTuple):
     frozen: int | None = None
 
     def at_end(self, task: int) -> tuple[int, ...]:
-        """The slots that are extracted from the inputs of a task that ends."""
+        """The slots that are read when `task` ends."""
         return tuple((self.finish or self.score)(task))
 
 
 class Sums(NamedTuple):
-    """What `Learner.finish` reads, summed up over a task's inputs in one pass.
+    """Sums over a task's inputs, computed in one pass, for `Learner.finish`.
 
     Attributes:
       empty: (config, S, D) -> an empty accumulator.
@@ -71,7 +71,7 @@ class Sums(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """A look at a task's inputs before training, and another one after it.
+    """A pass over a task's inputs before training, and another one after it.
 
     Attributes:
       add: (state, inputs, mask [B]) -> sums over the inputs.
@@ -85,10 +85,10 @@ class Survey(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """The parts of a method.
+    """A method, as its parts.
 
-    A *slot* is one frozen way to turn inputs into features, such as one task's adapter. A feature
-    of a filled slot never changes again, so a run computes each (input, slot) pair once. A method
+    A *slot* is one frozen way to turn inputs into features, such as the adapter of one task. The
+    features of a filled slot never change, so a run computes each (input, slot) pair once. A method
     whose one model changes with every task has a slot for each task.
 
     Inputs are `Raw`, or the `Stem` that all adapters share where `first_block` allows it.
@@ -100,20 +100,20 @@ class Learner(NamedTuple):
       loss: (trainable, state, inputs, batch, Context) -> dict of [B] arrays with key "loss"; None
         where nothing is trained.
       freeze: state -> state with what was trained moved to memory as a filled slot.
-      finish: (state, sums, key) -> state with the prototypes and states of the finished task.
-      extract: (state, inputs, slot, features [B, S, D] of the slots extracted before) -> [B, D]
-        features of a filled slot.
+      finish: (state, sums, key) -> state with what the finished task leaves, such as prototypes.
+      extract: (state, inputs, slot, features [B, S, D] of the slots extracted before) -> features
+        [B, D] of a filled slot.
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
       slots: which slots are read when.
-      sums: what `finish` reads.
-      survey: what one must know about a task's inputs before and after training; None = nothing.
-      predict: config -> None, or for settings whose passes depend on the input a function
-        (state, inputs) -> (scores, relevance), which is asked in place of `score`.
+      sums: what `finish` is given.
+      survey: passes over a task's inputs before and after training; None = no such passes.
+      predict: config -> None, or, for settings whose passes depend on the input, a function
+        (state, inputs) -> (scores, relevance), which is called instead of `score`.
       project: (trainable, state) -> trainable, after every optimisation step.
-      first_block: config -> the first block in which an adapter is inserted: what comes before it
-        is shared by all slots and computed once. None where something else is inserted.
+      first_block: config -> the first block with an adapter; what comes before it is shared by all
+        slots and computed once. None if anything else is inserted.
       trains: (config, task) -> whether the task has optimisation steps.
-      describe: config -> {file name: text}, what a run leaves beside its settings.
+      describe: config -> {file name: text}, files that a run writes beside its settings.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Learner(NamedTuple):
     describe: Callable = lambda config: {}
 
     def num_slots(self, config: Config) -> int:
-        """S: how many slots a feature array has."""
+        """S, the number of slots in an array of features."""
         last = config.shapes.max_tasks - 1
         return 1 + max(0, *self.slots.score(last), *self.slots.at_end(last))
 
@@ -152,8 +152,8 @@ def register(
     """Registers a learner and its settings under its name; returns it.
 
     Args:
-      defaults: shared settings such as "protocol.kind=joint" that a new `Config` of it has.
-      presets: assignments by name of the preset.
+      defaults: assignments such as "protocol.kind=joint" that hold when a `Config` is first made.
+      presets: name of a preset -> its assignments.
       sections: the dataclass of each section of settings that the method reads beside the shared
         ones: `ease=EaseSettings` makes `config.ease.alpha` and `--set ease.alpha=...`.
     """
@@ -173,10 +173,10 @@ def learner_of(config: Config) -> Learner:
 
 
 def columns_of(classes, state):
-    """Class of each row of the task's head; padding points outside and is dropped."""
+    """`classes` int [M] as columns, with an index out of range for padding (mode="drop")."""
     return jnp.where(classes >= 0, classes, state.config.shapes.num_classes)
 
 
 def class_columns(state: LearnerState) -> jax.Array:
-    """int [M]: class of each row of the task's head; out of range for padding (mode="drop")."""
+    """int [M]: the class of each row of the task's head, out of range for padding."""
     return columns_of(state.task_classes, state)

@@ -1,15 +1,15 @@
-"""SimpleCIL: class means of the frozen model's feature and the cosine to them; nothing is trained.
+"""SimpleCIL: the cosine to class means of the frozen model's features; nothing is trained.
 
 Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", arXiv 2303.07338. Its
-last accuracy needs no class order, so it checks weights, preprocessing and split at once.
+last accuracy does not depend on the class order, so it tests weights, preprocessing and split.
 
-With `simplecil.whiten` means and features are compared in the metric of the pooled covariance
-within classes, shrunk towards a multiple of the identity and summed up over the tasks, as QKD's
-head and gate do: the part of QKD that needs no adapter. Relatives: Deep SLDA (Hayes and Kanan,
-CVPRW 2020, arXiv 1909.01520) has such a running covariance too, but scores by the linear
-discriminant, where lengths count; FeCAM (Goswami et al., NeurIPS 2023, arXiv 2309.14062) has a
-covariance for each class, a power transform of the feature, and scores by Mahalanobis distance.
-Here the score is the cosine between whitened vectors, centred at the mean of the class means.
+With `simplecil.whiten`, means and features are compared in the metric of the pooled covariance
+within classes, accumulated over tasks and shrunk towards a multiple of the identity, as in QKD's
+head and gate: this is the part of QKD that needs no adapter. The score is the cosine between
+whitened vectors, centred at the mean of the class means. Related: Deep SLDA (Hayes and Kanan, CVPRW
+2020, arXiv 1909.01520) also has a running covariance, but scores by the linear discriminant, which
+depends on lengths; FeCAM (Goswami et al., NeurIPS 2023, arXiv 2309.14062) has a covariance for each
+class, a power transform of the feature, and scores by Mahalanobis distance.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class SimplecilSettings:
-    """SimpleCIL (arXiv 2303.07338), and its comparison in the within-class metric."""
+    """SimpleCIL (arXiv 2303.07338), optionally in the within-class metric."""
 
     whiten: bool = False  # compare in the metric of the stored within-class covariance
     shrinkage: float = setting(0.6, low=0, high=1)  # share of the isotropic part in it

@@ -1,10 +1,10 @@
-"""SSIAT: one shared adapter tuned on task after task, old class means moved along, head aligned.
+"""SSIAT: one shared adapter tuned on task after task, shifted class means, aligned head.
 
 Tan, Zhou, Xiang, Wang, Wu and Li, "Semantically-Shifted Incremental Adapter-Tuning is A Continual
 ViTransformer", CVPR 2024, arXiv 2403.19979. The adapter is never frozen. It is trained with a
-cosine head (scale s, margin m) on the current task's classes. When the task ends, mean mu_c of
-every old class moves by how far the task's images moved between the old adapter and the new one,
-f_i -> g_i, weighted by how near they were:
+cosine head (scale s, margin m) on the current task's classes. When the task ends, the mean mu_c of
+every old class is shifted by how far the task's features moved between the old adapter and the new
+one, f_i -> g_i, weighted by how near they were:
 
     mu_c <- mu_c + sum_i w_ci (g_i - f_i) / sum_i w_ci,
     w_ci = exp(-|f_i - mu_c|^2 / (2 sigma^2)) + floor
@@ -16,16 +16,16 @@ all classes is trained once more on Gaussian pseudo-features; those of task i ar
 Slot t is the model after task t; the one before it stays in memory until the task ends. Published
 settings: bottleneck 64, s 20, m 0 (ImageNet-A 0.3); SGD 0.01, batch 48, weight decay 5e-4 on every
 leaf, 20 epochs and 10 in later tasks; alignment.epochs 5, learning_rate 0.01, samples 256, jitter
-1e-3. sigma = 4 is small beside the distances of a ViT's features: with the floor, 1e-5, nearly all
-images weigh alike.
+1e-3. sigma = 4 is small compared with distances of a ViT's features, so that with the floor, 1e-5,
+nearly all images have the same weight.
 
 Where we differ from the authors' code:
 - It reads the features of the two adapters in two passes of a loader that shuffles and augments, so
-  that f_i and g_i are different images. Ours are the same image, as a test sees it.
+  that f_i and g_i belong to different images. Ours belong to the same image in the test view.
   `ssiat.shift=unpaired` is theirs on average over all orders: mean of g - weighted mean of f.
-- It ages a class by its place over the size of the current task; ours by its task, which is the
-  same for tasks of one size.
-- Old rows of the head shrink by weight decay while a task trains, which a cosine does not see.
+- The age of a class is its position divided by the size of the current task; ours is its task,
+  which is the same for tasks of equal size.
+- Old head rows shrink by weight decay while a task trains, which does not affect a cosine.
 """
 
 from dataclasses import dataclass
@@ -60,15 +60,15 @@ class SsiatSettings:
     scale: float = setting(20.0, above=0)  # s of the cosine head; fixed
     # The margin m, subtracted from the cosine of an image's own class in training.
     margin: float = setting(0.0, low=0)
-    # How old class means move with the adapter: by how far each image moved; by the difference of
-    # means that the authors' code has in expectation, since it shuffles between its two passes; or
-    # not at all.
+    # Shift of old class means with the adapter: by how far each image moved; by the difference of
+    # means, the expectation of the authors' code, which shuffles between its two passes; or not at
+    # all.
     shift: Literal["paired", "unpaired", "none"] = "paired"
-    # Sigma of the weight of an image in the shift of a class.
+    # sigma of the weight of an image in the shift of a class.
     kernel_width: float = setting(4.0, above=0)
-    # Added to every weight, so that far images count alike.
+    # Added to every weight, so that all far images count equally.
     kernel_floor: float = setting(1e-5, above=0)
-    # Alignment draws the oldest classes around (1 - this) of their mean.
+    # Alignment draws the oldest classes around their mean times 1 minus this.
     mean_decay: float = setting(0.1, low=0, below=1)
 
 
@@ -85,7 +85,7 @@ def init(key, backbone, config):
 
 
 def begin(state, key):
-    """The adapter goes on and leaves a copy behind; the head's rows are new."""
+    """The adapter is trained on, and a copy of it kept; the head is new."""
     adapter, head = state.trainable["adapter"], new_cosine_rows(key, state.backbone, state.config)
     return {"adapter": adapter, "head": head}, {**state.memory, "previous": adapter}
 
@@ -103,7 +103,7 @@ def loss(trainable, state, inputs, batch, context):
 
 
 def extract(state, inputs, slot, features):
-    """The current adapter in the current task's slot; any other slot is the one before."""
+    """Features under the current adapter in the current task's slot, else under the one before."""
     adapter = jax.tree.map(
         lambda now, before: jnp.where(slot == state.task, now, before),
         state.trainable["adapter"],
@@ -113,7 +113,7 @@ def extract(state, inputs, slot, features):
 
 
 def statistics(config, num_slots, width):
-    """Moments of the task's classes; for every class sum_i w_i [C] and sum_i w_i (g_i - f_i)."""
+    """Empty moments of the task's classes; for all classes sum_i w_i and sum_i w_i (g_i - f_i)."""
     return {
         "moments": empty_moments(
             config.shapes.max_task_classes, width, config.alignment.statistics
@@ -162,7 +162,7 @@ def finish(state, statistics, key):
 
 
 def scaled(state, gaussians):
-    """Old classes are drawn around a part of their mean: 0.9 for the oldest, 1 for new ones."""
+    """`gaussians` with means of old classes multiplied by 0.9 (the oldest) to 1 (the newest)."""
     age = (state.task_of_class + 1).astype(jnp.float32) / (state.task + 1).astype(jnp.float32)
     factor = 1.0 - state.config.ssiat.mean_decay * (1.0 - age)
     return gaussians.replace(mean=factor[:, None] * gaussians.mean)

@@ -27,7 +27,7 @@ class LearnerState:
       task_of_class: int32 [C], the task that brought each class; -1 = not seen.
       trainable: what the current task optimises.
       opt_state: optax state of `trainable`.
-      memory: what finished tasks left; frozen while a task trains.
+      memory: what finished tasks leave; frozen while a task trains.
     """
 
     frozen: dict[str, Backbone]
@@ -50,7 +50,7 @@ class LearnerState:
 
 @flax.struct.dataclass
 class Moving:
-    """The part of a state that one optimisation step changes; donated to the step."""
+    """The part of a state that an optimisation step changes; it is donated to the step."""
 
     trainable: Any
     opt_state: Any

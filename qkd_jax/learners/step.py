@@ -1,4 +1,4 @@
-"""One optimisation step, the same for every method and as one device runs it."""
+"""One optimisation step, the same for every method, as one device runs it."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,13 +19,14 @@ def device_step(
 ) -> tuple[Moving, dict[str, jax.Array]]:
     """One optimisation step as one device runs it; pure.
 
-    `batch`: {"inputs": Raw or Stem, "label" int [B], "mask" bool [B]}, optionally "features"
-    [B, S, D] of the slots that the loss reads.
+    Every device takes its share of the batch, losses are divided by the number of real rows of the
+    whole batch, and gradients are averaged once, with `pmean`. Random numbers belong to the rows of
+    the global batch, so results do not depend on the number of devices.
 
-    Under `jax.pmap` or `jax.jit` alike: every device takes its share of the batch, losses are
-    divided by the number of real rows of the whole batch, gradients are averaged once, with
-    `pmean`. All randomness belongs to the row of the global batch, so results do not depend on the
-    number of devices.
+    Args:
+      batch: {"inputs": Raw or Stem, "label" int [B], "mask" bool [B]}, optionally "features"
+        [B, S, D] of the slots that the loss reads.
+      axis_name: of `jax.pmap`; None under `jax.jit`.
     """
     state = join(held, moving)
     config, learner = state.config, learner_of(state.config)

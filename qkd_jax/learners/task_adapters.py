@@ -1,8 +1,8 @@
 """What methods with one adapter per task share: slots of frozen adapters, and class means in them.
 
-`memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds task
-i's adapter. `memory["rows"]` is [S, C, D]: the row of every class for features of slot i (S = 1:
-one for all).
+`memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds the
+adapter of task i. `memory["rows"]` [S, C, D] holds the head row of every class for features of each
+slot, or for features of all slots (S = 1).
 """
 
 import jax
@@ -23,7 +23,7 @@ from qkd_jax.settings.config import Config
 
 
 def empty_adapters(backbone: Backbone, config: Config) -> dict:
-    """Zeroed slots for `max_tasks` adapters."""
+    """Slots of zeros for `max_tasks` adapters."""
     one = jax.eval_shape(lambda: new_adapter(jax.random.key(0), backbone, config))
     return jax.tree.map(lambda a: jnp.zeros((config.shapes.max_tasks, *a.shape), a.dtype), one)
 
@@ -58,7 +58,7 @@ def encode_with(
     dropout_keys: jax.Array | None = None,
     hidden_factors: jax.Array | None = None,
 ) -> jax.Array:
-    """[B, D] feature of the class token under one adapter (None: the frozen model)."""
+    """Features [B, D] of the class token under an adapter; None = the frozen model."""
     config = state.config
     inserts = keys = None
     if adapter is not None:
@@ -68,7 +68,7 @@ def encode_with(
 
 
 def first_adapter_block(config: Config) -> int:
-    """`Learner.first_block` of methods that insert nothing but adapters."""
+    """`Learner.first_block` of methods that insert only adapters."""
     return config.adapter.first_block
 
 
@@ -78,7 +78,7 @@ def adapter_of(state: LearnerState, slot: jax.Array) -> dict:
 
 
 def chosen_adapters(state: LearnerState, slots: jax.Array) -> dict:
-    """Adapters of slots [B], one for each image of a batch: leaves [L, B, ...]."""
+    """The adapters of `slots` int [B], one for each image of a batch: leaves [L, B, ...]."""
     return jax.tree.map(lambda a: jnp.moveaxis(a[slots], 0, 1), state.memory["adapters"])
 
 
@@ -92,8 +92,9 @@ def store_adapter(state: LearnerState) -> dict:
 
 
 def store_rows(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
-    """rows [S, C, D] with values [S, M, D] (or [M, D] for every slot) at class columns [M];
-    padding is dropped.
+    """`rows` [S, C, D] with `values` [S, M, D] (or [M, D] for all slots) at `columns` [M].
+
+    Padding is dropped.
     """
     if values.ndim == 2:
         values = jnp.broadcast_to(values, (rows.shape[0], *values.shape))
@@ -103,8 +104,8 @@ def store_rows(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Ar
 def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
     """Rows [S, M, D] of a finished task's classes in every slot.
 
-    Slots up to the task's own hold the class mean under that adapter. Later adapters never see
-    these classes: until something better is known they get the row of the task's own slot.
+    Slots up to the task's own hold the class mean under their adapter. Later adapters never see
+    these classes, so their slots start with the row of the task's own slot.
     """
     known = jnp.arange(means.shape[0]) <= task
     return jnp.where(known[:, None, None], means, means[task][None])
@@ -113,10 +114,9 @@ def means_in_slots(means: jax.Array, task: jax.Array) -> jax.Array:
 def complemented(
     rows: jax.Array, state: LearnerState, *, sharpness: float = 1.0, drift: bool = False
 ) -> jax.Array:
-    """Rows of classes in the slots of later tasks, which never saw them, guessed from the classes
-    they saw.
+    """`rows` with those of old classes in later slots, which never saw them, estimated.
 
-    For class c of task i, a later slot d, and all classes k of tasks d and later, with weights
+    For class c of task i, a later slot d, and all classes k of task d and later tasks, with weights
     w_k = softmax_k( sharpness cos(rows[i, c], rows[i, k]) ):
 
     - EASE's semantic-guided complement (arXiv 2403.12030, Eq. 8-9, in the form of the authors'
@@ -141,8 +141,8 @@ def complemented(
             (mine,) = jnp.nonzero(
                 owner == slot, size=state.config.shapes.max_task_classes, fill_value=num_classes
             )
-            found = function(slot, jnp.minimum(mine, num_classes - 1))
-            return total.at[mine].set(found, mode="drop"), None
+            values = function(slot, jnp.minimum(mine, num_classes - 1))
+            return total.at[mine].set(values, mode="drop"), None
 
         return lax.scan(place, jnp.zeros((num_classes, width)), slots)[0]
 

@@ -1,8 +1,8 @@
 """Heads that tasks train: rows for a task's own classes, kept in memory when the task ends.
 
-Three kinds: `cosine` with a learnable scale (`new_head`, or linear without bias by `head.kind`),
-`linear` with a bias (`new_linear_head`), and cosine rows whose scale is fixed (`new_cosine_rows`).
-Each trains M rows, one for every class of the task, by cross-entropy that sees no other class.
+There are three: cosine with a learnable scale or, by `head.kind`, linear without bias (`new_head`);
+linear with bias (`new_linear_head`); and cosine with a fixed scale (`new_cosine_rows`). Each trains
+M rows, one for every class of the task, by cross-entropy over these classes.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def new_head(key: jax.Array, backbone: Backbone, config: Config) -> dict:
 
 
 def next_head(state: LearnerState, key: jax.Array) -> dict:
-    """New rows for the classes of the task that starts; the scale goes on."""
+    """New rows for the classes of the task that starts; the scale is trained on."""
     head = new_head(key, state.backbone, state.config)
     scale = jnp.where(state.task == 0, head["scale"], state.trainable["head"]["scale"])
     return {**head, "scale": scale}
@@ -82,8 +82,9 @@ def empty_linear_head(backbone: Backbone, config: Config) -> dict:
 
 
 def new_cosine_rows(key: jax.Array, backbone: Backbone, config: Config) -> dict:
-    """{"rows": [M, D]} of one task's classes. How fast SGD turns them depends on their length: at
-    width 768 their entries have deviation 0.02, and every width has the same length.
+    """{"rows": [M, D]} of one task's classes, normal with deviation 0.02 at width 768.
+
+    How fast SGD turns a row depends on its length, which is the same at every width.
     """
     shape = (config.shapes.max_task_classes, backbone.spec.width)
     return {"rows": 0.02 * (768 / shape[1]) ** 0.5 * jax.random.normal(key, shape)}
@@ -109,33 +110,31 @@ def class_terms(state: LearnerState, logits: jax.Array, labels: jax.Array, margi
 
 
 def with_term(terms: dict, name: str, weight: float | jax.Array, term: jax.Array) -> dict:
-    """`terms` with weight * term added to the loss; `term` is [B], or one number for all."""
+    """`terms` with weight * term added to the loss; `term` is [B], or one number for all rows."""
     term = jnp.broadcast_to(term, terms["loss"].shape)
     return {**terms, "loss": terms["loss"] + weight * term, f"loss_{name}": term}
 
 
 def stored_head(state: LearnerState, memory: dict) -> dict:
-    """`memory` {"rows", "bias"?} with the trained head of the current task's classes; padding is
-    dropped.
-    """
+    """`memory` {"rows", "bias"?} with the trained head of the current task's classes put in."""
     columns, head = class_columns(state), state.trainable["head"]
     stored = {n: memory[n].at[columns].set(head[n], mode="drop") for n in head if n in memory}
     return {**memory, **stored}
 
 
 def finish_with_head(state: LearnerState, statistics: Any, key: jax.Array) -> LearnerState:
-    """`Learner.finish` of methods whose classifier is the head that was trained."""
+    """`Learner.finish` of methods whose classifier is the trained head."""
     return state.replace(memory=stored_head(state, state.memory))
 
 
 def class_logits(state: LearnerState, features: jax.Array) -> jax.Array:
-    """[B, C] of features [B, D] on the stored rows of all classes, with the head of `new_head`."""
+    """Logits [B, C] of features [B, D] on the stored rows, for heads of `new_head`."""
     scale, kind = state.trainable["head"]["scale"], state.config.head.kind
     return head_logits(features, state.memory["rows"], scale, kind)
 
 
 def mask_unseen(state: LearnerState, scores: jax.Array) -> jax.Array:
-    """-inf in the columns of classes that no task has brought."""
+    """`scores` [..., C] with -inf in the columns of classes not seen."""
     return jnp.where(seen_classes(state)[None, :], scores, -jnp.inf)
 
 
@@ -162,7 +161,7 @@ def aligned(
 
     Args:
       logits_of: (head, features [N, D]) -> [N, C].
-      memory: of `generator`.
+      memory: the memory of `generator`.
     """
     settings, train, seen = state.config.alignment, state.config.train, seen_classes(state)
     if settings.epochs == 0:
@@ -210,7 +209,7 @@ def align_head(
       key: typed key.
       head: pytree of parameters, e.g. {"rows": [C, D], "bias": [C]}.
       objective: (head, features [N, D], labels [N]) -> scalar; masks classes not seen.
-      memory: of `generator`; what it holds of classes not seen is not drawn.
+      memory: the memory of `generator`; classes not seen are not drawn.
       seen: bool [C].
       samples: N, per class and epoch, and the size of a batch.
       period: epochs from the full rate to zero, after which it rises again; 0 = `epochs`.
@@ -224,7 +223,7 @@ def align_head(
     )
 
     def pool(key):
-        """[C * N, D]: drawn one class after the other."""
+        """Drawn features [C * N, D], one class after the other."""
 
         def draw(i, drawn):
             c = order_of_seen[i]

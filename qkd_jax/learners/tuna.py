@@ -1,10 +1,9 @@
-"""TUNA: an adapter for each task, one universal adapter fused from all, chosen and added by
-confidence.
+"""TUNA: an adapter per task, chosen by confidence, and a universal adapter fused from all.
 
 Wang, Zhou and Ye, "Integrating Task-Specific and Universal Adapters for Pre-Trained Model-based
-Class-Incremental Learning", ICCV 2025, arXiv 2508.08165. One adapter goes on from task to task,
-trained with a cosine head (scale s, margin m) on the task's own classes and kept away from the
-stored adapters. From the second task on the head over all classes is trained once more on Gaussian
+Class-Incremental Learning", ICCV 2025, arXiv 2508.08165. One adapter is trained from task to task,
+with a cosine head (scale s, margin m) on the task's own classes and kept away from the
+stored adapters. From the second task on, the head over all classes is trained once more on Gaussian
 pseudo-features. The universal adapter takes, for every parameter, the sign of the mean over tasks
 and the largest magnitude of that sign. At test, every task's adapter predicts, the one with the
 least entropy is chosen, and its softmax and the universal adapter's are added.
@@ -23,8 +22,8 @@ Where we differ from the authors' code (commit 77d4f10 of a public copy with the
   enters with a minus sign, so that new classes shrink instead of old ones: `tuna.mean_decay=new`
   (ImageNet-R, ImageNet-A, ObjectNet); `old` is what was meant (SSIAT, arXiv 2403.19979).
 - Its optimiser also holds the stored adapters, so that the orthogonality loss moves them a little;
-  ours are frozen. Old head rows shrink by weight decay there, which a cosine does not see.
-- After the first task it shows the bare cosines; the sum of two equal softmaxes ranks the same.
+  ours are frozen. Old head rows shrink by weight decay there, which does not affect a cosine.
+- After the first task it gives plain cosines; the sum of two equal softmaxes ranks the same.
 """
 
 from dataclasses import dataclass
@@ -69,10 +68,10 @@ class TunaSettings:
     margin: float = setting(0.0, low=0)
     # Weight of the overlap with old adapters, times exp(-(t + 1)).
     orthogonality: float = setting(1e-3, low=0)
-    # Alignment draws around class means that are scaled: not at all, less the newer a class is, or
-    # more the newer, as the authors' code does by the sign of a task's size.
+    # How alignment scales class means: not at all, the more the older a class is, or the more the
+    # newer, which the authors' code does by a wrong sign.
     mean_decay: Literal["none", "old", "new"] = "none"
-    # The universal adapter: fused from all; or the newest, which the authors' code reads instead.
+    # The universal adapter: fused from all, or the newest, which the authors' code reads instead.
     universal: Literal["fused", "newest"] = "fused"
 
 
@@ -94,7 +93,7 @@ def init(key, backbone, config):
 
 
 def begin(state, key):
-    """The adapter goes on; the head's rows are new."""
+    """The adapter is trained on; the head is new."""
     head = new_cosine_rows(key, state.backbone, state.config)
     return {"adapter": state.trainable["adapter"], "head": head}, state.memory
 
@@ -105,8 +104,8 @@ def logits_of(state, features, rows):
 
 
 def overlap(state, adapter):
-    """Sum over old tasks of the mean over blocks of |mean_de u_d . v_e|, with u_d, v_e the [R]
-    columns of both up-projections at unit length: |mean_d u_d . mean_e v_e|.
+    """Sum over old tasks of the mean over blocks of |mean_d u_d . mean_e v_e|, with u_d, v_e [R]
+    the columns of both up-projections at unit length.
     """
 
     def mean_direction(adapters):  # [..., R, D] -> [..., R]
@@ -142,7 +141,7 @@ def fused(adapters, known):
 
 
 def freeze(state):
-    """The adapter fills its slot; the universal one is fused anew."""
+    """The adapter fills its slot; the universal adapter is fused again."""
     adapters = store_adapter(state)
     universal = fused(adapters, jnp.arange(state.config.shapes.max_tasks) <= state.task)
     return state.replace(memory={**state.memory, "adapters": adapters, "universal": universal})
@@ -195,7 +194,7 @@ def extract(state, inputs, slot, features):
 
 
 def score(state, features):
-    """softmax(z of the adapter with the least entropy) + softmax(z of the universal adapter)."""
+    """softmax(z) of the task's adapter with the least entropy + softmax(z) of the universal one."""
     tasks = jnp.arange(state.config.shapes.max_tasks)
     logits = jax.vmap(
         lambda f: mask_unseen(state, logits_of(state, f, state.memory["rows"])),

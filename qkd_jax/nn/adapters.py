@@ -9,7 +9,7 @@ With x the residual stream after attention and m = MLP(LN2(x)) the block's outpu
     parallel     x + m + scale * up(dropout(relu(down(u)))),   u = x, or LN2(x) by `input`
     sequential   x + m + scale * up(dropout(relu(down(m))))
 
-(with LayerScale, m is the MLP output after it). `up` starts at zero: a new adapter changes nothing.
+(with LayerScale, m is the scaled output). `up` starts at zero, so a new adapter changes nothing.
 
 Source: AdaptFormer, arXiv 2205.13535; in class-incremental learning EASE, arXiv 2403.12030.
 """
@@ -93,7 +93,7 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
 
 
 def split_blocks(adapter: dict) -> list[dict]:
-    """Turn arrays with a leading block axis into a list of per-block dicts.
+    """Splits arrays with a leading block axis into a list of one dict per block.
 
     One split, not one index per block: its derivative is a concatenation, not a sum of L padded
     arrays.
@@ -119,7 +119,7 @@ def dropout_mask(
     Args:
         keys: [B] typed keys, one per image.
         block: index of the block in the transformer; folded into every key.
-        num_tokens: N. The first rows do not depend on N.
+        num_tokens: N. The factors of a token do not depend on N.
 
     Returns:
         [B, N, R].
@@ -162,15 +162,15 @@ def apply_adapter(
 
 
 def _bias_rows(bias, like):
-    """A bias [E], or [B, E] with a row for each image, in a shape that adds to `like` [..., E]."""
+    """A bias [E], or one per image [B, E], in a shape that broadcasts against `like` [..., E]."""
     return as_row(bias, like) if bias.ndim == 1 else bias[:, None, :]
 
 
 def mixed_adapter(adapters: dict, weights: jax.Array) -> tuple[dict, jax.Array]:
-    """T adapters as one: its output for image b is sum_i weights[b, i] adapter_i(x), exactly.
+    """One adapter that computes exactly sum_i weights[b, i] adapter_i(x) for image b.
 
-    Each up-bias becomes the row of one more hidden unit that is always 1, so that it is weighted
-    too.
+    Each up-bias becomes the row of one more hidden unit that is always 1, so that it is also
+    weighted.
 
     Args:
         adapters: adapter sets with a leading task axis: down kernel [T, L, D, R] and so on.

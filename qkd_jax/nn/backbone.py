@@ -1,4 +1,4 @@
-"""A frozen transformer: its parameters, and a spec that says how to run it."""
+"""The parameters of a frozen transformer, and a spec that says how to run it."""
 
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ class Spec(Protocol):
       width, depth, num_heads: D, L, H.
       num_tokens: N, tokens of an input, or the most that it can have.
       input_size: how large inputs are: the side of an image in pixels, or tokens of a text.
-      fields: the names of a batch that it reads, such as ("image",).
+      fields: names of the batch fields that it reads, such as ("image",).
       activation: a name in `layers.ACTIVATIONS`.
       eps: of every LayerNorm.
       layer_scale: learned factors on both branches of every block.
@@ -42,12 +42,12 @@ class Spec(Protocol):
     def check_form(
         self, fields: dict[str, Any], *, of_steps: bool = False
     ) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """The fields as a compiled function takes them, and the shape of their rows, (B,) or with
-        `of_steps` also (S, B). Raises DataError where shapes or types do not fit.
+        """The fields as a compiled function takes them, and their leading shape: (B,), or also
+        (S, B) with `of_steps`. Raises DataError where shapes or types do not fit.
         """
 
     def check_values(self, fields: dict[str, Any], mask: Any) -> None:
-        """Raises DataError where a real row, mask [B] or [S, B], holds what is out of range."""
+        """Raises DataError where a real row (mask [B] or [S, B]) has values out of range."""
 
     def embed(
         self, params: dict, fields: dict[str, jax.Array], preprocessing: Any, compute_dtype: Any
@@ -60,10 +60,10 @@ class Backbone:
     """A frozen transformer.
 
     Attributes:
-      params: pytree of arrays, as the module of the spec describes it.
+      params: pytree of arrays, described in the module of the spec.
       spec: a `Spec`, such as `vit.ViTSpec`.
-      preprocessing: how inputs become what the weights were trained on; None = they are.
-      name: of the weights.
+      preprocessing: how inputs become what the weights were trained on; None = not at all.
+      name: the name of the weights.
     """
 
     params: Any
@@ -73,13 +73,13 @@ class Backbone:
 
 
 def stack_blocks(params: dict) -> dict:
-    """Turn the list of blocks into one dict of arrays with a leading axis L (the scanned form)."""
+    """The parameters with one dict of arrays [L, ...] in place of the list of blocks."""
     blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"])
     return {**params, "blocks": blocks}
 
 
 def block_at(params: dict, index: int | jax.Array) -> dict:
-    """Parameters of one block, from either form; `index` may be traced in the stacked form."""
+    """The parameters of one block, from a list or a stack; in a stack, `index` may be traced."""
     blocks = params["blocks"]
     if isinstance(blocks, list | tuple):
         return blocks[index]

@@ -1,4 +1,4 @@
-"""The forward pass of a frozen transformer as pure functions, with what is inserted in it.
+"""The forward pass of a frozen transformer, with optional inserts, as pure functions.
 
 `encode` starts from whatever form the inputs are in (`inputs.py`), dispatches on the backbone's
 spec, and returns the rows of the last block that were asked for. The last block computes only these
@@ -41,17 +41,17 @@ CLASS_TOKEN = (0,)  # rows
 
 @struct.dataclass
 class Inserts:
-    """What is inserted in a frozen transformer: data, not subclasses.
+    """What is inserted in a frozen transformer, as data.
 
     `adapter` is one adapter set (see `adapters.py`) and may be differentiated, mapped or stacked;
     its spec is static.
 
     Attributes:
         adapter, adapter_spec: one adapter for each block from `adapter_spec.first_block` on.
-        hidden_factors: [B, R], a factor on each hidden unit of the adapter, for each input.
-        attention: one `AttentionInsert` or None for each block; empty for none at all.
-        tokens: [F, D] or [B, F, D], more tokens, without positions. They are the last F rows,
-            -F to -1; attention does not see the order of tokens.
+        hidden_factors: [B, R], for each input a factor on each hidden unit of the adapter.
+        attention: one `AttentionInsert` or None for each block; empty = none in any block.
+        tokens: [F, D] or [B, F, D], more tokens, without positions. They become the last F rows,
+            -F to -1; attention does not depend on the order of tokens.
     """
 
     adapter: Any = None
@@ -62,7 +62,7 @@ class Inserts:
 
 
 def embed(backbone: Backbone, inputs: Raw | Tokens, *, compute_dtype=jnp.float32) -> Tokens:
-    """The residual stream before the first block that is still to run."""
+    """The residual stream before block 0, or the `Tokens` as they are."""
     if isinstance(inputs, Tokens):
         return inputs
     return backbone.spec.embed(
@@ -112,7 +112,7 @@ def block(
 
 
 def _block_stem(p, spec, x, token_mask, attention_insert, rows, compute_dtype):
-    """What a block computes without its adapter, and the MLP's input."""
+    """(`Stem` of a block without its adapter, input of its MLP)."""
     wide = x.dtype
     normed = x if spec.post_norm else layer_norm(p["norm1"], x, spec.eps)
     x, queries_from = _take(x, rows), _take(normed, rows)
@@ -161,9 +161,9 @@ def encode(
     """The chosen rows of the last block's output, after the last LayerNorm.
 
     Args:
-        inputs: from the start, or from what an earlier pass kept (`prefix`, `stem`).
+        inputs: `Raw`, or the result of an earlier `prefix` or `stem`.
         inserts: what is inserted; None is the frozen model.
-        rows: which tokens are returned, static; negative ones count from the end, so that the last
+        rows: which tokens are returned, static. Negative ones count from the end, so that the last
             F are those of `Inserts.tokens`.
         dropout_key: [B] typed keys, one for each input; None is no dropout.
         compute_dtype: dtype of the matrix products.
@@ -216,7 +216,7 @@ def prefix(
     """The residual stream before block `stop_block`, of the frozen model.
 
     It does not depend on adapters whose `first_block` is `stop_block` or later, so it can be
-    computed once for each input and kept; `encode` goes on from it.
+    computed once for each input and kept; `encode` continues from it.
     """
     params, spec = backbone.params, backbone.spec
     if not 0 <= stop_block < spec.depth:
@@ -234,13 +234,13 @@ def stem(
     rows: Sequence[int] = CLASS_TOKEN,
     compute_dtype=jnp.float32,
 ) -> Stem:
-    """What every adapter of these inputs shares, up to where one adds in block `first_block`.
+    """What all adapters share of these inputs, up to where one adds in block `first_block`.
 
-    `rows` are those that `encode` will be asked for: they matter where that is the last block.
+    `rows` are those that `encode` will be asked for; they matter if that is the last block.
     """
     tokens = prefix(backbone, inputs, first_block, compute_dtype=compute_dtype)
     in_last = first_block == backbone.spec.depth - 1
-    found, _ = _block_stem(
+    result, _ = _block_stem(
         block_at(backbone.params, first_block),
         backbone.spec,
         tokens.stream,
@@ -250,11 +250,11 @@ def stem(
         compute_dtype,
     )
     rows = tuple(rows) if in_last else None
-    return found.replace(mask=tokens.mask, block=first_block, rows=rows)
+    return result.replace(mask=tokens.mask, block=first_block, rows=rows)
 
 
 def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dtype):
-    """`encode` from what all adapters share."""
+    """`encode` from a `Stem`."""
     params, spec, first = backbone.params, backbone.spec, stem.block
     if inserts is not None and (inserts.attention or inserts.tokens is not None):
         raise ConfigError(
@@ -298,7 +298,7 @@ def encode_all(
     dropout_key: jax.Array | None = None,
     compute_dtype=jnp.float32,
 ) -> list[jax.Array]:
-    """Every intermediate result, for tests, probes and plots; slower than `encode`.
+    """Every intermediate result; slower than `encode`.
 
     Returns:
         L + 2 arrays [B, N, D]: after the embedding, after each block, after the last LayerNorm
@@ -333,7 +333,7 @@ def encode_all(
 
 
 def _last_norm(backbone, x):
-    """The LayerNorm after the last block; a post-norm block has done it."""
+    """The LayerNorm after the last block; nothing for post-norm blocks, which end in one."""
     spec = backbone.spec
     return x if spec.post_norm else layer_norm(backbone.params["norm"], x, spec.eps)
 
@@ -348,7 +348,7 @@ def _take(x, rows):
 
 
 def _positions(rows, tokens):
-    """`rows` as places from 0 on."""
+    """`rows` as indices from 0."""
     count, rows = tokens.stream.shape[1], tuple(rows)
     if not rows or not all(-count <= row < count for row in rows):
         raise ConfigError(f"rows: expected some of {count} tokens, found {rows}")
@@ -357,17 +357,17 @@ def _positions(rows, tokens):
 
 def _attention_inserts(inserts, spec):
     """One entry for each block, or an empty tuple."""
-    found = () if inserts is None else inserts.attention
-    if found and len(found) != spec.depth:
+    attention = () if inserts is None else inserts.attention
+    if attention and len(attention) != spec.depth:
         raise ConfigError(
             f"attention inserts: expected {spec.depth}, one or None for each block, found "
-            f"{len(found)}"
+            f"{len(attention)}"
         )
-    return found
+    return attention
 
 
 def _with_added(inserts, tokens):
-    """The tokens with the inserted ones behind them."""
+    """The tokens, followed by the inserted ones."""
     if inserts is None or inserts.tokens is None:
         return tokens
     if tokens.block != 0:
@@ -385,12 +385,12 @@ def _split_inserts(inserts, spec):
     """(adapters of all blocks but the last, adapter of the last block, adapter spec or None)."""
     if inserts is None or inserts.adapter is None:
         return None, None, None
-    rows = {leaf.shape[0] for leaf in jax.tree.leaves(inserts.adapter)}
+    found = {leaf.shape[0] for leaf in jax.tree.leaves(inserts.adapter)}
     expected = spec.depth - inserts.adapter_spec.first_block
-    if rows != {expected}:
+    if found != {expected}:
         raise ConfigError(
             f"adapter: expected {expected} blocks, as {spec.depth} blocks with first_block "
-            f"{inserts.adapter_spec.first_block} need, found {sorted(rows)}"
+            f"{inserts.adapter_spec.first_block} need, found {sorted(found)}"
         )
     leaves, treedef = jax.tree.flatten(inserts.adapter)
     parts = [jnp.split(leaf, [expected - 1], axis=0) for leaf in leaves]
@@ -400,7 +400,7 @@ def _split_inserts(inserts, spec):
 
 
 def _dropout(inserts, dropout_key, dtype, index, num_tokens):
-    """Factors on the adapter's hidden units in one block: dropout, given ones, or None."""
+    """Factors on the adapter's hidden units in one block: the given ones, dropout, or None."""
     if inserts is None or inserts.adapter is None:
         return None
     if inserts.hidden_factors is not None:

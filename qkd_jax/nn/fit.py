@@ -20,12 +20,12 @@ def fit(
     """(params, opt_state) after `steps` optimisation steps, all in one compiled loop.
 
     Args:
-      params: pytree of float arrays. opt_state: `optimiser.init(params)`, or what an earlier call
-        returned.
+      params: pytree of float arrays.
+      opt_state: `optimiser.init(params)`, or what an earlier call returned.
       loss: (params, batch) -> scalar.
-      batch: step, int32 scalar from 0 -> the batch of that step, any pytree.
+      batch: step (int32 scalar from 0) -> the batch of that step, any pytree.
       optimiser: its updates are added to the parameters, so they include the learning rate.
-      steps: may be traced.
+      steps: int; may be traced.
     """
 
     def step(i, carry):

@@ -1,5 +1,6 @@
-"""Classifiers over a feature: the cosine and the linear head, and the class means that can
-stand in their rows.
+"""Classifiers over a feature, and the class means that can serve as their rows.
+
+A head has one row, a vector [D], for each class.
 """
 
 import flax.struct
@@ -17,8 +18,8 @@ def unit(vectors: jax.Array) -> jax.Array:
 def head_logits(features: jax.Array, rows: jax.Array, scale: jax.Array, kind: str) -> jax.Array:
     """Logits of `features` [..., D] on `rows` [C, D]: [..., C].
 
-    `cosine`: scale * cos(feature, row). `linear`: feature . row, without a bias, for a bias learned
-    on one task's classes only says which task came last.
+    `cosine`: scale * cos(feature, row). `linear`: feature . row. It has no bias, since biases that
+    each task learns for its own classes only tell which task came last.
     """
     if kind == "cosine":
         return scale * (unit(features) @ unit(rows).T)
@@ -26,20 +27,18 @@ def head_logits(features: jax.Array, rows: jax.Array, scale: jax.Array, kind: st
 
 
 def linear_logits(features: jax.Array, rows: jax.Array, bias: jax.Array) -> jax.Array:
-    """Logits [B, C] of `features` [B, D] on `rows` [C, D] with `bias` [C], for the methods whose
-    published head has one.
-    """
+    """Logits [B, C] of `features` [B, D] on `rows` [C, D] with `bias` [C]."""
     return features @ rows.T + bias[None, :]
 
 
 def init_rows(key: jax.Array, num_rows: int, width: int) -> jax.Array:
-    """Rows [num_rows, width] ~ N(0, 1 / width): length about 1."""
+    """Rows [num_rows, width] ~ N(0, 1 / width), of length about 1."""
     return jax.random.normal(key, (num_rows, width)) * jnp.float32(width) ** -0.5
 
 
 @flax.struct.dataclass
 class ClassStatistics:
-    """Sums over one task's images: enough for class means and covariances, without the images.
+    """Sums over one task's images, from which class means and covariances follow.
 
     Attributes:
       total: [S, M, D], sum of features for each slot (adapter) and class of the task.
@@ -66,8 +65,12 @@ def empty_statistics(
 def add_to_statistics(
     statistics: ClassStatistics, features: jax.Array, positions: jax.Array, mask: jax.Array
 ) -> ClassStatistics:
-    """Adds a batch: features [B, S, D], positions int [B] among the task's classes, mask bool
-    [B].
+    """`statistics` with a batch added.
+
+    Args:
+      features: [B, S, D].
+      positions: int [B], among the task's classes.
+      mask: bool [B], False where a row is padding.
     """
     num_classes = statistics.count.shape[0]
     one_hot = jax.nn.one_hot(positions, num_classes) * mask[:, None].astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The three forms in which the inputs of a frozen transformer travel, from the user to a block."""
+"""The three forms of a frozen transformer's inputs, on the way from the user to a block."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ class Tokens:
 
 @struct.dataclass
 class Stem:
-    """What every adapter of an input shares: the frozen model up to where the first adapter adds.
+    """What all adapters share of an input: the frozen model up to where the first adapter adds.
 
     Attributes:
       residual: [B, N, D], the stream after attention in the first adapter's block; only the rows
@@ -43,7 +43,7 @@ class Stem:
       mlp: [B, N, D], the output of that block's MLP.
       mask: as in `Tokens`.
       block: index of that block.
-      rows: the rows that the last block was asked for, where it is that block; else None.
+      rows: the rows that were asked for, if that block is the last; else None.
     """
 
     residual: jax.Array
@@ -54,5 +54,5 @@ class Stem:
 
 
 def num_inputs(inputs: Any) -> int:
-    """B, of any of the three."""
+    """B of any of the three forms."""
     return jax.tree.leaves(inputs)[0].shape[0]

@@ -1,4 +1,4 @@
-"""The small maths inside a transformer block, in the formulations that XLA runs fastest.
+"""The operations inside a transformer block, in the formulations that XLA runs fastest.
 
 Shapes: B batch, N tokens, D width, H heads. Matrix products run in `dtype`; means, variances,
 exponentials and sums run in at least float32, so bfloat16 costs accuracy only inside products.
@@ -13,7 +13,7 @@ from jax import lax
 
 
 def as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """Give a [D] vector leading axes of size 1, so that it broadcasts against `like` [..., D]."""
+    """A [D] vector with leading axes of size 1, so that it broadcasts against `like` [..., D]."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
@@ -24,7 +24,7 @@ def at_least_float32(dtype) -> jnp.dtype:
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x Phi(x). Written with erf: `jax.nn.gelu` goes through a 5x slower erfc."""
+    """Exact GELU, x Phi(x), with erf: `jax.nn.gelu` uses erfc, which is 5 times slower."""
     return 0.5 * x * (1.0 + lax.erf(x * 0.7071067811865476))
 
 
@@ -34,9 +34,9 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-# Derivatives by hand keep the input alone, one array as wide as the MLP, where autodiff keeps two.
-# They are mirrored, Phi(x) = 1 - Phi(-x): written as above, XLA would see the same expression twice
-# and keep its value from the forward pass, a fifth of all that a step keeps.
+# These derivatives keep only the input for the backward pass, one array as wide as the MLP, where
+# autodiff keeps two. They use Phi(x) = 1 - Phi(-x): written as above, XLA would see the expression
+# twice and keep its value from the forward pass, a fifth of all that a step keeps.
 
 
 def _gelu_backward(x, g):
@@ -61,8 +61,8 @@ def standardize(x: jax.Array, eps: float) -> jax.Array:
     """Subtract the mean and divide by sqrt(variance + eps) over the last axis.
 
     Two passes: E[x^2] - E[x]^2 would save a third of the time of this small part, but cancels
-    when |mean| >> standard deviation. The derivative is written by hand because it then reads the
-    stored result; automatic differentiation makes every block recompute the residual sums below it.
+    when |mean| >> standard deviation. The derivative is written by hand so that it reads the stored
+    result; with autodiff, every block recomputes the residual sums below it.
     """
     return _standardize_forward(x, eps)[0]
 
@@ -138,14 +138,14 @@ matmul_trainable.defvjp(_matmul_forward, _matmul_backward)
 
 @struct.dataclass
 class AttentionInsert:
-    """What is inserted in one block's attention; parts that are None are absent.
+    """What is inserted in the attention of one block; parts that are None are absent.
 
     Attributes:
-        prefix_key, prefix_value: [P, D], or [B, P, D] for rows of each image's own: more keys and
-            values, after their projections (prefix tuning).
+        prefix_key, prefix_value: [P, D] for all images, or [B, P, D] per image: more keys and
+            values, not projected (prefix tuning).
         class_key, class_value: [D], added to the class token's key and value.
-        lora_key, lora_value: {"down": [D, R], "up": [R, D]}, added to the frozen projection: x down
-            up.
+        lora_key, lora_value: {"down": [D, R], "up": [R, D]}; x down up is added to the frozen
+            projection.
     """
 
     prefix_key: Any = None
@@ -165,7 +165,7 @@ def attention(
     insert: AttentionInsert | None = None,
     token_mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Multi-head self-attention of some tokens to all tokens.
+    """Multi-head self-attention from some tokens to all tokens.
 
     Args:
         params: {"query", "key", "value", "out"}, each {"kernel": [D, D], "bias": [D]}.
@@ -195,8 +195,8 @@ def attention(
     logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide)
     if token_mask is not None:
         prefix = k.shape[2] - token_mask.shape[1]
-        answering = jnp.pad(token_mask, ((0, 0), (prefix, 0)), constant_values=True)
-        logits = jnp.where(answering[:, None, None, :], logits, jnp.finfo(wide).min)
+        visible = jnp.pad(token_mask, ((0, 0), (prefix, 0)), constant_values=True)
+        logits = jnp.where(visible[:, None, None, :], logits, jnp.finfo(wide).min)
     # softmax(l) v = exp(l - max) v / sum(exp(l - max)): dividing the [M, D/H] result is cheaper
     # than dividing the [M, N] weights. The maximum cancels, so it needs no derivative.
     weights = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
@@ -207,14 +207,15 @@ def attention(
 
 
 def _inserted(lora, class_row, prefix, x, y):
-    """Keys or values y [B, N, D] with a low-rank update, a vector on the class token's row, and
-    rows in front."""
+    """Keys or values y [B, N, D] with a low-rank update, a vector added to the class token's, and
+    a prefix.
+    """
     if lora is not None:
         down, up = lora["down"].astype(y.dtype), lora["up"].astype(y.dtype)
         y = y + matmul_trainable(matmul_trainable(x.astype(y.dtype), down), up)
     if class_row is not None:
         y = y.at[:, 0].add(as_row(class_row.astype(y.dtype), y[:, 0]))
     if prefix is not None:
-        rows = jnp.broadcast_to(prefix.astype(y.dtype), (y.shape[0], *prefix.shape[-2:]))
-        y = jnp.concatenate([rows, y], axis=1)
+        prefix = jnp.broadcast_to(prefix.astype(y.dtype), (y.shape[0], *prefix.shape[-2:]))
+        y = jnp.concatenate([prefix, y], axis=1)
     return y

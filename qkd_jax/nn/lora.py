@@ -1,4 +1,4 @@
-"""Low-rank branches in the attention of every block, and the directions that they keep out of.
+"""Low-rank branches in the attention of every block, and the directions that they avoid.
 
 Per block, with M the second moment of the attention's normalised input x (x x^T over tokens, [D,
 D]) and P the projector on the directions that are occupied:
@@ -7,8 +7,8 @@ D]) and P the projector on the directions that are occupied:
 - afterwards P grows by the top left singular vectors of (I - P) M until the occupied share of
   |M|_F^2 reaches a threshold.
 
-The singular value decomposition is not replaced by that of (I - P) M M (I - P): squaring loses the
-small directions in float32.
+The decomposition is of (I - P) M itself and not of its square, which loses the small directions in
+float32.
 """
 
 import jax
@@ -47,10 +47,10 @@ def attention_moments(
     inserts: Inserts,
     compute_dtype,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum of x x^T over all tokens x that enter each block's attention, and how many they are.
+    """Sum of x x^T over all tokens x that enter each block's attention, and their number.
 
     Args:
-      mask: bool [B]; inputs where it does not hold are left out.
+      mask: bool [B], False for inputs to leave out.
 
     Returns:
       ([L, D, D], float32 []).
@@ -74,10 +74,10 @@ def attention_moments(
 
 
 def free_directions(moment: jax.Array, occupied: jax.Array, rank: int) -> jax.Array:
-    """[D, rank]: the top left singular vectors of (I - P) M, in falling order.
+    """[D, rank]: the top left singular vectors of (I - P) M, largest value first.
 
-    A column is zero where nothing is left: such singular vectors are arbitrary, may lie in the
-    occupied directions, and would differ between devices.
+    Where the singular value is zero the column is zero, since such a singular vector is arbitrary:
+    it may lie in the occupied directions, and differs between devices.
 
     Args:
       moment: M [D, D].
@@ -92,7 +92,7 @@ def occupy(
 ) -> jax.Array:
     """P [D, D] grown by the fewest directions that bring its share of |M|_F^2 to the threshold.
 
-    Where `below` holds the share stays below it instead, with one direction at least.
+    If `below`, the share stays below it instead, but grows by at least one direction.
     """
     vectors, values, floor = _free_spectrum(moment, occupied)
     total = jnp.sum(jnp.square(moment))
@@ -105,11 +105,11 @@ def occupy(
 
 
 def _free_spectrum(moment, occupied):
-    """Left singular vectors [D, D] and values [D] of (I - P) M, and the value that is rounding."""
+    """Left singular vectors [D, D] and values [D] of (I - P) M, and the size of rounding errors."""
     free = _outside(occupied, moment)
     vectors, values, _ = jnp.linalg.svd(free, full_matrices=False)
-    # In exact arithmetic a vector with a value above zero is outside already; in float32 only to
-    # eps |M| / value. A second projection mends that, so that P stays a projector over the tasks.
+    # In exact arithmetic a vector with a value above zero is already outside; in float32 only up to
+    # eps |M| / value. A second projection mends that, so that P stays a projector after many tasks.
     vectors = _outside(occupied, vectors)
     length = jnp.sqrt(jnp.sum(jnp.square(vectors), axis=0, keepdims=True))
     vectors = vectors / jnp.where(length > 0, length, 1.0)

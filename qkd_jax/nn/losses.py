@@ -1,4 +1,4 @@
-"""Losses of one image: cross-entropy, task-interaction distillation, sparsity of the relevance."""
+"""Losses for each image: cross-entropy, task-interaction distillation, sparsity of relevance."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,24 @@ MASKED = -1e9
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
-    """[B]: -log softmax(logits)[label] over the columns where `valid` [M] holds; logits [B, M],
-    labels int [B].
+    """[B]: -log softmax(logits)[label] over the columns where `valid` [M] holds.
+
+    Args:
+      logits: [B, M].
+      labels: int [B].
     """
     log_probabilities = jax.nn.log_softmax(jnp.where(valid, logits, MASKED))
     return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
 
 
 def masked_kl(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax.Array:
-    """KL( softmax(teacher) || softmax(student) ) over the columns that hold: [...].
+    """[...]: KL( softmax(teacher) || softmax(student) ) over the columns where `columns` holds.
 
-    teacher, student [..., C]; columns bool, broadcast to them. No gradient reaches the teacher (Eq.
-    13). A row without columns gives 0.
+    No gradient reaches the teacher (Eq. 13). Without any column the result is 0.
+
+    Args:
+      teacher, student: [..., C].
+      columns: bool, broadcast to them.
     """
     teacher = jax.lax.stop_gradient(teacher)
     log_teacher = jax.nn.log_softmax(jnp.where(columns, teacher, MASKED))
@@ -42,7 +48,7 @@ def distillation(
       student: [B, C] logits of the current adapter.
       columns: bool [T, C], the classes that each teacher is compared on.
       relevance: [B, T] weights alpha; zero for tasks that are not old.
-      temperature: softens both; the loss is multiplied by its square (Hinton 2015).
+      temperature: divides both logits; the loss is multiplied by its square (Hinton 2015).
     """
     kl = masked_kl(teachers / temperature, student[:, None] / temperature, columns[None])
     return temperature**2 * jnp.sum(relevance * kl, axis=-1)
@@ -51,8 +57,8 @@ def distillation(
 def feature_distillation(
     teachers: jax.Array, student: jax.Array, relevance: jax.Array
 ) -> jax.Array:
-    """sum_i alpha_i |unit(f_i) - unit(f_t)|^2: teachers [B, T, D] and student [B, D], both of
-    length 1; gives [B].
+    """[B]: sum_i alpha_i |f_i - f_t|^2 of teachers f_i [B, T, D] and student f_t [B, D], all of
+    length 1, with relevance alpha [B, T].
     """
     gap = jax.lax.stop_gradient(teachers) - student[:, None]
     return jnp.sum(relevance * jnp.sum(gap * gap, axis=-1), axis=-1)
@@ -65,10 +71,10 @@ def entropy(weights: jax.Array) -> jax.Array:
 
 
 def sparsity(kind: str, weights: jax.Array, scores: jax.Array) -> jax.Array:
-    """L_s of relevance `weights` alpha [B, T] and raw `scores` p [B, T] in [0, 1]: [B].
+    """L_s [B] of relevance `weights` alpha [B, T] and raw `scores` p [B, T] in [0, 1].
 
-    `l1_softmax`: |alpha|_1 (Eq. 11, literal), the constant 1 of a softmax: no gradient.
-    `l1_scores`: |p|_1 before the softmax. `entropy`: that of alpha.
+    `l1_softmax`: |alpha|_1 (Eq. 11, literal), which is always 1 and has no gradient.
+    `l1_scores`: |p|_1, before the softmax. `entropy`: the entropy of alpha.
     """
     if kind == "l1_softmax":
         return jnp.sum(jnp.abs(weights), axis=-1)

@@ -1,7 +1,7 @@
-"""Pixels: what a vision transformer is given, checked on the host, and normalised on the device.
+"""Pixels given to a vision transformer: checks on the host, normalisation on the device.
 
-Shapes and types are read off; the range of floating pixels is computed where the array lives, so
-that images on a device stay there. Padded rows may hold anything.
+The range of floating pixels is computed where the array lives, so that images on a device stay
+there. Padded rows may hold anything.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ import numpy as np
 from qkd_jax.errors import DataError
 from qkd_jax.nn.layers import as_row
 
-# Room for the rounding of whoever divided by 255 or resized; more is another range.
+# Tolerance for rounding when pixels were divided by 255 or resized.
 ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels in [0, 1] become the input: minus mean, divided by std, of each channel (RGB)."""
+    """How pixels in [0, 1] become the input: (pixel - mean) / std for each channel (RGB)."""
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32) -> jax.Array:
-    """Turn pixels into the transformer's input.
+    """The transformer's input from pixels.
 
     Args:
         images: [B, H, W, 3]; uint8 in 0..255, or floating point in [0, 1].
@@ -80,7 +80,7 @@ def check_pixels(images: Any, name: str, mask: np.ndarray) -> None:
 
 
 def as_native(images: Any) -> Any:
-    """Floats of another byte order or wider than 64 bits, which jax does not take, as float32."""
+    """`images`; floats that jax does not take (byte-swapped, or above 64 bits) become float32."""
     strange = isinstance(images, np.ndarray) and (
         not images.dtype.isnative or images.dtype.itemsize > 8
     )
@@ -88,7 +88,7 @@ def as_native(images: Any) -> Any:
 
 
 def _bounds(images: Any) -> tuple[Any, Any]:
-    """Least and largest pixel of each image, float32; NaN where there is one."""
+    """Least and largest pixel of each image, float32; NaN if a pixel is NaN."""
     if isinstance(images, jax.Array):
         return _bounds_on_device(images)
     pixels = images.reshape(*images.shape[:-3], -1)

@@ -1,4 +1,4 @@
-"""Positions of another image size: the grid resampled as published checkpoints were."""
+"""Resampling of a position grid to another image size."""
 
 import jax
 import numpy as np

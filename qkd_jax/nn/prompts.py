@@ -1,7 +1,7 @@
-"""Prompts for a frozen transformer: pools of them, how an image chooses, and what is inserted.
+"""Pools of prompts for a frozen transformer: how an image chooses from one, and the inserts.
 
-A pool is prompts [K, L, D] with a key [K, D] each; an image chooses by the cosine of its query to
-the keys. A choice never depends on the other images of a batch; only the reductions `sum` and
+A pool has prompts [K, L, D] with keys [K, D]; an image chooses by the cosine of its query to the
+keys. A choice never depends on the other images of a batch; only the reductions `sum` and
 `gtripl_sum` of the key loss couple images, in training.
 """
 
@@ -26,15 +26,14 @@ def new_rows(key: jax.Array, shape: tuple[int, ...], start: str) -> jax.Array:
 
 
 def cosines(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """[B, K]: cosine of queries [B, D] to keys [K, D]; norms are at least 1e-12, so a zero row has
-    cosine 0.
-    """
+    """[B, K]: cosine of queries [B, D] to keys [K, D]; a zero vector has cosine 0."""
     return jnp.matmul(unit(queries), unit(keys).T, precision="highest")
 
 
 def nearest(scores: jax.Array, top_k: int, allowed: jax.Array | None = None) -> jax.Array:
-    """int [B, N]: positions of the `top_k` largest of scores [B, K], best first; of equal ones the
-    first. `allowed` bool [K] must hold for at least `top_k` of them.
+    """int [B, N]: positions of the `top_k` largest of scores [B, K], best first, ties in order.
+
+    `allowed` bool [K] must hold for at least `top_k` of them.
     """
     if allowed is not None:
         scores = jnp.where(allowed[None, :], scores, -jnp.inf)
@@ -44,19 +43,18 @@ def nearest(scores: jax.Array, top_k: int, allowed: jax.Array | None = None) -> 
 def key_loss(
     cosine: jax.Array, chosen: jax.Array, reduction: str, mask: jax.Array, gather: Callable
 ) -> jax.Array:
-    """[B]: distances 1 - cos that pull the chosen keys to the queries; the loss is their mean over
-    the real images.
+    """[B]: terms that pull the chosen keys to the queries; the loss is their mean over real images.
 
-    `mean`: sum over the N chosen keys, mean over images. `sum`: sum over images too.
-    `gtripl_sum`: sum over images b and b' of the distances of query b to the keys that b' chose, so
-    keys are also pulled to queries of images that did not choose them (B^2 N terms), as the public
-    L2P++ does.
+    With the distance 1 - cos, `mean` is the sum over the N chosen keys and the mean over images;
+    `sum` is the sum over images too; `gtripl_sum` sums over images b and b' the distances of query
+    b to the keys that b' chose (B^2 N terms), so that keys are also pulled to queries of images
+    that did not choose them, as in the public L2P++.
 
     Args:
       cosine: [B, K].
       chosen: int [B, N].
       mask: bool [B], False where a row is padding.
-      gather: [B, ...] -> the rows of all devices.
+      gather: [B, ...] -> the same of all devices, [B of all, ...].
     """
     count = jnp.sum(gather(mask).astype(cosine.dtype))
     if reduction == "gtripl_sum":
@@ -68,16 +66,16 @@ def key_loss(
 
 
 def chosen_rows(prompts: jax.Array, chosen: jax.Array) -> jax.Array:
-    """[B, N L, D]: rows of the prompts [K, L, D] that each image chose, chosen [B, N]."""
+    """[B, N L, D]: the prompts, of [K, L, D], that each image chose, chosen int [B, N]."""
     rows = prompts[chosen]
     return rows.reshape(rows.shape[0], -1, rows.shape[-1])
 
 
 def split_prefix(rows: jax.Array) -> AttentionInsert:
-    """Prefix tuning: of rows [..., L, D], the first half are keys and the last half are values.
+    """Prefix tuning: the first half of a prompt's L rows are keys, the last half values.
 
-    [L, D] is shared by all images, [B, L, D] is each image's own, and of [B, N, L, D] every one of
-    N prompts is halved, keys with keys and values with values.
+    Rows are [L, D] for all images, [B, L, D] per image, or [B, N, L, D] for N prompts per image,
+    each of which is halved.
     """
     half = rows.shape[-2] // 2
     halves = rows[..., :half, :], rows[..., half:, :]

@@ -1,4 +1,4 @@
-"""A vision transformer: its spec, its parameters and its embedding (`encode.py` runs its blocks).
+"""Vision transformers: spec, parameters and embedding (`encode.py` runs the blocks).
 
 Parameters are a plain pytree:
 
@@ -8,7 +8,7 @@ Parameters are a plain pytree:
          {"norm1", "query", "key", "value", "out", "norm2", "fc1", "fc2", "scale1"?, "scale2"?},
      "norm": {"scale", "bias"}}
 
-One description holds ViT and DeiT (AugReg), CLIP and DINOv2.
+This describes ViT and DeiT (AugReg), CLIP and DINOv2.
 """
 
 from dataclasses import dataclass
@@ -87,8 +87,7 @@ class ViTSpec:
     def check_form(
         self, fields: dict[str, Any], *, of_steps: bool = False
     ) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """The fields as a compiled function takes them, and the shape of their rows, (B,) or
-        (S, B); only shapes and types are looked at.
+        """The fields as a compiled function takes them, and their leading shape, (B,) or (S, B).
 
         Raises:
             DataError: not [B, H, W, 3] of uint8 or floats (or [S, B, H, W, 3] with `of_steps`).
@@ -108,7 +107,7 @@ class ViTSpec:
 
         Args:
             fields: {"image": [B, H, W, 3]}, uint8 in 0..255 or floating point in [0, 1].
-            preprocessing: a `Preprocessing`; None = pixels are as the weights were trained on.
+            preprocessing: a `Preprocessing`; None = pixels go in as they are, in [0, 1].
 
         Returns:
             Tokens [B, N, D] in float32 (float64 when computing in float64).
@@ -144,7 +143,7 @@ class ViTSpec:
 
 
 def param_shapes(spec: ViTSpec) -> dict:
-    """Shapes of the parameters of `spec`, as a pytree of `jax.ShapeDtypeStruct` in list form."""
+    """Shapes of the parameters of `spec`, a pytree of `jax.ShapeDtypeStruct` (blocks as a list)."""
 
     def leaf(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -1,8 +1,8 @@
 """The metric of the stored within-class covariance: directions of high variance count less.
 
-Linear discriminant analysis without its classifier: vectors are moved to the mean of the class
-means and whitened by the pooled covariance within classes, shrunk towards a multiple of the
-identity. All of it comes from sums that hold no image.
+This is linear discriminant analysis without its classifier: vectors are centred at the mean of the
+class means and whitened by the pooled covariance within classes, shrunk towards a multiple of the
+identity. Sums over features are all that it needs.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 
 class Metric(NamedTuple):
-    """The affine map v = whitener (h - centre) after which images of one class vary equally in all
-    directions.
+    """The map v = whitener (h - centre), after which classes vary equally in all directions.
 
-    centre [D]: mean of the class means. whitener [D, D] = F^-1, lower triangular, F F^T = the
-    pooled within-class covariance, shrunk. Angles between whitened vectors do not depend on which
-    square root of the covariance is taken.
+    Angles between whitened vectors do not depend on which square root of the covariance is taken.
+
+    Attributes:
+      centre: [D], mean of the class means.
+      whitener: [D, D] = F^-1, lower triangular, with F F^T the shrunk pooled covariance.
     """
 
     centre: jax.Array
@@ -25,17 +26,16 @@ class Metric(NamedTuple):
 
 
 def identity_metric(width: int) -> Metric:
-    """The metric before anything was learned: it changes nothing."""
+    """The metric before anything was learned, which changes nothing."""
     return Metric(jnp.zeros(width), jnp.eye(width))
 
 
 def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax.Array:
-    """[D, D] lower triangular F, F F^T = (1 - s) Sigma + s tr(Sigma) / D I, Sigma = scatter /
-    count.
+    """[D, D] lower triangular F with F F^T = (1 - s) Sigma + s tr(Sigma) / D I.
 
     Args:
-      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T. count: [], how many
-        images.
+      scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T.
+      count: [], number of images; Sigma = scatter / count.
       shrinkage: s in [0, 1].
     """
     width = scatter.shape[0]
@@ -53,10 +53,11 @@ def learned_metric(
     members: jax.Array,
     shrinkage: float,
 ) -> Metric:
-    """Metric of the classes that are `members` (bool [C]), from sums that hold no image.
+    """The metric of the classes where `members` (bool [C]) holds.
 
     Args:
-      scatter, count, shrinkage: as in `shrunk_factor`. class_means: [C, D].
+      scatter, count, shrinkage: as in `shrunk_factor`.
+      class_means: [C, D].
     """
     factor = shrunk_factor(scatter, count, shrinkage)
     identity = jnp.eye(scatter.shape[0])

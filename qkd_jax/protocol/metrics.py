@@ -1,4 +1,4 @@
-"""Accuracy matrix -> every summary number, each with its formula.
+"""Every summary number that follows from an accuracy matrix, each with its formula.
 
 The raw material is two matrices of counts, `correct` and `total`, int64 [T, T]: row i = after
 learning task i, column j = test images of task j, filled for j <= i, zero where nothing was
@@ -44,16 +44,16 @@ def record(
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.ndim != 1 or labels.shape != predictions.shape:
         raise DataError(
-            f"labels have shape {labels.shape} and predictions {predictions.shape}; "
-            "expected two flat arrays of the same length"
+            f"labels and predictions: expected two flat arrays of one length, found shapes "
+            f"{labels.shape} and {predictions.shape}"
         )
     if not 0 <= row < len(total):
         raise DataError(f"row: expected 0 to {len(total) - 1} for {len(total)} tasks, found {row}")
     tasks = true_tasks(labels, task_of_class)
     if np.any(tasks > row):
         raise DataError(
-            f"{np.sum(tasks > row)} test labels belong to tasks after task {row}; "
-            "evaluate on the classes learned so far only"
+            f"labels: expected classes of tasks 0 to {row}, found {np.sum(tasks > row)} images of "
+            "later tasks; evaluate on the classes learned so far only"
         )
     total[row] = np.bincount(tasks, minlength=len(total))
     correct[row] = np.bincount(tasks[predictions == labels], minlength=len(total))
@@ -71,11 +71,11 @@ def true_tasks(labels: np.ndarray, task_of_class: np.ndarray) -> np.ndarray:
     outside = (labels < 0) | (labels >= len(task_of_class))
     if np.any(outside):
         raise DataError(
-            f"label {labels[outside][0]} is outside the known classes 0..{len(task_of_class) - 1}"
+            f"labels: expected classes 0 to {len(task_of_class) - 1}, found {labels[outside][0]}"
         )
     tasks = task_of_class[labels].astype(np.int64)
     if np.any(tasks < 0):
-        raise DataError(f"label {labels[tasks < 0][0]} belongs to no task")
+        raise DataError(f"labels: expected classes of a task, found {labels[tasks < 0][0]}")
     return tasks
 
 
@@ -154,13 +154,6 @@ def task_masked_predictions(
     return np.where(inside, scores, -np.inf).argmax(axis=1)
 
 
-def within_task_accuracy(
-    scores: np.ndarray, labels: np.ndarray, task_of_class: np.ndarray
-) -> float:
-    """Percentage of images right when told their task; >= class-incremental accuracy, always."""
-    return float(100.0 * np.mean(task_masked_predictions(scores, labels, task_of_class) == labels))
-
-
 def routing_confusion(tasks: np.ndarray, routed: np.ndarray, num_tasks: int) -> np.ndarray:
     """Counts of (true task, chosen task), int64 [T, T]: row = true task, column = chosen task.
 
@@ -175,8 +168,8 @@ def routing_confusion(tasks: np.ndarray, routed: np.ndarray, num_tasks: int) -> 
         routed = routed.argmax(axis=1)
     if tasks.shape != routed.shape or tasks.ndim != 1:
         raise DataError(
-            f"true tasks have shape {tasks.shape} and routed tasks {routed.shape}; "
-            "expected the same number of images"
+            f"true and routed tasks: expected the same number of images, found shapes "
+            f"{tasks.shape} and {routed.shape}"
         )
     for name, values in (("true", tasks), ("routed", routed)):
         if values.size and not 0 <= values.min() <= values.max() < num_tasks:
@@ -284,8 +277,8 @@ def _check_row(total: np.ndarray, row: int) -> None:
     empty = np.flatnonzero(total[row, : row + 1] == 0)
     if len(empty):
         raise DataError(
-            f"no test image of task {empty[0]} was evaluated after task {row}, so its accuracy is "
-            "undefined; give every task at least one test image"
+            f"task {empty[0]}: expected at least one test image evaluated after task {row}, found "
+            "none, so its accuracy is undefined"
         )
 
 
@@ -302,8 +295,8 @@ def _measured(correct: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.nd
         raise DataError("accuracy matrix: expected at least one evaluated stage, found none")
     if not filled[:stages].all():
         raise DataError(
-            f"stage {int(np.argmin(filled))} was not evaluated but a later one was; "
-            "expected every stage up to the last one"
+            f"stage {int(np.argmin(filled))}: expected counts, since a later stage was evaluated, "
+            "found none"
         )
     if np.any(correct < 0) or np.any(correct > total):
         raise DataError("correct: expected counts from 0 to the total counts, found others")

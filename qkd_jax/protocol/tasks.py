@@ -1,8 +1,8 @@
 """Which classes are learned in which task: the class order and its split into tasks.
 
-Split names: `B0-IncN` learns N classes a task; `Bm-IncN` learns m classes first, then N a task.
+Split names: `B0-IncN` learns N classes per task; `Bm-IncN` learns m classes first, then N per task.
 When the classes left over do not fill a task, the last task is smaller. Nothing here is random
-except the class order, and that has its own seed.
+except the class order, which has its own seed.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ def class_order(
     Args:
       num_classes: C, at least 1.
       seed: order seed; None keeps the labels in their own order (as VTAB does).
-      explicit: a ready order, which wins over the seed.
+      explicit: an order to use instead of the seed's.
 
     Raises:
-      ProtocolError: C < 1, a seed outside [0, 2**32), or `explicit` is no permutation of 0..C-1.
+      ProtocolError: C < 1, a seed outside [0, 2**32), or `explicit` not a permutation.
     """
     _check_count("num_classes", num_classes, minimum=1)
     if explicit is not None:
@@ -56,7 +56,7 @@ def split_tasks(order: Sequence[int] | np.ndarray, base: int, increment: int) ->
     of increment.
 
     Raises:
-      ProtocolError: `order` is no permutation, base outside [0, C], increment outside [1, C].
+      ProtocolError: `order` is not a permutation, base outside [0, C], increment outside [1, C].
     """
     num_classes = len(order)
     _check_count("the number of classes in the order", num_classes, minimum=1)
@@ -66,8 +66,7 @@ def split_tasks(order: Sequence[int] | np.ndarray, base: int, increment: int) ->
     for name, value in (("base", base), ("increment", increment)):
         if value > num_classes:
             raise ProtocolError(
-                f"{name} is {value} but there are only {num_classes} classes; "
-                f"expected {name} <= {num_classes}"
+                f"{name}: expected at most {num_classes}, the number of classes, found {value}"
             )
     bounds = ([0] if base else []) + list(range(base, num_classes, increment)) + [num_classes]
     return tuple(
@@ -85,7 +84,7 @@ def task_of_class(tasks: Sequence[Task], num_classes: int) -> np.ndarray:
     """Task index of every original label id, int64 [C]; -1 for classes in none of `tasks`.
 
     Raises:
-      ProtocolError: a label outside 0..C-1, or one that stands in two tasks.
+      ProtocolError: a label outside 0..C-1, or one that is in two tasks.
     """
     table = np.full(num_classes, -1, np.int64)
     for task in tasks:
@@ -96,15 +95,15 @@ def task_of_class(tasks: Sequence[Task], num_classes: int) -> np.ndarray:
                 )
             if table[label] >= 0:
                 raise ProtocolError(
-                    f"class {label} stands in task {table[label]} and in task {task.index}; "
-                    "each class belongs to one task"
+                    f"class {label}: expected it in one task, found it in tasks {table[label]} "
+                    f"and {task.index}"
                 )
             table[label] = task.index
     return table
 
 
 def max_classes_per_task(tasks: Sequence[Task]) -> int:
-    """Size of the largest task: what per-task arrays are padded to."""
+    """Size of the largest task, to which arrays per task are padded."""
     if not tasks:
         raise ProtocolError("tasks: expected at least one, found none")
     return max(len(task.classes) for task in tasks)
@@ -132,8 +131,7 @@ def _permutation(order: Sequence[int] | np.ndarray, num_classes: int) -> np.ndar
         missing = np.setdiff1d(np.arange(num_classes), labels)[:5].tolist()
         foreign = np.setdiff1d(labels, np.arange(num_classes))[:5].tolist()
         raise ProtocolError(
-            f"the class order is no permutation of 0..{num_classes - 1}: "
-            f"twice {twice}, missing {missing}, outside {foreign} (at most five of each); "
-            "name each label id once"
+            f"the class order: expected each of 0..{num_classes - 1} once, found twice {twice}, "
+            f"missing {missing}, outside {foreign} (at most five of each)"
         )
     return array.astype(np.int64)

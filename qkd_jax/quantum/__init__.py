@@ -1,4 +1,4 @@
-"""A statevector simulator and the circuits built on it; knows nothing of learning."""
+"""A statevector simulator and the circuits built on it; it knows nothing of learning."""
 
 from qkd_jax.quantum.circuits import (
     FeatureMap,

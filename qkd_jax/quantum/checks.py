@@ -21,7 +21,7 @@ def as_integer(name: str, value, low: int, high: int | None = None) -> int:
     """A Python integer from any kind of integer, NumPy's and 0-d arrays included.
 
     Raises:
-      ConfigError: on a boolean, on a float even if it is whole, or outside of low..high.
+      ConfigError: on a boolean, on any float, or outside of low..high.
     """
     try:
         is_boolean = isinstance(value, bool | np.bool_)
@@ -76,7 +76,7 @@ def as_real(name: str, values, meaning: str = "real angles in radians") -> Array
     """`values` as a real floating array in single precision at least.
 
     Raises:
-      ConfigError: on integers, booleans, complex numbers and what is no array.
+      ConfigError: on integers, booleans, complex numbers and anything that is not an array.
     """
     values = as_array(name, values)
     if not jnp.issubdtype(values.dtype, jnp.floating):

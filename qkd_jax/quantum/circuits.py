@@ -1,4 +1,4 @@
-"""The feature map of QKD: angles in, a state out, and the fidelities of such states.
+"""The feature map of QKD, from angles to a state, and the fidelities of such states.
 
 Layer l is RY(angle_j) RY(theta_{l,j}) on every qubit j, then the open chain CNOT(j -> j+1). Three
 facts make it cheap, and all are exact:
@@ -7,8 +7,8 @@ facts make it cheap, and all are exact:
 * After two layers the state is a sum of two products of its left and its right half, because the
   chain links the halves by one bit. Fidelities of two-layer states are computed from the halves,
   which never get multiplied out: 2**(Q/2) numbers, not 2**Q.
-* What both states of a fidelity pass through last cancels: always the last CNOT chain, and the
-  last thetas too when both sides share them (`cut_tail`).
+* The last gates that both states of a fidelity share cancel: always the last CNOT chain, and the
+  last thetas too when both sides have the same ones (`cut_tail`).
 
 The fast forms of the layers themselves are in `layers.py`.
 """
@@ -36,7 +36,7 @@ from qkd_jax.quantum.statevector import Circuit, Gate
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """The shape of the circuit; static. Integers of any kind (NumPy's too) are kept as `int`.
+    """The form of the circuit; static. Integers of any kind (NumPy's too) are kept as `int`.
 
     Attributes:
       num_qubits: Q, from 1 to 30.
@@ -68,7 +68,7 @@ class FeatureMap:
             raise ConfigError(
                 f"FeatureMap.last_axis: expected 'x', 'y' or 'z', found {self.last_axis!r}"
             )
-        object.__setattr__(self, "last_axis", str(self.last_axis))  # also of NumPy's text
+        object.__setattr__(self, "last_axis", str(self.last_axis))  # np.str_ becomes str
         for name in ("reupload", "cut_tail"):
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):
@@ -212,7 +212,7 @@ def _pieces(feature_map: FeatureMap, angles: Array, theta: Array, shared: bool) 
 
 
 def _rotations(feature_map: FeatureMap, angles: Array, theta: Array) -> list[Array]:
-    """Each layer's one-qubit matrices [Q, 2, 2], data and theta rotation multiplied."""
+    """The one-qubit matrices [Q, 2, 2] of each layer, products of data and theta rotations."""
     rotations = []
     for layer in range(feature_map.num_layers):
         encodes_data, axis = feature_map.encodes_data(layer), feature_map.axis(layer)

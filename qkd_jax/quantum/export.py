@@ -46,7 +46,7 @@ def draw(circuit: Circuit, parameters: Sequence[float] | None = None) -> str:
       parameters: [P] finite real angles in radians.
 
     Raises:
-      ConfigError: on a wrong number of parameters, or on one that is no finite real number.
+      ConfigError: on a wrong number of parameters, or one that is not a finite real number.
     """
     angles = None if parameters is None else _angles(circuit, parameters)
     columns: list[dict[int, str]] = []
@@ -90,14 +90,14 @@ _QASM_RZZ = "gate rzz(theta) a, b { cx a, b; rz(theta) b; cx a, b; }"
 
 
 def to_openqasm(circuit: Circuit, parameters: Sequence[float]) -> str:
-    """The circuit with these angles as an OpenQASM 3 program; numbers keep every digit.
+    """The circuit with these angles as an OpenQASM 3 program, with all digits of the numbers.
 
     Args:
       circuit: the gates.
       parameters: [P] finite real angles in radians.
 
     Raises:
-      ConfigError: on a wrong number of parameters, or on one that is no finite real number.
+      ConfigError: on a wrong number of parameters, or one that is not a finite real number.
     """
     angles = _angles(circuit, parameters)
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";']
@@ -121,7 +121,7 @@ def to_pennylane(
 
     Args:
       circuit: the gates.
-      measure: makes the measurement, such as `lambda: qml.expval(qml.Z(0))`; the state [2**Q] when
+      measure: gives the measurement, such as `lambda: qml.expval(qml.Z(0))`; the state [2**Q] when
         left out.
       device: the name of a PennyLane device.
       **qnode_options: passed on to `qml.QNode`, such as `diff_method`.

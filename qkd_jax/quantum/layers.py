@@ -1,8 +1,8 @@
 """Fast forms of layers of one-qubit rotations and an open CNOT chain.
 
-The chain runs CNOT(0 -> 1), CNOT(1 -> 2), ...: bit j becomes the parity of bits 0..j. A chain that
-meets a 1 in front of some qubits flips every one of them, which reverses the order of their
-amplitudes: reversals are all it ever needs, so no step gathers or scatters. Every product asks for
+The chain runs CNOT(0 -> 1), CNOT(1 -> 2), ...: bit j becomes the parity of bits 0..j. If the bits
+before some qubits have parity 1, the chain flips all of those qubits, which reverses the order of
+their amplitudes. So reversals are enough, and no step gathers or scatters. Every product asks for
 full precision, since accelerators round the inputs of a default product to bfloat16.
 """
 
@@ -68,7 +68,7 @@ def two_layer_halves(vectors: Array, rotations: Array, chain: bool) -> tuple[Arr
     by_previous = by_previous.astype(rotations.dtype)
     sites = by_previous[:, :, None, :] * rotations[:, None, :, :]  # [Q, y_{j-1}, z_j, y_j]
 
-    # Sums over a bond of two terms are written out: XLA fuses them, a dot of depth 2 it does not.
+    # Sums over the bond have two terms and are written out: XLA fuses these, but not a small dot.
     left = sites[0, 0]
     for site in sites[1:half]:
         if chain:
@@ -96,7 +96,7 @@ def apply_layer(state: Array, rotations: Array, chain: bool) -> Array:
     for first in range(0, rotations.shape[0], GROUP_SIZE):
         matrix = _kronecker(rotations[first : first + GROUP_SIZE], chain)
         size = matrix.shape[0]
-        if first and chain:  # the last bit of the group before decides
+        if first and chain:  # reversed where the last bit of the previous group is 1
             state = state.reshape(2 ** (first - 1), 2, size, -1)
             matrix = jnp.stack([matrix, matrix[::-1]])
             state = jnp.einsum("kab,pkbr->pkar", matrix, state, precision=HIGHEST)
@@ -117,7 +117,7 @@ def _kronecker(rotations: Array, chain: bool) -> Array:
 
 
 def _and_reversed(right: Array) -> Array:
-    """[2, n] as it is behind a 0 and reversed behind a 1: [2, 2, n]."""
+    """[2, 2, n]: `right` [2, n] as it is after a bit 0, and reversed after a bit 1."""
     return jnp.stack([right, right[:, ::-1]])
 
 

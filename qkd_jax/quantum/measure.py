@@ -1,4 +1,4 @@
-"""What can be read off a state: fidelities, expectations, reduced states, shots, gradients.
+"""Fidelities, expectations, reduced states, shots and gradients of states.
 
 All functions take states [2**Q], real or complex, of norm 1, and raise ConfigError on any other
 shape or type; batch them with `jax.vmap`. They compute in single precision at least.
@@ -70,7 +70,7 @@ def projected_kernel(bloch_a: Array, bloch_b: Array, gamma: float | Array) -> Ar
       [B, T] in (0, 1], down to 0 where the exponential underflows.
 
     Raises:
-      ConfigError: on a wrong shape or type, or a gamma that is no width of a kernel.
+      ConfigError: on a wrong shape or type, or a gamma that is not a finite number above 0.
 
     Source: Huang et al., "Power of data in quantum machine learning", 2021, eq. 9.
     """
@@ -94,8 +94,8 @@ def projected_kernel(bloch_a: Array, bloch_b: Array, gamma: float | Array) -> Ar
 def amplitude_state(vectors: Array, num_qubits: int) -> Array:
     """Vectors used directly as amplitudes: cut or padded with zeros to 2**Q and normalised.
 
-    Right to rounding for every finite vector, however large or small its entries. Numbers below the
-    smallest normal one (float32: 1.2e-38) are zeros where the device flushes them, as CPUs do.
+    Exact up to rounding for every finite vector, however large or small its entries. Numbers
+    below the smallest normal one (float32: 1.2e-38) are zeros where the device flushes them (CPUs).
 
     Args:
       vectors: [..., D] floating or complex, D >= 1. Entries past 2**Q are lost.
@@ -120,7 +120,7 @@ def amplitude_state(vectors: Array, num_qubits: int) -> Array:
     vectors = vectors[..., :size].astype(np.result_type(np.float32, dtype))
     missing = size - vectors.shape[-1]
     vectors = jnp.pad(vectors, [(0, 0)] * (vectors.ndim - 1) + [(0, missing)])
-    if jnp.iscomplexobj(vectors):  # as real vectors: the modulus of an entry can overflow
+    if jnp.iscomplexobj(vectors):  # as real ones, since the modulus of an entry can overflow
         parts = jnp.concatenate([vectors.real, vectors.imag], axis=-1)
         return lax.complex(*jnp.split(_normalised(parts), 2, axis=-1))
     return _normalised(vectors).astype(dtype)
@@ -128,10 +128,10 @@ def amplitude_state(vectors: Array, num_qubits: int) -> Array:
 
 def _normalised(vectors: Array) -> Array:
     """v / |v| along the last axis of real vectors; zero stays zero."""
-    # First the largest entry is brought to between 1 and 6, so that squares neither overflow nor
-    # underflow. The scale is a power of two, which rounds nothing; a quarter of the largest keeps
-    # both the power and its reciprocal normal, since XLA flushes what is not. Without the barrier
-    # XLA takes a constant scale out of the sum of squares again.
+    # First the largest entry is scaled to between 1 and 6, so that squares neither overflow nor
+    # underflow. The scale is a power of two, which is exact; a quarter of the largest keeps both
+    # the power and its reciprocal normal, since XLA flushes subnormal numbers. Without the barrier
+    # XLA would move a constant scale out of the sum of squares again.
     info = jnp.finfo(vectors.dtype)
     largest = lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
     quarter = jnp.maximum(largest, 4 * info.tiny) / 4
@@ -144,15 +144,15 @@ def _normalised(vectors: Array) -> Array:
 def sample(key: Array, state: Array, shots: int) -> Array:
     """Basis states measured on a state [2**Q]: [shots] integers, wire 0 the most significant bit.
 
-    By inverse transform sampling; probabilities are met up to rounding (float32: about 1e-7).
+    By inverse transform sampling; probabilities are exact up to rounding (float32: about 1e-7).
 
     Returns:
       [shots] integers in 0..2**Q-1, also for a zero or NaN state inside `jax.jit`, where values
       are unknown and such a state cannot be refused.
 
     Raises:
-      ConfigError: on what is no state, a state known to be zero, NaN or infinite, or unless
-        1 <= shots < 2**31.
+      ConfigError: on anything but a state, on one that is known to be zero, NaN or infinite, or
+        unless 1 <= shots < 2**31.
     """
     shots = as_integer("shots", shots, 1, MAX_SHOTS)
     cumulative = jnp.cumsum(_square_modulus(as_state(state)))
@@ -163,7 +163,7 @@ def sample(key: Array, state: Array, shots: int) -> Array:
             "no probabilities; amplitude_state normalises"
         )
     uniform = jax.random.uniform(key, (shots,), cumulative.dtype)
-    # Whatever lies beyond the last but one boundary is the last outcome, so none is out of range.
+    # Without the last boundary, rounding cannot give an outcome that is out of range.
     return jnp.searchsorted(cumulative[:-1], uniform * total, side="right")
 
 
@@ -192,8 +192,8 @@ def sample_fidelity(key: Array, fidelities: Array, shots: int) -> Array:
       shots: static, from 1 to 2**31 - 1.
 
     Returns:
-      [...] the fraction found: unbiased, with variance p (1 - p) / shots. NaN where p is NaN or
-      more than 0.01 outside of [0, 1], which no rounding explains.
+      [...] the fraction of |0...0>: unbiased, with variance p (1 - p) / shots. NaN where p is NaN
+      or more than 0.01 outside of [0, 1], which is more than rounding.
 
     Raises:
       ConfigError: on fidelities that are not real and floating, or wrong shots.
@@ -206,11 +206,11 @@ def sample_fidelity(key: Array, fidelities: Array, shots: int) -> Array:
 
 
 def parameter_shift(function: Callable[[Array], Array], parameters: Array) -> Array:
-    """The Jacobian by the parameter-shift rule: a test oracle that needs no autodiff.
+    """The Jacobian by the parameter-shift rule, without autodiff.
 
-    (f(p + pi/2) - f(p - pi/2)) / 2 in each parameter; exact when f is an expectation or a
-    fidelity, linear in one of the two states, and every parameter belongs to one gate. Where gates
-    share a parameter use `separate_parameters` and sum over the copies.
+    (f(p + pi/2) - f(p - pi/2)) / 2 for each parameter. Exact when f is an expectation, or a
+    fidelity with a fixed state, and every parameter belongs to one gate. Where gates share a
+    parameter, use `separate_parameters` and sum over the copies.
 
     Args:
       function: [P] -> [...].
@@ -243,7 +243,7 @@ def _square_modulus(array: Array) -> Array:
 
 
 def _signed_sums(weights: Array) -> Array:
-    """For every wire, the weight [2**Q] where it is 0 less the weight where it is 1: [Q]."""
+    """[Q]: for every wire, the sum of `weights` [2**Q] where it is 0 minus that where it is 1."""
     sums = [weights.reshape(2**j, 2, -1).sum((0, 2)) for j in range(_num_qubits(weights))]
     return jnp.stack([zero - one for zero, one in sums])
 
@@ -253,7 +253,7 @@ def _num_qubits(state: Array) -> int:
 
 
 def _width(gamma: float | Array, dtype) -> Array:
-    """The gamma of a kernel as a scalar of this type; its value is checked where it is known."""
+    """The gamma of a kernel as a scalar of this type, checked unless it is traced."""
     largest = float(jnp.finfo(dtype).max)  # beyond it gamma times no distance would be NaN
     if _is_known(gamma):
         is_width = 0 < real_number(gamma) <= largest

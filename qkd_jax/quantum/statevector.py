@@ -64,7 +64,7 @@ class Gate:
             raise ConfigError(
                 f"gate name: expected one of {', '.join(GATE_KINDS)}, found {self.name!r}"
             )
-        name = str(self.name)  # also of NumPy's text
+        name = str(self.name)  # np.str_ becomes str
         wires = _as_tuple(f"gate {name}: wires", self.wires)
         if len(wires) != kind.num_wires:
             raise ConfigError(f"gate {name}: expected {kind.num_wires} wire(s), found {wires!r}")
@@ -178,8 +178,8 @@ def separate_parameters(circuit: Circuit) -> tuple[Circuit, tuple[int, ...]]:
     return Circuit(circuit.num_qubits, tuple(gates)), tuple(index)
 
 
-# The gates: [2**Q], wire(s), angle -> [2**Q]. RX, RZ and RZZ need a complex state. Private, because
-# they trust `apply` and `Gate` to have checked the state and the wires.
+# The gates: [2**Q], wire(s), angle -> [2**Q]. RX, RZ and RZZ need a complex state. They are private
+# because they rely on the checks of `apply` and `Gate`.
 
 
 def _rx(state: Array, wire: int, angle: Array) -> Array:
@@ -217,7 +217,7 @@ def _pauli_x(state: Array, wire: int) -> Array:
 
 def _cnot(state: Array, control: int, target: int) -> Array:
     """Flips `target` where `control` is 1, on a state [2**Q]."""
-    return _where_control(lambda part, wire: _pauli_x(part, wire), state, control, target)
+    return _where_control(_pauli_x, state, control, target)
 
 
 def _cz(state: Array, first: int, second: int) -> Array:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-# After Okabe and Ito: told apart with any colour vision, and in this order also by lightness.
+# After Okabe and Ito: distinct for any colour vision, and in this order also by lightness.
 COLORS = (
     *("#0072b2", "#d55e00", "#009e73", "#a6417f"),
     *("#4f4f4f", "#c98a00", "#3f9fd9", "#7a4b12"),
@@ -54,7 +54,7 @@ LOSS_NAMES = {"loss": "total", "loss_ce": "cross-entropy", "loss_kd": "distillat
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Runs a drawing function in the style that all figures share."""
+    """Runs a drawing function in the common style of all figures."""
 
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
@@ -68,10 +68,10 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @_styled
 def accuracy_curve(curves: dict[str, list[float]], title: str) -> Figure:
-    """Accuracy after each task, one line a name; name and last value stand at the line's end.
+    """Accuracy after each task, one line per name, labelled with name and last value at its end.
 
-    Colours repeat after eight names, with another dash and marker. A name with a single value among
-    longer curves (joint training) becomes a dashed line over the whole width.
+    Colours repeat after eight names, with another dash and marker. A single value among longer
+    curves (joint training) becomes a dashed line over the whole width.
 
     Args:
       curves: name -> percentages [T].
@@ -109,9 +109,9 @@ def accuracy_curve(curves: dict[str, list[float]], title: str) -> Figure:
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, int, str, str]], gap: float) -> None:
-    """Writes (value, stage, name, color) right of the axes, in order of value, `gap` apart.
+    """Writes `ends` (value, stage, name, color) right of the axes, by value, `gap` apart.
 
-    A thin line leads from the curve's end to its label.
+    A thin line connects the end of a curve with its label.
     """
     ends = sorted(ends)
     heights = _spread([value for value, *_ in ends], gap, *axes.get_ylim())
@@ -140,7 +140,7 @@ def _label_ends(axes: Axes, ends: list[tuple[float, int, str, str]], gap: float)
 
 
 def _right_of(axes: Axes, points: float) -> Any:
-    """Data coordinates shifted to the right by some points."""
+    """Data coordinates, shifted to the right by some points."""
     from matplotlib.transforms import offset_copy
 
     return offset_copy(axes.transData, axes.figure, x=points, units="points")
@@ -172,7 +172,7 @@ def heat_map(
     decimals: int,
     limits: tuple[float, float],
 ) -> Figure:
-    """A matrix over tasks, [rows, columns]; NaN cells stay empty, few tasks get their numbers.
+    """A matrix over tasks, [rows, columns]; NaN cells stay empty, small matrices show numbers.
 
     Args:
       unit: label of the colour bar.
@@ -223,8 +223,9 @@ def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
     """Losses, and below them each logged entropy, against training images seen.
 
     Args:
-      records: lines of metrics.jsonl in order; every one with `images_seen`, the rest optional.
-        Thin = as logged, thick = running mean within a task. Grey lines: a task begins.
+      records: lines of metrics.jsonl in order, with `images_seen`; other fields are optional.
+        Thin lines are as logged, thick ones running means within a task; at grey lines a task
+        begins.
 
     Returns:
       None if no record holds a finite loss.
@@ -237,7 +238,7 @@ def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
     if {"loss", "loss_ce"} <= set(losses) and all(
         np.array_equal(a, b) for a, b in zip(curves["loss"], curves["loss_ce"], strict=False)
     ):
-        losses.remove("loss_ce")  # is the total, and drawn already
+        losses.remove("loss_ce")  # equals the total
     panels = [("loss", losses)] if losses else []
     if not panels:
         return None
@@ -269,7 +270,7 @@ def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
 
 
 def _by_task(records: list[dict], key: str) -> list[np.ndarray]:
-    """(images_seen, value) of one key, float64 [2, n] for each task that logged finite numbers."""
+    """(images_seen, value) of one key, float64 [2, n] for each task with finite numbers."""
     points = np.array(
         [
             (record.get("task", 0), record["images_seen"], record[key])
@@ -330,10 +331,10 @@ CONNECTORS, CONTROLS, TARGETS = "╭├╰│┼┤╮╯", "●", "X⊕"
 
 @_styled
 def circuit(text: str, title: str) -> Figure:
-    """A circuit drawn as text (as PennyLane's `draw`) redrawn with real wires and gate boxes.
+    """A circuit drawn as text (as PennyLane's `draw`), redrawn with wires and gate boxes.
 
     Characters keep their places on a grid: rules become wires, `╭├╰│` vertical lines, `●` and `X`
-    behind them control and target, every other word on a wire a box.
+    after them control and target, every other word on a wire a box.
     """
     lines = [line.rstrip() for line in text.strip("\n").splitlines()]
     width = max((len(line) for line in lines), default=1)

@@ -1,4 +1,4 @@
-"""Reads the files of a run folder back, as far as they are there."""
+"""Reads the files of a run folder, as far as they exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qkd_jax.errors import DataError
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The contents of one run folder; parts that are not there are empty."""
+    """The contents of one run folder; missing parts are empty."""
 
     folder: Path
     summary: dict[str, Any]
@@ -51,8 +51,8 @@ def read_run(folder: str | Path) -> RunFiles:
     )
     if correct.shape != total.shape or correct.ndim != 2 or len(set(correct.shape)) > 1:
         raise DataError(
-            f"{folder / 'matrix.json'} holds shapes {correct.shape} and {total.shape}; "
-            "expected two square matrices of the same size"
+            f"{folder / 'matrix.json'}: expected two square matrices of one size, found shapes "
+            f"{correct.shape} and {total.shape}"
         )
     circuit = folder / "circuit.txt"
     return RunFiles(
@@ -69,13 +69,15 @@ def read_run(folder: str | Path) -> RunFiles:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object; {} if the file is not there."""
+    """One JSON object; {} if there is no such file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); delete it or run again") from error
+        raise DataError(
+            f"{path}: expected valid JSON, found {error}; delete it or run again"
+        ) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value
@@ -84,8 +86,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl that have `images_seen`, ordered by step.
 
-    A resumed run writes some steps twice: the later line wins. A last line cut off by a crash is
-    left out.
+    If a resumed run wrote a step twice, the later line counts. A last line that was cut off by a
+    crash is left out.
     """
     if not path.is_file():
         return []
@@ -97,7 +99,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines) - 1:
                 break
-            raise DataError(f"{path}, line {number + 1} is not valid JSON ({error})") from error
+            raise DataError(
+                f"{path}, line {number + 1}: expected valid JSON, found {error}"
+            ) from error
         if "images_seen" in record:
             step = (record.get("task"), record["step"]) if "step" in record else ("line", number)
             records[step] = record
@@ -105,7 +109,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never half of it."""
+    """Writes a file so that readers see the old or the new content, never a part."""
     temporary = path.with_name(path.name + ".part")
     with open(temporary, "wb") as file:
         file.write(content)
@@ -115,7 +119,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _last_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """Arrays of the newest after_task_<t>.npz, by number, with its t as `after_task`."""
+    """The arrays of the last after_task_<t>.npz, with t as `after_task`."""
     found = {
         int(match.group(1)): path
         for path in (folder.iterdir() if folder.is_dir() else ())

@@ -1,7 +1,7 @@
-"""What a finished (or interrupted) run has to show: figures and one HTML page.
+"""The report of a finished or interrupted run: figures and one HTML page.
 
-Everything is made from the files of a run folder, so a report can be made again at any time, on
-any machine, without the trainer.
+Everything is made from the files of a run folder, so a report can be made again at any time and on
+any machine.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import numpy as np
 from qkd_jax.protocol import metrics
 from qkd_jax.reports import figures
 from qkd_jax.reports.files import RunFiles, read_run, write_atomically
-from qkd_jax.reports.tables import console_table, format_number, write_results
-
-__all__ = ["console_table", "write_report", "write_results"]
+from qkd_jax.reports.tables import format_number
 
 NUMBERS = {
     "average_accuracy": "mean over stages of the top-1 accuracy on all classes seen",
@@ -30,14 +28,14 @@ NUMBERS = {
     "forgetting_clipped": "best ever minus final (never negative)",
     "forgetting_just_learned": "just learned minus final",
     "bwt": "backward transfer: final minus just learned",
-    "within_task_average_accuracy": "average accuracy when the task is told",
-    "within_task_last_accuracy": "last accuracy when the task is told",
+    "within_task_average_accuracy": "average accuracy when the task is given",
+    "within_task_last_accuracy": "last accuracy when the task is given",
     "routing_accuracy": "images whose most relevant task is the true one",
     "trainable_parameters": "numbers optimised in one task",
     "wall_seconds": "seconds, everything included",
     "train_seconds": "seconds from the start of a task to its evaluation, all tasks",
-    "training_images_per_second": "images a second in optimisation steps, compilation left out",
-    "inference_images_per_second": "new images a second by the final model",
+    "training_images_per_second": "images per second in optimisation steps, without compilation",
+    "inference_images_per_second": "new images per second by the final model",
     "peak_memory_mb": "largest resident memory of the process, MiB",
     "compilations": "compilations of the training step",
 }
@@ -74,7 +72,7 @@ def _routing(run: RunFiles) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _draw(run: RunFiles) -> dict[str, Any]:
-    """Every figure that the run's files allow, by file name."""
+    """The figures that the run's files allow, by file name."""
     drawn = {}
     name = " · ".join(
         str(run.summary[key]) for key in ("experiment", "method") if key in run.summary
@@ -127,7 +125,7 @@ def _draw(run: RunFiles) -> dict[str, Any]:
 
 def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
     summary = run.summary
-    if run.stages:  # the matrix is the source; stored numbers add what it cannot know
+    if run.stages:  # stored numbers add what does not follow from the matrix
         summary = {**metrics.summarise(run.correct, run.total), **summary}
     title = (
         " · ".join(
@@ -165,7 +163,7 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
 
 
 def _warnings(run: RunFiles) -> list[str]:
-    """What a reader must know before the numbers."""
+    """Warnings about the run, to read before the numbers."""
     warnings = []
     if not run.summary.get("finished"):
         warnings.append(f"This run is not finished: {run.stages} tasks were evaluated.")
@@ -177,8 +175,8 @@ def _warnings(run: RunFiles) -> list[str]:
         )
     if removed := run.environment.get("removed_images"):
         warnings.append(
-            f"Images that were removed while the run stood: {len(removed)}, the first of them "
-            f"{removed[0]}. The run cannot be repeated exactly."
+            f"Images that were removed between sessions of the run: {len(removed)}, the first of "
+            f"them {removed[0]}. The run cannot be repeated exactly."
         )
     return warnings
 

@@ -1,4 +1,4 @@
-"""Tables: one run on the console, and every run of an experiment with mean and sd over seeds."""
+"""Tables of one run, and of all runs of an experiment with mean and sd over seeds."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ COLUMNS = {
     "peak_memory_mb": "peak memory, MiB",
     "wall_seconds": "wall seconds",
 }
-# What rows of one table must share, from environment.json: weights and images, by their hashes.
+# Hashes in environment.json that all rows of a table must share, those of weights and images.
 SHARED = {"weights_fingerprint": "weights", "data_fingerprint": "data"}
-# The files of a run that are kept by `record_runs`.
+# The files of a run that `record_runs` copies.
 RECORDED = ("config.json", "environment.json", "matrix.json", "summary.json")
-# Settings that seeds of one method may differ in.
+# Settings in which the seeds of one method may differ.
 OWN_SETTINGS = ("seed", "out", "run_folder")
 
 
 def write_results(experiment_folder: str | Path) -> Path:
     """Writes results.json, results.md and accuracy_curves.png of runs/<experiment>.
 
-    Returns the path of the table.
+    There is one row for each folder, of a method or a variant such as `qkd-gate-cosine`: mean and
+    standard deviation over its seeds (n - 1 in the denominator; none for one seed). Runs without
+    `"finished": true` in their summary are listed, but not averaged.
 
-    One row a directory (a method, or a variant such as `qkd-gate-cosine`): mean and standard
-    deviation over its seeds (n - 1 in the denominator; none for one seed). Runs without
-    `"finished": true` in their summary are listed and never averaged in.
+    Returns:
+      The path of results.md.
 
     Raises:
       DataError: the folder does not exist.
@@ -91,11 +92,12 @@ def write_results(experiment_folder: str | Path) -> Path:
 
 
 def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]:
-    """Copies what is small of the finished runs of runs/<experiment> to `target`/<experiment>.
+    """Copies the small files of the finished runs of runs/<experiment> to `target`/<experiment>.
 
-    Settings, versions, matrix and summary: enough to make the tables again and to count as done.
+    They are settings, versions, matrix and summary, which are enough to make the tables again.
 
-    Returns the folders of the copies.
+    Returns:
+      The folders of the copies.
 
     Raises:
       DataError: the folder does not exist, or holds no finished run.
@@ -115,14 +117,14 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
                 shutil.copyfile(run / name, copy / name)
             copies.append(copy)
     if not copies:
-        raise DataError(f"{folder} holds no finished run")
+        raise DataError(f"{folder}: expected at least one finished run, found none")
     return copies
 
 
 def comparison_table(results: dict[str, Any], names: set[str], width: int) -> RenderableType:
-    """The rows `names` of results.json for a rich console of `width` columns.
+    """The rows `names` of results.json, as a rich table for a console of `width` columns.
 
-    Narrow consoles get the accuracies alone; results.md has all columns.
+    Narrow consoles show only the first columns; results.md has all.
     """
     from rich import box
     from rich.table import Table
@@ -146,7 +148,7 @@ def comparison_table(results: dict[str, Any], names: set[str], width: int) -> Re
 
 
 def _draw_curves(folder: Path, methods: dict[str, dict[str, Any]]) -> None:
-    """accuracy_curves.png: each method's mean curve over seeds; variants (`qkd-...`) left out."""
+    """Writes accuracy_curves.png: the mean curve over seeds of each method, without variants."""
     from qkd_jax.reports import figures
 
     curves = {
@@ -170,7 +172,7 @@ def _seed_folders(method: Path) -> list[tuple[Path, int]]:
 
 
 def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Mean, sd and single values of each column over the seeds that have it."""
+    """Mean, sd and values over seeds of each column that all of them have."""
     row: dict[str, Any] = {"n": len(summaries), "seeds": list(summaries)}
     row["accuracy_curves"] = [summary.get("accuracy_curve", []) for summary in summaries.values()]
     for key in COLUMNS:
@@ -182,9 +184,9 @@ def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Each setting of a run with its whole path: what its method reads, as it is called today.
+    """Each setting that the method of a run reads, by its current path.
 
-    Of a method or a setting that is not known here, as the file has it.
+    If a method or a setting is unknown, all settings are as in the file.
     """
     try:
         return _flatten(to_dict(from_dict(config)))
@@ -193,7 +195,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Each setting with its whole path."""
+    """Each setting by its whole path, such as "train.epochs"."""
     flat = {}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -204,7 +206,7 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differing(configs: list[dict[str, Any]]) -> list[str]:
-    """Settings that are not the same in all seeds of one row: their mean would mix two things."""
+    """Settings that differ between the seeds of one row, whose mean would mix them."""
     keys = sorted({key for config in configs for key in config} - changeable_settings())
     return [
         key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)
@@ -212,7 +214,7 @@ def _differing(configs: list[dict[str, Any]]) -> list[str]:
 
 
 def _best_first(methods: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """(name, row), best mean of the average accuracy first."""
+    """(name, row), by mean average accuracy, best first."""
     return sorted(
         methods.items(),
         key=lambda item: (-item[1].get("average_accuracy", {}).get("mean", -math.inf), item[0]),
@@ -220,7 +222,7 @@ def _best_first(methods: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str,
 
 
 def _markdown(results: dict[str, Any]) -> str:
-    """The table, best average accuracy first."""
+    """The page results.md, with the best average accuracy first."""
     rows = _best_first(results["methods"])
     lines = [
         f"# {results['experiment']}",
@@ -262,7 +264,7 @@ def _mean_and_sd(key: str, column: dict[str, Any] | None) -> str:
 
 
 def format_number(key: str, value: float) -> str:
-    """Percentages with two decimals, times and rates with one, counts and memory whole."""
+    """The number as text: percentages with two decimals, times and rates with one, others whole."""
     if key in ("trainable_parameters", "peak_memory_mb", "compilations", "num_tasks", "n"):
         return f"{value:,.0f}"
     if key.endswith(("seconds", "per_second")):
@@ -275,7 +277,7 @@ def console_table(
 ) -> RenderableType:
     """The accuracies after each task, and below them the numbers of the run, for a rich console.
 
-    Single tasks get their columns up to ten tasks; beyond, old tasks are averaged.
+    Up to ten tasks have their own columns; with more, old tasks are averaged.
     """
     from rich import box
     from rich.console import Group
@@ -283,7 +285,7 @@ def console_table(
     from rich.text import Text
 
     matrix, curve = metrics.accuracy_matrix(correct, total), metrics.accuracy_curve(correct, total)
-    # Ten tasks fit into 80 columns: one decimal for a task's few images, two for all classes.
+    # One decimal per task, so that ten tasks fit into 80 columns.
     table = Table(
         box=box.SIMPLE_HEAD,
         title="accuracy (%) on all classes seen and on each task",

@@ -1,4 +1,4 @@
-"""Training batches: the images of an epoch in its order, cropped, or read from what is kept."""
+"""Training batches: the images of an epoch in its order, cropped or as they are kept."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,27 +23,27 @@ def training_batches(
     padded_to: int = 0,
     with_features: bool = False,
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """The batches of one epoch, this host's rows of them.
+    """This host's rows of the batches of one epoch.
 
     Args:
       features: of the task's images.
-      state: on every device, for what is not kept yet.
-      task, epoch: decide, with the run's seed, the order and the crops.
-      start_step: the first batch to give; the rest is as without it.
+      state: on every device, to compute what is not kept yet.
+      task, epoch: determine the order and the crops, with the run's seed.
+      start_step: the first batch to give.
       padded_to: rows of every batch of all hosts; 0 = the batch size.
-      with_features: also gives the features of the filled slots.
+      with_features: also give the features of the filled slots.
 
     Yields:
-      ({"inputs", "label", "mask", maybe "features"}, how many rows of all hosts are real and
-      not padding).
+      ({"inputs", "label", "mask", maybe "features"}, number of rows of all hosts that are not
+      padding).
     """
     config, examples = features.config, features.set
     place = {"seed": config.seed, "task": task, "epoch": epoch}
     size = config.train.batch_size
-    for every_index, every_mask in epoch_batches(
+    for all_indices, all_masks in epoch_batches(
         len(examples), size, start_step=start_step, padded_to=padded_to, **place
     ):
-        indices, mask = hosts.own_rows(every_index), hosts.own_rows(every_mask)
+        indices, mask = hosts.own_rows(all_indices), hosts.own_rows(all_masks)
         if config.data.augment:
             draws = crop_draws(indices, **place)
             inputs = Raw(examples.load(indices, features.spec.input_size, draws))
@@ -53,4 +53,4 @@ def training_batches(
         if with_features:
             batch["features"] = features.values[indices]
         batch |= {"label": examples.labels[indices].astype(np.int32), "mask": mask}
-        yield batch, int(every_mask.sum())
+        yield batch, int(all_masks.sum())

@@ -1,10 +1,10 @@
-"""What a run took and did, over all its sessions: seconds, steps, images, memory."""
+"""Seconds, steps, images and memory of a run, over all its sessions."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-# All that `spent` holds; "wall" and "peak_memory_mb" are those of the earlier sessions.
+# The fields of `spent`; "wall" and "peak_memory_mb" are those of the earlier sessions.
 NOTHING_SPENT = {
     **{"wall": 0.0, "train": 0.0, "eval": 0.0, "steps": 0.0},
     **{"timed_images": 0, "peak_memory_mb": 0.0},
@@ -12,7 +12,7 @@ NOTHING_SPENT = {
 
 
 class Books:
-    """The clock and the counts of one run; the first session begins when they are made.
+    """The clock and the counts of one run; the first session begins when the object is made.
 
     Attributes:
       now: seconds on a clock that never goes back.
@@ -28,25 +28,25 @@ class Books:
         self._began = self._lap_began = self._step_began = now()
 
     def wall_seconds(self) -> float:
-        """Seconds of this run, all sessions."""
+        """Seconds of this run over all sessions."""
         return self._spent["wall"] + self.now() - self._began
 
     def start_lap(self) -> None:
-        """The seconds from here on belong to the next lap that ends."""
+        """Starts a lap."""
         self._lap_began = self.now()
 
     def end_lap(self, name: str) -> None:
-        """Books the seconds since the last lap as "train" or "eval"; the next lap starts."""
+        """Adds the seconds of the lap to "train" or "eval", and starts the next lap."""
         now = self.now()
         self._spent[name] += now - self._lap_began
         self._lap_began = now
 
     def start_step(self) -> None:
-        """An optimisation step begins, with the wait for its batch."""
+        """Starts an optimisation step, which includes the wait for its batch."""
         self._step_began = self.now()
 
     def end_step(self, images: int) -> None:
-        """Books an optimisation step on `images` whose loss is on the host."""
+        """Counts an optimisation step on `images`, once its loss is on the host."""
         if self._compiled:
             self._spent["steps"] += self.now() - self._step_began
             self._spent["timed_images"] += images
@@ -61,13 +61,13 @@ class Books:
         return max(here, self._spent["peak_memory_mb"])
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps, plain JSON."""
+        """What a checkpoint keeps, as plain JSON."""
         now = {"wall": self.wall_seconds(), "peak_memory_mb": self.peak_memory_mb()}
         counts = {"trained": self.trained, "extracted": self.extracted}
         return {"spent": self._spent | now, "counts": counts}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Goes on from what `saved` gave in an earlier session."""
+        """Continues from what `saved` gave in an earlier session."""
         self._spent = self._spent | saved["spent"]
         self.trained, self.extracted = saved["counts"]["trained"], saved["counts"]["extracted"]
 

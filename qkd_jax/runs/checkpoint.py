@@ -1,7 +1,7 @@
-"""The only importer of orbax: saves and restores what a learner learned, never the backbone.
+"""Saves and restores what a learner learned, without the backbone. Only this file imports orbax.
 
-A checkpoint is visible only when it is complete (orbax writes aside and renames). The backbone is
-not in it: it is frozen, and its hash is in the run's environment.json.
+A checkpoint is visible only when it is complete, since orbax writes it under another name and
+renames it. The backbone is frozen, and its hash is in the run's environment.json.
 """
 
 import gc
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from qkd_jax.errors import CheckpointError
 from qkd_jax.learners.state import LearnerState
 
-KEPT = 2  # the newest, and the one before it in case the newest is damaged
+KEPT = 2  # the one before the newest is for the case that the newest is damaged
 
 logger = logging.getLogger("qkd_jax")
 
@@ -27,8 +27,8 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`; use as a context manager.
 
     Args:
-      shared: makes of a host's arrays what all hosts write and read together; one host's are it.
-      read_only: nothing in the folder is written, made or deleted.
+      shared: a host's arrays -> arrays that all hosts write and read together.
+      read_only: whether nothing in the folder may be written, made or deleted.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._shared, self._read_only = shared, read_only
-        self.skipped: tuple[str, ...] = ()  # what `restore` could not read and passed over
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every file
-        # and forgets the reads that were still to come when one fails.
+        self.skipped: tuple[str, ...] = ()  # checkpoints that `restore` could not read
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every file
+        # and leaves reads unawaited when one fails.
         warnings.filterwarnings("ignore", "coroutine '_read_array", RuntimeWarning)
         self._folder = Path(folder).resolve()
         self._manager = ocp.CheckpointManager(
@@ -61,7 +61,7 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, number: int, state: LearnerState, meta: dict[str, Any]) -> None:
-        """Writes checkpoint `number` (they must rise); `meta` is plain JSON.
+        """Writes checkpoint `number`, which must be larger than the last; `meta` is plain JSON.
 
         Raises:
           CheckpointError: the state holds NaN or infinite numbers, or the disk refuses it.
@@ -78,7 +78,7 @@ class Checkpoints:
         try:
             self._manager.save(number, args=args, force=True)
             self._manager.wait_until_finished()
-        except Exception as error:  # orbax raises many kinds for a disk that is full or read-only
+        except Exception as error:  # orbax raises many types for a disk that is full or read-only
             raise CheckpointError(
                 f"cannot save a checkpoint in {self._folder}: {_reason(error)}; the one before it "
                 "is whole. Make room or make the folder writable; the same command continues"
@@ -87,8 +87,8 @@ class Checkpoints:
     def restore(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]] | None:
         """The newest good checkpoint put into `state` (which gives shapes and placement), or None.
 
-        A damaged one is reported and the one before it is taken. It is deleted, unless all is only
-        read, since its number will be saved again.
+        A damaged one is reported and the one before it is taken. Unless read-only, the damaged one
+        is deleted, since its number will be saved again.
 
         Raises:
           CheckpointError: checkpoints exist, but none can be read.
@@ -117,26 +117,26 @@ class Checkpoints:
         """((state, meta), "") of one checkpoint, or (None, what is wrong with it)."""
         try:
             held = _by_path(self._manager.item_metadata(number)["arrays"])
-            # An earlier version may have kept arrays that are no longer there: they are passed by.
+            # Earlier versions may have kept more arrays; those are ignored.
             more = set(held) - set(_by_path(target))
             arrays = ocp.args.StandardRestore() if more else ocp.args.StandardRestore(target)
             args = ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonRestore())
             found = self._manager.restore(number, args=args)
             kept = _as_in(target, found["arrays"]) if more else found["arrays"]
             return (_with_arrays(state, kept), found["meta"]), ""
-        except Exception as error:  # orbax raises many kinds for damaged files
+        except Exception as error:  # orbax raises many types for damaged files
             failure = _reason(error)
-        # The reads that were still to come when one failed complain, at length, when they are
-        # collected: here, where what they say is known.
-        narrator = logging.getLogger("asyncio")
-        narrator.disabled, before = True, narrator.disabled
+        # Reads that were unfinished when one failed log long complaints when they are collected, so
+        # they are collected here without the log.
+        log = logging.getLogger("asyncio")
+        log.disabled, before = True, log.disabled
         gc.collect()
-        narrator.disabled = before
+        log.disabled = before
         return None, failure
 
 
 def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
-    """Leaves by the names on the way to them, whether a node is a tuple, a record or a dict."""
+    """Leaves by the names on their path, whether a node is a tuple, a record or a dict."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = ("key", "idx", "name")
     return {
@@ -146,7 +146,7 @@ def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
 
 
 def _as_in(target: Any, found: Any) -> Any:
-    """The arrays that `target` asks for, from a tree that holds more, in the places of `target`."""
+    """The arrays of `found`, which holds more, in the structure and placement of `target`."""
     held = _by_path(found)
     arrays = []
     for path, wanted in _by_path(target).items():
@@ -159,7 +159,7 @@ def _as_in(target: Any, found: Any) -> Any:
 
 
 def _arrays(state: LearnerState) -> dict[str, Any]:
-    """What must be kept; the key follows from the seed, the backbone from its file."""
+    """The arrays to keep; the key follows from the seed, the backbone from its file."""
     return {
         "task": state.task,
         "step": state.step,
@@ -181,7 +181,7 @@ def _with_arrays(state: LearnerState, arrays: dict[str, Any]) -> LearnerState:
 
 
 def not_finite(state: LearnerState) -> str | None:
-    """The path of the first kept array with NaN or infinite numbers."""
+    """The path of the first kept array with NaN or infinite numbers; None if there is none."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(_arrays(state)):
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
             return jax.tree_util.keystr(path, simple=True, separator=".")
@@ -189,7 +189,7 @@ def not_finite(state: LearnerState) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """The beginning of an error's first line (tensorstore appends pages to it), or its kind."""
+    """The first line of an error, shortened (tensorstore appends pages), or its type."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if "tree structures do not match" in line:
         return (

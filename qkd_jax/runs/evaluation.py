@@ -1,4 +1,4 @@
-"""Accuracy on all classes seen, after each task: what is counted, what is written, how fast."""
+"""Accuracy on all classes seen, after each task, and the speed of inference."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -12,17 +12,17 @@ from qkd_jax.engine import hosts
 from qkd_jax.protocol import metrics
 from qkd_jax.runs.slot_features import SlotFeatures
 
-# Inference is timed on fresh images for at least this long, or until the test set ends.
+# Inference is timed on new images for at least this long, or until the test set ends.
 INFERENCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Counts of right predictions so far; every accuracy of a run follows from them.
+    """Counts of correct predictions so far, from which every accuracy of a run follows.
 
     Attributes:
       correct, total: int64 [T, T], row = after task, column = evaluated task.
-      within_task: `correct` where each image is told its task.
+      within_task: `correct` if the task of each image is given.
       confusion: int64 [T, T], (true task, most relevant task) after the last evaluation; None for
         methods without relevance.
     """
@@ -34,18 +34,18 @@ class Accuracies:
 
     @classmethod
     def none_yet(cls, num_tasks: int) -> "Accuracies":
-        """Before anything is evaluated."""
+        """The counts before anything is evaluated."""
         correct, total = metrics.empty_matrix(num_tasks)
         return cls(correct, total, np.zeros_like(correct))
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> "Accuracies":
-        """From what `saved` gave; other keys are passed over."""
+        """The counts from what `saved` gave; other keys are ignored."""
         counts = (saved[field.name] for field in dataclasses.fields(cls))
         return cls(*(None if count is None else np.asarray(count, np.int64) for count in counts))
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps, plain JSON."""
+        """What a checkpoint keeps, as plain JSON."""
         counts = vars(self).items()
         return {name: None if count is None else count.tolist() for name, count in counts}
 
@@ -56,7 +56,8 @@ class Accuracies:
         scores: np.ndarray,
         task_of_class: np.ndarray,
     ) -> "Accuracies":
-        """With the evaluation after `task`: what `predictions` gave, and scores [N, C].
+        """The counts with the evaluation after `task`: the result of `predictions` and scores [N,
+        C].
 
         Raises:
           DataError: see `metrics.record`.
@@ -65,15 +66,17 @@ class Accuracies:
         correct, total = metrics.record(
             self.correct, self.total, task, labels, predicted["predicted"], task_of_class
         )
-        told = metrics.task_masked_predictions(scores, labels, task_of_class)
-        within_task, _ = metrics.record(self.within_task, total, task, labels, told, task_of_class)
+        masked = metrics.task_masked_predictions(scores, labels, task_of_class)
+        within_task, _ = metrics.record(
+            self.within_task, total, task, labels, masked, task_of_class
+        )
         confusion = self.confusion
         if relevance is not None:
             confusion = metrics.routing_confusion(predicted["task"], relevance, len(total))
         return Accuracies(correct, total, within_task, confusion)
 
     def line(self, task: int) -> str:
-        """What is shown after `task`, in percent."""
+        """The line to show after `task`, in percent."""
         images = self.total[task].sum()
         line = f"accuracy {100.0 * self.correct[task].sum() / images:.2f}"
         if self.confusion is not None:
@@ -81,7 +84,7 @@ class Accuracies:
         return line
 
     def matrix(self) -> dict[str, Any]:
-        """matrix.json."""
+        """The content of matrix.json."""
         return {
             "orientation": "row = after task, column = evaluated task; counts of images",
             "correct": self.correct.tolist(),
@@ -101,12 +104,13 @@ class Accuracies:
 def joined(
     batches: Iterable[tuple[Any, Any, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """(scores [N, C], relevance [N, T] or None) of all images, from batches of (scores, relevance,
-    mask) whose masked rows are padding.
+    """(scores [N, C], relevance [N, T] or None) of all images.
+
+    `batches` are (scores, relevance or None, mask); rows where the mask is False are padding.
     """
     scores, relevance = [], []
-    for found, weights, mask in batches:
-        scores.append(np.asarray(found)[mask])
+    for values, weights, mask in batches:
+        scores.append(np.asarray(values)[mask])
         if weights is not None:
             relevance.append(np.asarray(weights)[mask])
     return np.concatenate(scores), np.concatenate(relevance) if relevance else None
@@ -119,11 +123,11 @@ def predictions(
     relevance: np.ndarray | None,
     task_of_class: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """predictions/after_task_<t>.npz: from these, all accuracies can be counted again.
+    """The content of predictions/after_task_<t>.npz, from which all accuracies follow.
 
     Args:
       ids, labels: [N], of the test images of all classes seen.
-      scores: [N, C]. Of equal scores the first class is predicted.
+      scores: [N, C]. The first of equal scores is predicted.
       relevance: [N, T], or None.
       task_of_class: int [C].
     """
@@ -146,16 +150,16 @@ def inference_rate(
     classify: Callable[[SlotFeatures, Sequence[int]], None],
     now: Callable[[], float],
 ) -> float:
-    """Images per second of `classify`, a batch at a time, nothing kept from one to the next.
+    """Images per second of `classify`, one batch at a time, with nothing kept between batches.
 
-    Decoding is not counted. Compiled programs are warmed on one slot before the clock starts.
+    Decoding is not counted. Programs are compiled on one slot before the clock starts.
 
     Args:
       images: the test set.
-      batch_size: images that are classified at once, if there are so many.
-      slots: what `classify` is to read.
+      batch_size: images to classify at once, if there are that many.
+      slots: the slots that `classify` reads.
       features_of: a set of images -> its features, none computed yet.
-      classify: (features, slots) -> None, when the scores of all images are there.
+      classify: (features, slots) -> None; returns when the scores of all images are computed.
       now: seconds on a clock that never goes back.
     """
     size, done, seconds = min(batch_size, len(images)), 0, 0.0

@@ -1,4 +1,4 @@
-"""The folder of a run: begun once, continued only by the same run, whole after any kill."""
+"""The folder of a run: begun once, continued only by the same run, consistent after any kill."""
 
 import dataclasses
 import json
@@ -34,16 +34,16 @@ from qkd_jax.settings.config import Config
 
 logger = logging.getLogger("qkd_jax")
 
-# The images that a run began with, by content.
+# The file with the contents of the images that a run began with.
 IMAGES = "images.npz"
 FOLDER_NAME = re.compile(r"[\w,=+-]([\w.,=+ -]*[\w.,=+-])?")
 
 
 def run_folder(out: Path, config: Config, variant: str = "") -> Path:
-    """Where a run lives.
+    """The folder of a run, <out>/<experiment>/<method>[-<variant>]/seed<k>.
 
     Raises:
-      ConfigError: the experiment's or the variant's name cannot be a folder's.
+      ConfigError: the name of the experiment or the variant cannot be that of a folder.
     """
     for kind, name in (("experiment", config.experiment), ("--variant", variant)):
         if not name and kind == "--variant":
@@ -58,10 +58,10 @@ def run_folder(out: Path, config: Config, variant: str = "") -> Path:
 
 
 def is_begun(folder: Path) -> bool:
-    """True where there is something to continue; before the first checkpoint nothing is lost.
+    """Whether there is a run to continue, with a checkpoint, or a finished one to keep.
 
     Raises:
-      CheckpointError: checkpoints without the settings they were made with.
+      CheckpointError: there are checkpoints without settings.
     """
     kept = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
     if kept and not (folder / "config.json").exists():
@@ -73,16 +73,16 @@ def is_begun(folder: Path) -> bool:
 
 
 class Begun(NamedTuple):
-    """A run that its folder holds.
+    """A run in its folder.
 
     Attributes:
-      planned: the run as it goes on: its images in the order that it began with.
+      planned: the plan to continue with; images are in the order that the run began with.
       summary: of a finished run; None while there is work to do.
-      changed: whether settings that cannot change a result, or which images are there, differ from
-        what the folder says, so that its records are to be written anew.
+      changed: whether the folder's records of settings that cannot change a result, or of the
+        images, must be updated.
       removed: ids of images that the run began with and that are gone.
-      content: the fingerprint of the images that are left; "" where the run recorded none, since
-        it is older, and its images were not checked when it began.
+      content: the fingerprint of the remaining images; "" for older runs, which recorded none and
+        did not check their images.
     """
 
     planned: Plan
@@ -102,7 +102,7 @@ def begun_run(
 ) -> Begun | None:
     """The run in a folder; None where there is none to continue.
 
-    Without `backbone` the weights are not compared. With `allow_removed` a run goes on although
+    Without `backbone` the weights are not compared. With `allow_removed` a run continues although
     images that it began with are gone.
 
     Raises:
@@ -115,7 +115,7 @@ def begun_run(
         stored = configuration.from_dict(read_json(settings))
     except ConfigError as error:
         raise CheckpointError(f"{settings} cannot be used: {error}") from None
-    # Follows from tasks and data, and shapes what the run keeps: it stays as the run began.
+    # The shapes of what a run keeps depend on it, so it stays even if images were removed.
     shapes = dataclasses.replace(
         planned.config.shapes, max_task_images=stored.shapes.max_task_images
     )
@@ -131,7 +131,7 @@ def begun_run(
         )
     environment_then = read_json(folder / "environment.json")
     if backbone is not None:
-        # Runs of before this entry are held to the name of the weights, a setting.
+        # Runs older than this entry are only checked for the name of the weights, a setting.
         then, now = environment_then.get("weights_fingerprint"), fingerprint(backbone)
         if then not in (None, now):
             raise CheckpointError(
@@ -161,23 +161,22 @@ def _same_images(
     finished: bool,
     allow_removed: bool,
 ) -> tuple[Split, tuple[str, ...], str]:
-    """The images as the run began with them, in that order, the ids of those that are gone, and
-    the fingerprint of those that are left.
+    """(images of the run in its order, ids of those that are gone, fingerprint of the others).
 
-    They are looked for on both sides: a split that is computed from the ids (`data.validation`, a
-    set that comes in one piece) is another one as soon as a file has another name.
+    Images are looked for on both sides, since a split that is computed from ids (`data.validation`,
+    a set without a split) changes as soon as a file has another name.
 
     Raises:
-      CheckpointError: the images are others; tells which.
+      CheckpointError: lists the images that differ.
     """
     known = environment_then.get("data_content")
-    if known is None:  # a run from before contents were compared
+    if known is None:  # a run of an older version
         then, now = environment_then.get("data_fingerprint"), data_fingerprint(planned.data)
         if then not in (None, now):
             raise _other_data(folder, [f"data_fingerprint: {then} -> {now}"])
         return planned.data, (), ""
     path = folder / IMAGES
-    if finished and not path.exists():  # a copy that is kept for its tables
+    if finished and not path.exists():  # a copy made by `record`
         if known != contents.sha256():
             raise _other_data(folder, ["the images are others (data_content)"])
         return planned.data, (), known
@@ -222,7 +221,7 @@ def _other_data(folder: Path, changes: list[str], hopeless: bool = True) -> Chec
 
 def _read_images(path: Path) -> SplitContents:
     try:
-        # NumPy leaves a path open where the file is no zip.
+        # NumPy leaves a path open if the file is not a zip.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return contents_of(arrays)
     except FileNotFoundError:
@@ -238,7 +237,7 @@ def begin_folder(
     backbone: Backbone,
     leaked: list[list[str]],
 ) -> None:
-    """Writes what is needed to run again, and which test images are also trained on."""
+    """Writes what is needed to repeat the run, and which test images are also trained on."""
     config = planned.config
     write_json(
         folder / "class_order.json",
@@ -263,11 +262,11 @@ def begin_folder(
     )
     for name, text in learner_of(config).describe(config).items():
         write_atomically(folder / name, text.encode())
-    write_json(folder / "config.json", configuration.to_dict(config))  # last: now all is there
+    write_json(folder / "config.json", configuration.to_dict(config))  # last
 
 
 def continue_folder(folder: Path, begun: Begun) -> None:
-    """Writes how the run goes on: settings that may change, and the images that are left."""
+    """Records settings that may change, and the remaining images."""
     then = read_json(folder / "environment.json")
     if begun.content != then.get("data_content", ""):
         removed = sorted({*then.get("removed_images", []), *begun.removed})
@@ -279,7 +278,7 @@ def continue_folder(folder: Path, begun: Begun) -> None:
 
 
 def _split_name(planned: Plan) -> str:
-    """B0-Inc10; one task of all classes has its own split, whatever the increment."""
+    """The split name, such as B0-Inc10; for a single task the increment is all classes."""
     if len(planned.tasks) == 1:
         return split_name(0, planned.config.shapes.num_classes)
     wanted = planned.config.protocol
@@ -287,7 +286,7 @@ def _split_name(planned: Plan) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and the packages that numbers depend on."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     names = ("qkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
     for name in names:
@@ -299,7 +298,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(backbone: Backbone) -> dict[str, Any]:
-    """Versions, devices and weights that a run was made with."""
+    """Versions, devices and weights of a run."""
     return {
         "platform": platform.platform(),
         "versions": versions(),
@@ -310,7 +309,7 @@ def environment(backbone: Backbone) -> dict[str, Any]:
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """A short hash of the backbone: a run is continued with the same weights only."""
+    """A short hash of the backbone, since a run must continue with the same weights."""
     import hashlib
 
     digest = hashlib.sha256(repr(backbone.spec).encode())
@@ -321,7 +320,7 @@ def fingerprint(backbone: Backbone) -> str:
 
 
 def trim_log(path: Path, task: int, step: int) -> None:
-    """Drops log lines that the restored state has not seen yet; they will be written again."""
+    """Drops log lines after the restored state, which will be written again."""
     if not path.exists():
         return
     kept = []
@@ -330,7 +329,7 @@ def trim_log(path: Path, task: int, step: int) -> None:
             record = json.loads(line)
             seen = (record["task"], record["step"]) <= (task, step)
         except (ValueError, KeyError, TypeError):
-            break  # the line that a kill cut in two
+            break  # a line cut off by a kill
         if seen:
             kept.append(line)
     write_atomically(path, "".join(line + "\n" for line in kept).encode())
@@ -353,7 +352,7 @@ class Writer:
             save_arrays(path, arrays)
 
     def log(self, name: str) -> TextIO:
-        """A file open for more lines, each of which is there at once."""
+        """A file to append lines to, each of which is written at once."""
         return open(self.folder / name if self.writes else os.devnull, "a", buffering=1)
 
     def trim_log(self, name: str, task: int, step: int) -> None:
@@ -363,7 +362,7 @@ class Writer:
 
 @contextmanager
 def exclusive(folder: Path, locks: bool = True) -> Iterator[None]:
-    """Refuses two processes in one run folder; of several hosts only the first one locks it."""
+    """Locks a run folder for one process; of several hosts only the first one does so."""
     if not locks:
         yield
         return
@@ -375,9 +374,10 @@ def exclusive(folder: Path, locks: bool = True) -> Iterator[None]:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Refuses to read a run folder while a process trains in it, and the other way round.
+    """Locks a run folder for reading, against a process that trains in it.
 
-    Several may read at once. Nothing is written; a copy without its lock file is just read.
+    Several processes may read at once. Nothing is written; a copy without a lock file is read
+    without a lock.
     """
     try:
         lock = open(folder / ".lock")

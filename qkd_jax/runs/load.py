@@ -1,4 +1,4 @@
-"""A trained run as something to use: its learner, its class names, its settings."""
+"""Loads a trained run: its learner, class names and settings."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from qkd_jax.weights.load import load_backbone
 
 
 class LoadedRun(NamedTuple):
-    """`state` for `predict` or for the next task, `class_names[label]`, and the run's settings."""
+    """A state for `predict` or the next task, the names of labels, and the run's settings."""
 
     state: LearnerState
     class_names: tuple[str, ...]
@@ -31,21 +31,21 @@ def load_run(
         scores = qkd_jax.predict(trained.state, images)              # [B, C]
         names = [trained.class_names[label] for label in scores.argmax(axis=1)]
 
-    The newest checkpoint is put on the default device, whatever devices the run was made on. The
-    training data is not needed, and nothing in the folder is changed.
+    The newest checkpoint is put on the default device, wherever the run was made. Training data is
+    not needed, and nothing in the folder is changed.
 
     Args:
       folder: the run folder.
-      weights: the backbone's weight file, where it is no longer at the place the run recorded.
-      allow_older: where the newest checkpoint is damaged, take the one before it.
+      weights: the backbone's weight file, if it is not where the run recorded it.
+      allow_older: if the newest checkpoint is damaged, take the one before it.
 
     Raises:
-      CheckpointError: a file is missing or damaged, the backbone is another one than the run's, a
-        process is training in the folder, or the run stands in the middle of a task, where
-        half-learned classes have no valid scores.
+      CheckpointError: a file is missing or damaged, the backbone is not the run's, a process is
+        training in the folder, or the run is in the middle of a task, where half-learned classes
+        have no valid scores.
       WeightsError: the backbone cannot be loaded.
     """
-    # Orbax and the trainer stay out of `import qkd_jax`.
+    # Imported here, so that `import qkd_jax` does not import orbax.
     from qkd_jax.runs.checkpoint import Checkpoints
     from qkd_jax.runs.folder import fingerprint, reading
 
@@ -88,9 +88,9 @@ def load_run(
     state, meta = found
     if meta["finished_tasks"] != int(state.task) + 1:
         raise CheckpointError(
-            f"{folder} stands in the middle of task {int(state.task) + 1} (step "
-            f"{int(state.step)}); "
-            "continue the run with the command that began it, at least to the end of this task"
+            f"{folder}: expected a run at the end of a task, found it in the middle of task "
+            f"{int(state.task) + 1} (step {int(state.step)}); continue it with the command that "
+            "began it, at least to the end of this task"
         )
     return LoadedRun(state, tuple(order["class_names"]), config)
 

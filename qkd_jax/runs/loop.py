@@ -1,7 +1,7 @@
 """The loop over tasks.
 
-A run lives in one folder (README, "What a run leaves behind") and can be killed at any moment: the
-same command continues it and ends with the same numbers as a run that was never interrupted.
+A run has one folder (README, "What a run leaves behind") and can be killed at any moment: the same
+command continues it and gives the same numbers as a run that was never interrupted.
 """
 
 import json
@@ -33,7 +33,7 @@ from qkd_jax.runs.folder import (
     run_folder,
 )
 from qkd_jax.runs.model import Model
-from qkd_jax.runs.plan import Plan, plan
+from qkd_jax.runs.plan import plan
 from qkd_jax.runs.progress import NullProgress, Progress, counting
 from qkd_jax.runs.signals import StopRequest
 from qkd_jax.runs.slot_features import SlotFeatures
@@ -41,7 +41,7 @@ from qkd_jax.settings.config import Config, end_rate
 
 logger = logging.getLogger("qkd_jax")
 
-# Checkpoint numbers: task * this + step, so that they rise over the whole run.
+# Checkpoint numbers are task * this + step, so that they increase over the whole run.
 STEPS_PER_TASK = 10_000_000
 TRAINING_RATE = "train.learning_rate"
 
@@ -59,19 +59,19 @@ def run(
     show_progress: bool = False,
     allow_removed: bool = False,
 ) -> dict[str, Any]:
-    """Trains and evaluates one method with one seed; continues what is there. Returns the summary.
+    """Trains and evaluates one method with one seed, or continues; returns the summary.
 
     Args:
       config: as given by the user; its shapes are filled in from the data.
       backbone: the loaded weights.
       out: the folder above `<experiment>/<method>/seed<k>`.
-      variant: part of the folder name after the method, for runs with other settings.
-      show_progress: a bar on a terminal or notebook, plain lines elsewhere.
-      allow_removed: go on although images that the run began with are gone.
+      variant: added to the method in the folder name, for runs with other settings.
+      show_progress: whether to show a bar (terminal, notebook) or plain lines.
+      allow_removed: continue although images that the run began with are gone.
 
     Raises:
-      QkdError: bad data, settings, or a run folder of other settings. Interrupted: a signal
-        arrived; all saved.
+      QkdError: bad data, bad settings, or a run folder with other settings.
+      Interrupted: a signal arrived; everything is saved.
     """
     check_system()
     planned = plan(config)
@@ -84,7 +84,7 @@ def run(
     begun = find(planned, allow_removed=allow_removed)
     if begun is not None and begun.summary is not None:
         return begun.summary
-    # Before the folder is made: settings and images that do not fit leave nothing behind.
+    # Before the folder is made, so that settings and images that do not fit leave nothing behind.
     loop = _Loop(
         begun.planned if begun else planned, contents, backbone, folder, variant, show_progress
     )
@@ -131,11 +131,11 @@ class _Loop:
 
     @property
     def state(self) -> LearnerState:
-        """What is learned so far."""
+        """The state of the learner."""
         return self.model.state
 
     def run(self) -> dict[str, Any]:
-        """Does what is left of the run; returns the summary."""
+        """Runs all remaining tasks; returns the summary."""
         from qkd_jax.runs.checkpoint import Checkpoints
 
         folder = self.folder / "checkpoints"
@@ -155,7 +155,7 @@ class _Loop:
         return summary
 
     def _restore(self, checkpoints) -> tuple[int, int]:
-        """Continues from the newest checkpoint: the task to go on with, the steps done in it."""
+        """Continues from the newest checkpoint; returns (next task, steps done in it)."""
         found = checkpoints.restore(self.state)
         if found is None:
             self.writer.trim_log("metrics.jsonl", -1, 0)
@@ -169,7 +169,7 @@ class _Loop:
         if 0 < first < len(self.tasks):
             read = set(self.model.slots_read(first - 1))
             for task in self.tasks[:first]:
-                # In the order of the first time, so that no bit differs; counted then, not again.
+                # In the order of the first time, so that no bit differs; they were counted then.
                 slots = [slot for slot in self.model.slots_read(task.index) if slot in read]
                 self._fill(self.test, slots, self._seen(task), count=False)
         return first, int(self.state.step) if int(self.state.task) == first else 0
@@ -196,7 +196,7 @@ class _Loop:
         self.books.end_lap("train")
 
     def _train(self, task: Task, features: SlotFeatures, checkpoints) -> None:
-        """The optimisation steps of a task that are still to be done."""
+        """Does the remaining optimisation steps of a task."""
         train, epochs = self.config.train, self.planned.epochs(task)
         num_steps, done = self.planned.steps(task), int(self.state.step)
         per_epoch = num_steps // epochs
@@ -236,7 +236,7 @@ class _Loop:
         self._take(join(held, moving), done)
 
     def _take(self, trained: LearnerState, step: int) -> None:
-        """Goes on with what the steps up to `step` trained, or refuses it."""
+        """Continues with what the steps up to `step` trained, unless it is not finite."""
         self.model.take(trained)
         self._need_finite(f"step {step}", TRAINING_RATE)
 
@@ -251,11 +251,11 @@ class _Loop:
         }
 
     def _seen(self, task: Task) -> list[int]:
-        """The classes of tasks up to and with `task`."""
+        """The classes of tasks up to and including `task`."""
         return [c for t in self.tasks[: task.index + 1] for c in t.classes]
 
     def _evaluate(self, task: Task) -> None:
-        """Accuracy on all classes seen; every (image, slot) pair is computed once in a run."""
+        """Evaluates on all classes seen; every (image, slot) pair is computed once in a run."""
         seen = self._seen(task)
         rows = self._fill(self.test, self.model.slots_read(task.index), seen)
         scores, relevance = joined(self.model.scores(self.test, rows))
@@ -271,14 +271,14 @@ class _Loop:
         )
 
     def _inference_rate(self) -> float:
-        """Images per second of the final model: all its slots and the score."""
+        """Images per second of the final model, with all its slots and the score."""
         slots = self.model.slots_read(len(self.tasks) - 1)
         everything = range(self.config.shapes.num_classes)
 
         def classify(features: SlotFeatures, slots: Sequence[int]) -> None:
             features.fill(self.model.everywhere, slots, everything)
-            for found in self.model.scores(features, np.arange(len(features.set))):
-                jax.block_until_ready(found)
+            for scores in self.model.scores(features, np.arange(len(features.set))):
+                jax.block_until_ready(scores)
 
         size = self.test.batch_size
         return inference_rate(
@@ -286,7 +286,7 @@ class _Loop:
         )
 
     def _save(self, checkpoints, finished_tasks: int) -> None:
-        """Saves all, and stops if a signal asked for it.
+        """Saves everything, and stops if a signal asked for it.
 
         Raises:
           Interrupted: a signal arrived, on any host.
@@ -304,7 +304,7 @@ class _Loop:
             raise Interrupted
 
     def _summary(self, finished: bool, rate: float | None = None) -> dict[str, Any]:
-        """summary.json; see docs/metrics.md for every number's definition."""
+        """The content of summary.json; docs/metrics.md defines every number."""
         parameters = self.model.parameters()
         return {
             "experiment": self.config.experiment,
@@ -323,7 +323,7 @@ class _Loop:
         }
 
     def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
-        """Computes missing features of `classes` under `slots`; returns the rows of those."""
+        """Computes missing features of `classes` under `slots`; returns the rows of these."""
         before = features.computed
         rows = features.fill(self.model.everywhere, slots, classes)
         self.books.extracted += (features.computed - before) * count
@@ -337,7 +337,7 @@ class _Loop:
             raise self._diverged(bad, when, rate)
 
     def _diverged(self, what: str, when: str, rate: str) -> QkdError:
-        """`rate`: the setting that moved what is no longer finite; "" where nothing was trained."""
+        """The error for `what` that is not finite; `rate`: the setting of its learning rate."""
         advice = f"Lower {rate} (with another --variant or --out), or look" if rate else "Look"
         return QkdError(
             f"{what} became NaN or infinite in task {int(self.state.task) + 1} of "
@@ -346,12 +346,12 @@ class _Loop:
         )
 
     def _progress(self, first: int, step: int) -> NullProgress | Progress:
-        """What a person sees of the steps and images from step `step` of task `first` on."""
+        """The progress to show from step `step` of task `first` on."""
         if not self.shows:
             return NullProgress()
         steps = [self.planned.steps(task) for task in self.tasks]
         images = sum(self.planned.images(task) for task in self.tasks)
-        # Less may be left to do than was done, where images were removed in between.
+        # More may be done than the plan has in total, if images were removed in between.
         return Progress(
             sum(steps),
             images,
@@ -361,6 +361,3 @@ class _Loop:
 
     def _tell_stop(self) -> None:
         self.progress.message("stopping after this step; the same command continues")
-
-
-__all__ = ["Interrupted", "Plan", "plan", "run", "run_folder"]

@@ -1,4 +1,4 @@
-"""What a run has learned so far, and what its devices compute with it."""
+"""The model of a run: learner, state and devices."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,10 +20,10 @@ from qkd_jax.settings.config import Config
 
 
 class Model:
-    """A learner, its state, and the devices it is on.
+    """A learner, its state, and the engine that it runs on.
 
     Attributes:
-      state: on one device; assign a new one when it has changed.
+      state: on one device; assign a new one to change it.
     """
 
     def __init__(self, config: Config, backbone: Backbone):
@@ -34,7 +34,7 @@ class Model:
         self.state = self.engine.alone(verbs.init_state(key, backbone, config))
         self._placed: tuple[LearnerState, LearnerState] | None = None
         self._store = None
-        # Several hosts must all compute, or none: what lies on one disk is no help to them.
+        # With several hosts either all or none must compute, so the disk of one does not help.
         if config.data.store_gib and hosts.count() == 1:
             key = backbone_key(backbone, config.backbone.compute_dtype)
             limit = int(config.data.store_gib * 2**30)
@@ -42,52 +42,53 @@ class Model:
 
     @property
     def reads_inputs(self) -> bool:
-        """Whether scores need a pass of their own over the inputs, not only slot features."""
+        """Whether scores need a pass over the inputs, and not only slot features."""
         return self.learner.predict(self.config) is not None
 
     @property
     def everywhere(self) -> LearnerState:
-        """The state with a copy on every device, made when it is first asked for."""
+        """The state with a copy on every device, made on first use."""
         if self._placed is None or self._placed[0] is not self.state:
             self._placed = None  # gives its memory back first
             self._placed = (self.state, self.engine.place(self.state))
         return self._placed[1]
 
     def take(self, state: LearnerState) -> None:
-        """Goes on with a state that was restored, or trained on all devices."""
+        """Continues with a state that was restored, or trained on all devices."""
         self.state = self.engine.alone(state)
 
     def open(self, task: Task, num_steps: int, features: SlotFeatures) -> None:
-        """The next task begins, after a survey of its images where the learner asks for one."""
+        """Begins the next task, with a survey of its images if the learner has one."""
         self.state = self.engine.open_task(self.state, task, num_steps)
         if self.learner.survey is not None:
             self.state = self.engine.before(self.state, self._survey(features))
 
     def freeze(self, features: SlotFeatures) -> None:
-        """What was trained becomes a filled slot; the images are surveyed once more."""
+        """Moves what was trained to a filled slot, then surveys the images again."""
         self.state = self.engine.freeze(self.state)
         if self.learner.survey is not None:
             self.state = self.engine.after(self.state, self._survey(features))
 
     def finish(self, features: SlotFeatures) -> None:
-        """Statistics, prototypes and whatever else is made of a task's features when it ends."""
+        """Computes what a task leaves from its features, such as prototypes."""
         self.state = self.engine.finish(self.state, features.batches())
 
     def features_of(self, examples: Examples, digests: np.ndarray | None = None) -> SlotFeatures:
-        """Room for the features of a set. With the digests of its contents, what the frozen model
-        computes is shared with other runs on disk.
+        """`SlotFeatures` of a set. With digests of its contents, the outputs of the frozen model
+        are shared with other runs on disk.
         """
         store = None if digests is None else self._store
         spec = self.state.backbone.spec
         return SlotFeatures(examples, self.config, spec, self.engine, store, digests)
 
     def slots_read(self, task: int) -> Sequence[int]:
-        """The slots that `scores` reads when `task` is the last."""
+        """The slots that `scores` reads after `task`."""
         return () if self.reads_inputs else self.learner.slots.score(task)
 
     def scores(self, features: SlotFeatures, rows: np.ndarray) -> Iterator[tuple]:
-        """(scores [B, C], relevance [B, T] or None, mask [B]) of batches of `rows`, in order; the
-        slots that are read must be filled.
+        """(scores [B, C], relevance [B, T] or None, mask [B]) for batches of `rows`, in order.
+
+        The slots that are read must be filled.
         """
         for indices, mask in eval_batches(len(rows), features.batch_size):
             if self.reads_inputs:
@@ -97,7 +98,7 @@ class Model:
                 yield *self.engine.score(self.state, features.values[rows[indices]]), mask
 
     def parameters(self) -> dict[str, int]:
-        """How many numbers optimisation steps move, for each part of what is trained."""
+        """The number of trainable parameters, for each part of what is trained."""
         return {
             name: sum(leaf.size for leaf in jax.tree.leaves(part))
             for name, part in sorted(self.state.trainable.items())

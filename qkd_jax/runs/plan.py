@@ -1,4 +1,4 @@
-"""What a run will do, before its first step: data, class order, tasks, array shapes."""
+"""The plan of a run before its first step: data, class order, tasks, array shapes."""
 
 import dataclasses
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from qkd_jax.settings.config import Config, Shapes
 
 
 class Plan(NamedTuple):
-    """A run before its first step: the final config (shapes filled in), data and tasks."""
+    """The final config (with shapes), data, tasks and class order of a run."""
 
     config: Config
     data: Split
@@ -25,18 +25,18 @@ class Plan(NamedTuple):
     order: np.ndarray
 
     def rows(self, task: Task) -> np.ndarray:
-        """Rows of a task's training images, int [n]."""
+        """Positions of a task's training images, int [n]."""
         return np.flatnonzero(np.isin(self.data.train.labels, task.classes))
 
     def epochs(self, task: Task) -> int:
-        """Epochs of a task; 0 where the method trains nothing in it."""
+        """Epochs of a task; 0 if the method trains nothing in it."""
         learner, train = learner_of(self.config), self.config.train
         if learner.loss is None or not learner.trains(self.config, task.index):
             return 0
         return (train.later_epochs or train.epochs) if task.index > 0 else train.epochs
 
     def images(self, task: Task) -> int:
-        """Images trained on in a task, every epoch counted."""
+        """Images trained on in a task, counted in every epoch."""
         return self.epochs(task) * len(self.rows(task))
 
     def steps(self, task: Task) -> int:
@@ -45,10 +45,10 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config) -> Plan:
-    """Opens the data, orders the classes, cuts them into tasks, and fixes the shapes in the config.
+    """Opens the data, orders the classes, splits them into tasks, and puts shapes in the config.
 
     Raises:
-      DataError, ProtocolError, ConfigError: see the rooms that raise them.
+      DataError, ProtocolError, ConfigError: the data or settings do not fit.
     """
     data = load_split(
         config.data.source,
@@ -60,8 +60,8 @@ def plan(config: Config) -> Plan:
         available = len(data.train.class_names)
         if not 0 < config.data.num_classes <= available:
             raise ConfigError(
-                f"data.num_classes={config.data.num_classes}: expected 1..{available}, the "
-                f"classes of {config.data.source}, or 0 for all"
+                f"data.num_classes: expected 1 to {available}, the classes of "
+                f"{config.data.source}, or 0 for all, found {config.data.num_classes}"
             )
         data = Split(*(_first_classes(part, config.data.num_classes) for part in data))
     if config.data.validation:
@@ -86,7 +86,7 @@ def plan(config: Config) -> Plan:
 
 
 def need_every_class(split: Split) -> None:
-    """Raises DataError unless every class has an image to train and one to test on."""
+    """Raises DataError unless every class has training and test images."""
     _need_images(split.train, "training")
     _need_images(split.test, "test")
 

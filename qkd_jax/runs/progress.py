@@ -1,7 +1,7 @@
-"""What a person sees while a run trains: one live line, and one line kept for each finished task.
+"""Progress of a run: one live line, and one line that stays for each finished task.
 
-On a terminal a bar (rich), in a notebook one line that is updated in place, anywhere else (a log
-file, a pipe) plain lines, seldom. The run loop calls the same five methods in all cases.
+A terminal gets a bar (rich), a notebook one line that is updated in place, and anything else (a log
+file, a pipe) a plain line from time to time. The run loop calls the same methods in all cases.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qkd_jax.errors import ConfigError
 
 
 class NullProgress:
-    """Shows nothing; the interface of every progress, with what the calls mean."""
+    """Shows nothing; defines the interface of `Progress`."""
 
     def __enter__(self) -> Self:
         return self
@@ -28,7 +28,7 @@ class NullProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Ends the live line, also after an error or Ctrl-C."""
+        """Removes the live line, also after an error or Ctrl-C."""
 
     def start_task(self, index: int, num_tasks: int) -> None:
         """Task `index` (from 0) of `num_tasks` begins."""
@@ -43,19 +43,19 @@ class NullProgress:
     ) -> None:
         """Counts `steps` and `images` trained since the last call; epoch counts from 0.
 
-        Of `metrics` only "loss" is shown. It may be an array on a device: it is fetched only when
-        something is about to be drawn, a few times a second at most.
+        Of `metrics` only "loss" is shown. It may be an array on a device, which is fetched only to
+        be drawn, at most a few times per second.
         """
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Shows a line that stays."""
 
     def end_task(self, line: str) -> None:
-        """The task is done; `line` stays."""
+        """The task is finished; shows `line`, which stays."""
 
 
 class _Screen(Protocol):
-    """Where text goes: one line that changes, and lines that stay."""
+    """Where text is shown: one live line, and lines that stay."""
 
     seconds_between: float
 
@@ -65,13 +65,13 @@ class _Screen(Protocol):
 
 
 class Progress(NullProgress):
-    """Progress of a whole run: task, epoch, loss, images a second, time left.
+    """Progress of a whole run: task, epoch, loss, images per second, time left.
 
     Args:
       total_steps, total_images: over all tasks.
-      done_steps, done_images: of these, already done before a resumed run began.
+      done_steps, done_images: those done before a run was resumed.
       stream: where to write; standard output by default.
-      seconds_between: least time between two plain lines.
+      seconds_between: the least time between two plain lines.
       clock: seconds, monotonic.
 
     Raises:
@@ -168,8 +168,9 @@ class Progress(NullProgress):
 
 @contextmanager
 def counting(what: str, total: int, shows: bool = True) -> Iterator[Callable[[int], None]]:
-    """Progress of a pass over `total` images before a run: yields a function to tell how many more
-    are done. What takes less than a second or two shows nothing.
+    """Progress of a pass over `total` images; yields a function to call with the number just done.
+
+    A pass of less than a second or two shows nothing.
     """
     if not shows:
         yield lambda count: None
@@ -196,7 +197,7 @@ def counting(what: str, total: int, shows: bool = True) -> Iterator[Callable[[in
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
+    """Seconds as 1:02:03, or as 2:03 below an hour."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
@@ -211,14 +212,14 @@ def _screen(stream: TextIO, seconds_between: float) -> _Screen:
 
 
 def _in_notebook() -> bool:
-    """True inside a Jupyter kernel (IPython is there then, and only then is it asked)."""
+    """Whether this is a Jupyter kernel, where IPython is already imported."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and hasattr(shell, "kernel")
 
 
 class _Plain:
-    """Whole lines only, no control characters."""
+    """Plain lines without control characters."""
 
     def __init__(self, stream: TextIO, seconds_between: float) -> None:
         self.stream, self.seconds_between = stream, seconds_between
@@ -234,7 +235,7 @@ class _Plain:
 
 
 class _Notebook:
-    """One output line updated in place; kept lines are printed. Needs no widgets."""
+    """One output line updated in place, without widgets; lines that stay are printed."""
 
     seconds_between = 0.5
 
@@ -259,7 +260,7 @@ class _Notebook:
 
 
 class _Terminal:
-    """A rich bar at the bottom; kept lines scroll above it."""
+    """A rich bar at the bottom; lines that stay scroll above it."""
 
     seconds_between = 0.2
 

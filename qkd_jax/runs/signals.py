@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop, which a run follows when all is saved."""
+"""SIGINT and SIGTERM as a request to stop, after everything is saved."""
 
 import signal
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from types import FrameType
 
 
 class StopRequest:
-    """While in use as a context manager, the first signal sets `asked` and the second one stops at
-    once; afterwards the handlers are those of before.
+    """A context manager in which the first signal sets `asked` and the second one stops at once.
+
+    The earlier handlers are restored at its end.
 
     Args:
-      tell: is called when the first signal arrives.
+      tell: called when the first signal arrives.
     """
 
     def __init__(self, tell: Callable[[], None]):

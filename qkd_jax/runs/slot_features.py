@@ -1,7 +1,7 @@
-"""Features of a set's inputs, each (input, slot) pair computed once in a run.
+"""Features of a set's inputs, with each (input, slot) pair computed once in a run.
 
-A filled slot never changes again, so evaluating after each of T tasks costs N T passes and not N
-T^2. What all slots share of an input (`passes.shared_part`) is computed once too.
+A filled slot never changes, so evaluation after each of T tasks costs N T passes and not N T^2.
+What all slots share of an input (`passes.shared_part`) is also computed once.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.runs.store import Shelf, Store
 from qkd_jax.settings.config import Config
 
-# Decoded inputs up to this size stay in memory, and so does what slots share; larger sets are
+# Decoded inputs, and what slots share, are kept in memory up to this size; those of larger sets are
 # decoded and computed again in every pass.
 KEEP_BYTES = 2 * 1024**3
 
@@ -40,8 +40,8 @@ class SlotFeatures:
         store: Store | None = None,
         digests: np.ndarray | None = None,
     ):
-        """`store`, with the `digests` uint8 [N, 16] of the inputs' contents, keeps what does not
-        depend on the run for others; None = nothing is kept on disk.
+        """`store` keeps outputs of the frozen model on disk, by `digests` uint8 [N, 16] of the
+        inputs' contents; None = nothing is kept on disk.
         """
         self.set, self.config, self.spec, self.engine = examples, config, spec, engine
         self.store, self.digests = store, digests
@@ -66,9 +66,9 @@ class SlotFeatures:
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._one_stem))
             self._shared.look(size)
         if self._shares and self._shared.fits:
-            found = self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
-            if found is not None:
-                return found
+            kept = self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
+            if kept is not None:
+                return kept
         return Raw(self.fields(rows))
 
     def _shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
@@ -85,27 +85,25 @@ class SlotFeatures:
         return self.store.shelf(*what, self.spec.input_size, self.set.view)
 
     def _compute_shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
-        # Hosts miss different rows: what they do here, they do alone.
+        # Hosts miss different rows, so each computes its own alone.
         size = self.batch_size // hosts.count()
         parts = []
         for indices, mask in eval_batches(len(rows), size):
-            found = self.engine.shared(state, Raw(self.fields(rows[indices])))
-            parts.append(jax.tree.map(lambda a, mask=mask: np.asarray(a)[mask], found))
+            part = self.engine.shared(state, Raw(self.fields(rows[indices])))
+            parts.append(jax.tree.map(lambda a, mask=mask: np.asarray(a)[mask], part))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def fields(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The inputs as a test sees them; decoded once if they fit in memory."""
+        """The inputs in the test view, decoded once if they fit in memory."""
 
         def load(missing):
             return self.set.load(missing, self.spec.input_size)
 
-        found = self._fields.rows(rows, load) if self._fields.fits else None
-        return load(rows) if found is None else found
+        kept = self._fields.rows(rows, load) if self._fields.fits else None
+        return load(rows) if kept is None else kept
 
     def fill(self, state: LearnerState, slots, classes) -> np.ndarray:
-        """Computes what is missing for inputs of `classes` under `slots`; returns the rows of
-        those classes.
-        """
+        """Computes missing features of `classes` under `slots`; returns the rows of these."""
         rows = np.flatnonzero(np.isin(self.set.labels, list(classes)))
 
         def missing(slot):
@@ -119,29 +117,29 @@ class SlotFeatures:
             group = tuple(group)
             lacking = missing(group[0])
             if group == (self.frozen,) and self.store is not None:
-                found = self._stored_features(state, lacking)
+                features = self._stored_features(state, lacking)
             else:
-                found = self._extract(state, group, lacking)
-            self.values[lacking[:, None], group] = found
+                features = self._extract(state, group, lacking)
+            self.values[lacking[:, None], group] = features
             self.known[lacking[:, None], group] = True
-            self.computed += found.shape[0] * found.shape[1]
+            self.computed += features.shape[0] * features.shape[1]
         return rows
 
     def _extract(self, state: LearnerState, slots: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
         """Features [n, len(slots), D] of some rows."""
-        found = np.zeros((len(rows), len(slots), self.spec.width), np.float32)
+        extracted = np.zeros((len(rows), len(slots), self.spec.width), np.float32)
         own, done = hosts.own_rows, 0
         batches = [(rows[i], m) for i, m in eval_batches(len(rows), self.batch_size)]
         loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
         for part, mask, inputs in loaded:
             features = self.engine.features(state, inputs, slots, self.values[own(part)])
             count = int(mask.sum())
-            found[done : done + count] = np.asarray(features)[mask][:, slots]
+            extracted[done : done + count] = np.asarray(features)[mask][:, slots]
             done += count
-        return found
+        return extracted
 
     def _stored_features(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
-        """The frozen model's features [n, 1, D], from the store as far as they are there."""
+        """The frozen model's features [n, 1, D], from the store where it has them."""
         like = jax.ShapeDtypeStruct((1, self.spec.width), np.float32)
         return self._shelf("class token").rows(
             self.digests[rows],
@@ -150,20 +148,20 @@ class SlotFeatures:
         )[:, None]
 
     def inputs_in_batches(self) -> Iterator[dict]:
-        """This host's inputs and mask of the whole set, in batches of one size."""
+        """This host's inputs and masks of the whole set, in batches of equal size."""
         own = hosts.own_rows
         for indices, mask in eval_batches(len(self.set), self.batch_size):
             yield {"inputs": Raw(self.fields(own(indices))), "mask": own(mask)}
 
     def batches(self) -> Iterator[dict]:
-        """Features and labels of the whole set, in order, in batches of one size."""
+        """Features, labels and masks of the whole set, in order, in batches of equal size."""
         for indices, mask in eval_batches(len(self.set), self.batch_size):
             labels = self.set.labels[indices].astype(np.int32)
             yield {"features": self.values[indices], "label": labels, "mask": mask}
 
 
 class _Kept:
-    """Rows of a pytree of arrays, each computed when it is first asked for, then kept."""
+    """Rows of a pytree of arrays, each computed on first use and then kept."""
 
     def __init__(self, size: int):
         self.size, self.fits, self.tree = size, True, None
@@ -174,21 +172,21 @@ class _Kept:
         self.fits = row_bytes * self.size <= KEEP_BYTES
 
     def rows(self, rows: np.ndarray, compute: Callable[[np.ndarray], Any]) -> Any:
-        """The pytree of `rows`, or None where all rows together do not fit in memory.
+        """The pytree of `rows`; None if all rows together do not fit in memory.
 
         Args:
-          compute: rows -> pytree of arrays, one row each.
+          compute: rows [n] -> pytree of arrays [n, ...].
         """
         missing = np.unique(rows[~self.has[rows]])
         if missing.size:
-            found = compute(missing)
+            computed = compute(missing)
             if self.tree is None:
-                self.look(sum(leaf.nbytes for leaf in jax.tree.leaves(found)) // len(missing))
+                self.look(sum(leaf.nbytes for leaf in jax.tree.leaves(computed)) // len(missing))
                 if not self.fits:
                     return None
                 self.tree = jax.tree.map(
-                    lambda leaf: np.zeros((self.size, *leaf.shape[1:]), leaf.dtype), found
+                    lambda leaf: np.zeros((self.size, *leaf.shape[1:]), leaf.dtype), computed
                 )
-            jax.tree.map(lambda kept, new: kept.__setitem__(missing, new), self.tree, found)
+            jax.tree.map(lambda kept, new: kept.__setitem__(missing, new), self.tree, computed)
             self.has[missing] = True
         return jax.tree.map(lambda leaf: leaf[rows], self.tree)

@@ -1,12 +1,12 @@
-"""What the frozen model computes of inputs, on disk, where runs of other methods and seeds find it.
+"""Outputs of the frozen model on disk, shared by runs of all methods and seeds.
 
-A frozen feature, or the stem that all adapters share, follows from the weights, the input and the
-place of the first insert, and from nothing that a run learns. So it is computed once: every row is
-a small file, named by the content of the input, in a folder named by all else that it follows from.
+A frozen feature, or the stem that all adapters share, depends on the weights, the input and the
+place of the first insert, but on nothing that a run learns. So it is computed once: every row is a
+small file, named by the content of the input, in a folder named by everything else it depends on.
 
-Files are written aside and renamed, so that several processes may read and write at once, and carry
-a checksum. Whatever cannot be read is computed again. When the store grows past its limit, the
-folders that were longest not used are removed.
+Files are written under another name and renamed, so that several processes may read and write at
+once, and have a checksum. What cannot be read is computed again. When the store exceeds its limit,
+the least recently used folders are removed.
 """
 
 import contextlib
@@ -41,14 +41,14 @@ NAME = re.compile("[0-9a-f]{24}")  # of a folder that this file makes
 
 
 class Store:
-    """Rows of pytrees of arrays that follow from a backbone and an input alone."""
+    """Rows of pytrees of arrays that depend on a backbone and an input alone."""
 
     def __init__(self, folder: Path, limit: int, backbone: str):
         """
         Args:
-          folder: of all stores of this machine.
-          limit: bytes that it may hold.
-          backbone: a text that differs where weights, preprocessing, type or machine differ.
+          folder: shared by all stores of this machine.
+          limit: size of the folder, bytes.
+          backbone: a text that identifies weights, preprocessing, type and machine.
         """
         self.folder, self.limit, self.backbone = folder, limit, backbone
         self._shelves: dict[str, Shelf] = {}
@@ -60,7 +60,7 @@ class Store:
 
 
 class Shelf:
-    """One folder of rows, of equal size."""
+    """One folder of rows of equal size."""
 
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder, limit
@@ -73,7 +73,7 @@ class Shelf:
         like: Any,
         compute: Callable[[np.ndarray], Any],
     ) -> Any:
-        """The rows of some inputs, computed where they are not on disk.
+        """The rows of some inputs, computed if they are not on disk.
 
         Args:
           digests: uint8 [n, 16], of the inputs' contents.
@@ -99,7 +99,7 @@ class Shelf:
                 os.utime(self.folder)
 
     def _read(self, digest: np.ndarray, arrays: list[np.ndarray], row: int) -> bool:
-        """Fills one row of `arrays` from its file; whether that is there and whole."""
+        """Fills one row of `arrays` from its file; returns whether the file is there and intact."""
         try:
             content = (self.folder / digest.tobytes().hex()).read_bytes()
         except OSError:
@@ -117,7 +117,7 @@ class Shelf:
         return True
 
     def _write(self, digests: np.ndarray, arrays: list[np.ndarray], positions: np.ndarray) -> None:
-        """Puts rows on disk as long as there is room; a full or unwritable disk is no error."""
+        """Writes rows while there is room; a full or unwritable disk is not an error."""
         try:
             if self.room is None:
                 self.room = self._make_room()
@@ -135,8 +135,9 @@ class Shelf:
             self.room = -1
 
     def _make_room(self) -> int:
-        """Creates the folder, marks it as used now, and removes others that were longest not used,
-        until half of the limit is free or this folder is alone. Returns the bytes that are free.
+        """Creates the folder and marks it as used; returns the free bytes.
+
+        The least recently used other folders are removed until half of the limit is free.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         os.utime(self.folder)

@@ -28,8 +28,8 @@ RENAMED = {"train.adapter_start": "adapter.start"}
 
 @dataclass(frozen=True)
 class Shapes:
-    """What fixes every array shape of a run. It follows from data and protocol, so it is no
-    setting: a run fills it in.
+    """The numbers that fix every array shape. They follow from data and protocol, so they are not
+    settings: a run fills them in.
     """
 
     num_classes: int = setting(100, low=1)
@@ -74,7 +74,7 @@ class Config:
         validate(self)
 
     def __getattr__(self, name: str) -> Any:
-        """A section of the method's own; called for what is no field."""
+        """One of the method's own sections; Python asks here for names that are not fields."""
         own = dict(vars(self).get("own") or ())
         if name not in own:
             raise AttributeError(
@@ -109,7 +109,7 @@ def override(config: Config, *assignments: str, where_read: bool = False) -> Con
     """`config` with `"section.key=value"` applied, in order, then checked as a whole.
 
     Args:
-      where_read: leave out what only other methods read, for lists that are meant for many methods.
+      where_read: pass over settings that only other methods read, in lists meant for many methods.
 
     Raises:
       ConfigError: an unknown key (the nearest known ones are named), one that the method does not
@@ -133,9 +133,9 @@ def override(config: Config, *assignments: str, where_read: bool = False) -> Con
 
 
 def from_dict(values: Any) -> Config:
-    """The inverse of `to_dict`, as read from a run's config.json, of an earlier version too.
+    """The inverse of `to_dict`; reads the config.json of earlier versions too.
 
-    Those had every method's settings and the shapes beside the sections: settings that the method
+    Those held every method's settings, and the shapes beside the sections; settings that the method
     does not read are left out.
 
     Raises:
@@ -204,7 +204,7 @@ def changeable_settings() -> frozenset[str]:
 
 
 def end_rate(config: Config) -> str:
-    """The setting with the learning rate of what is trained when a task ends; "" = nothing is."""
+    """The name of the learning rate used when a task ends; "" where nothing is trained then."""
     for name, section in config.own:
         for declared in dataclasses.fields(section):
             if rule_of(declared).end_rate:
@@ -236,16 +236,16 @@ def every_setting() -> frozenset[str]:
 
 
 def readers_of(key: str) -> tuple[str, ...]:
-    """The methods that read a setting; none where there is no such setting."""
+    """The methods that read a setting; empty where there is no such setting."""
     return tuple(method for method in method_names() if key in _kinds(method))
 
 
 def not_read(key: str, methods: Iterable[str]) -> ConfigError:
-    """Why a key is refused that none of `methods` reads."""
+    """The error for a key that none of `methods` reads."""
     section, _, leaf = key.rpartition(".")
     shapes = _types(Shapes)
     if key in RENAMED:
-        return ConfigError(f"unknown setting {key!r}; it is called {RENAMED[key]} now")
+        return ConfigError(f"setting {key!r}: expected its new name {RENAMED[key]}, found the old")
     if key == "method":
         return ConfigError(
             "method: expected in --method NAME or Config(method=NAME), since it decides which "
@@ -268,7 +268,7 @@ def not_read(key: str, methods: Iterable[str]) -> ConfigError:
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
     close += [name for name in known if name.split(".")[-1] == leaf and name not in close]
     hint = f"; nearest: {', '.join(close)}" if close else ""
-    return ConfigError(f"unknown setting {key!r}{hint}")
+    return ConfigError(f"setting {key!r}: expected a known name, found another{hint}")
 
 
 def validate(config: Config) -> None:
@@ -307,7 +307,7 @@ def _types(section: type) -> dict[str, Any]:
 
 
 def _section_types(method: str) -> dict[str, type]:
-    """The sections of settings that a method reads: shared ones first."""
+    """The sections of settings that a method reads, the shared ones first."""
     return {name: _types(Config)[name] for name in _SHARED} | dict(method_named(method).sections)
 
 
@@ -325,7 +325,7 @@ def _sections(config: Config) -> list[tuple[str, Any]]:
 
 
 def _leaves(config: Config) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, type) of everything in a config; of a section that is none, of itself."""
+    """(key, value, type) of every setting; a section of a wrong type is given as it is."""
     for name in ("experiment", "method", "seed"):
         yield name, getattr(config, name), _types(Config)[name]
     for name, section in _sections(config):
@@ -337,7 +337,7 @@ def _leaves(config: Config) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _changed(config: Config, changes: dict[str, Any]) -> Config:
-    """`config` with values by key, such as {"seed": 1, "train.epochs": 5}."""
+    """`config` with these values by key, such as {"seed": 1, "train.epochs": 5}."""
     parts: dict[str, Any] = {}
     for key, value in changes.items():
         section, _, leaf = key.rpartition(".")
@@ -381,7 +381,7 @@ def key_and_text(assignment: str) -> tuple[str, str]:
     """
     key, separator, text = assignment.partition("=")
     if not separator:
-        raise ConfigError(f"--set {assignment!r}: expected key=value, as in train.epochs=5")
+        raise ConfigError(f"--set: expected key=value, as in train.epochs=5, found {assignment!r}")
     return key.strip(), text.strip()
 
 
@@ -391,7 +391,7 @@ def _parse(path: str, text: str, kind: Any) -> Any:
             options = typing.get_args(kind)
             if text not in options:
                 raise ConfigError(
-                    f"{path}={text}: expected {_describe(kind)}{nearest(text, options)}"
+                    f"{path}: expected {_describe(kind)}, found {text!r}{nearest(text, options)}"
                 )
             return text
         if typing.get_origin(kind) is tuple:
@@ -402,4 +402,4 @@ def _parse(path: str, text: str, kind: Any) -> Any:
     except (KeyError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path}={text}: expected {_describe(kind)}") from None
+        raise ConfigError(f"{path}: expected {_describe(kind)}, found {text!r}") from None

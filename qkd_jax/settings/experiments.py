@@ -1,4 +1,4 @@
-"""The experiment files: where they are, and how one is read."""
+"""Finds and loads experiment files."""
 
 import importlib.util
 from pathlib import Path
@@ -9,22 +9,22 @@ from qkd_jax.settings.methods import unknown
 
 
 def experiment_folder() -> Path:
-    """The experiment files: beside the package in a checkout, inside it when installed."""
+    """Where experiment files are: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parents[1]
     inside = package / "experiments"
     return inside if inside.is_dir() else package.parent / "experiments"
 
 
 def experiment_names() -> list[str]:
-    """Experiments that `run` knows by name."""
+    """The experiments that can be named without a path."""
     return sorted(p.stem for p in experiment_folder().glob("*.py") if p.stem != "__init__")
 
 
 def load_experiment(name: str) -> ModuleType:
-    """The experiment file called `name`, or at the path `name`.
+    """The module of the experiment file called `name`, or at the path `name`.
 
     Raises:
-      ConfigError: there is none; the message lists the known ones.
+      ConfigError: no such file (the message lists the known ones), or it has no `get_config`.
     """
     path = Path(name).expanduser() if name.endswith(".py") else experiment_folder() / f"{name}.py"
     if not path.is_file():
@@ -33,5 +33,5 @@ def load_experiment(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config(method) -> Config")
+        raise ConfigError(f"{path}: expected get_config(method) -> Config in it, found none")
     return module

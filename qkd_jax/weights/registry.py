@@ -1,4 +1,4 @@
-"""The pre-trained transformers this library knows: where they come from and what they are."""
+"""The registered pre-trained transformers, and where their weights come from."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -31,11 +31,11 @@ class Entry:
 
     Attributes:
         name: what `load_backbone` takes.
-        file: its file name in the cache folder.
+        file: the file name in the cache folder.
         format: key of `readers.READERS` and `key_maps.KEY_MAPS`.
-        sha256: of the file, or None when no trustworthy source states it.
+        sha256: of the file; None if no trustworthy source states it.
         spec: the architecture; `grid` is the position grid in the file and `image_size` the
-            default side it runs at.
+            default side.
         preprocessings: named choices; the first is the default.
         position_antialias: how its positions are resampled (`positions.resample_positions`).
     """
@@ -65,8 +65,8 @@ _VIT_B16 = ViTSpec(
     grid=14,
 )
 
-# "l2p01" feeds pixels in [0, 1] without mean and std although AugReg was trained on [-1, 1]: the
-# class-incremental toolboxes do so, and their published numbers carry it.
+# "l2p01" gives pixels in [0, 1] although AugReg was trained on [-1, 1], as the class-incremental
+# toolboxes do, whose published numbers depend on it.
 _AUGREG = {
     "l2p01": Preprocessing(),
     "augreg": Preprocessing(_HALF, _HALF),
@@ -108,7 +108,7 @@ ENTRIES: tuple[Entry, ...] = (
                 (0.26862954, 0.26130258, 0.27577711),
             )
         },
-        notes="OpenAI CLIP image tower; Linear kernels stored as int8 with one scale a column.",
+        notes="OpenAI CLIP image tower; Linear kernels stored as int8 with one scale per column.",
     ),
     Entry(
         name="dinov2_vit_s14",
@@ -184,7 +184,7 @@ def lookup(name: str) -> Entry:
     """The entry of that name.
 
     Raises:
-        WeightsError: no such entry; names the nearest.
+        WeightsError: no such entry; the message suggests the nearest.
     """
     for entry in ENTRIES:
         if entry.name == name:

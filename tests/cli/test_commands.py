@@ -105,9 +105,9 @@ def test_report_of_a_run_and_of_an_experiment(finished, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["smok"], ["unknown experiment 'smok'", "smoke", "known:"]),
-        (["smoke", "--method", "qdk"], ["unknown method 'qdk'", "qkd", "known:"]),
-        (["smoke", "--preset", "papper"], ["unknown preset 'papper'", "paper"]),
+        (["smok"], ["experiment: expected one of", "smoke", "found 'smok'"]),
+        (["smoke", "--method", "qdk"], ["method: expected one of", "qkd", "found 'qdk'"]),
+        (["smoke", "--preset", "papper"], ["preset: expected one of", "paper", "found 'papper'"]),
         (["smoke", "--set", "train.epoch=1"], ["train.epoch", "train.epochs"]),
         (["smoke", "--set", "train.epochs"], ["expected key=value"]),
         (["smoke", "--method", "ease", "--set", "gate.kind=mlp"], ["that ease reads", "of qkd"]),
@@ -118,12 +118,12 @@ def test_report_of_a_run_and_of_an_experiment(finished, capsys):
             ["smoke", "--set", "data.source=sythetic"],
             ["synthetic", "found 'sythetic'"],
         ),
-        (["smoke", "--seed", "one"], ["--seed 'one'", "whole numbers"]),
-        (["smoke", "--seed", " "], ["--seed is empty"]),
+        (["smoke", "--seed", "one"], ["--seed: expected whole numbers", "found 'one'"]),
+        (["smoke", "--seed", " "], ["--seed: expected whole numbers", "found none"]),
         (["smoke", "--seed", "-1"], ["seed", "0 to 4294967295"]),
         (["smoke", "--data", "/tmp"], ["synthetic", "no path"]),
         (["smoke", "--set", "train.devices=99"], ["train.devices: expected at most 8", "found 99"]),
-        (["none.py"], ["unknown experiment 'none.py'"]),
+        (["none.py"], ["experiment: expected one of", "found 'none.py'"]),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(capsys, tmp_path, arguments, expected):
@@ -234,7 +234,7 @@ def test_interrupt_exits_130(capsys, monkeypatch):
 def test_experiment_file_without_get_config(capsys, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("x = 1\n")
-    assert "defines no get_config" in refused(capsys, "run", path, "--out", tmp_path / "runs")
+    assert "expected get_config(method)" in refused(capsys, "run", path, "--out", tmp_path / "runs")
 
 
 def test_out_that_is_a_file(capsys, tmp_path):

@@ -68,7 +68,7 @@ def test_a_device_holds_its_part_of_the_frozen_arrays():
 
 
 def test_devices_that_form_no_groups_are_refused():
-    with pytest.raises(ConfigError, match="8 devices do not form groups of 3"):
+    with pytest.raises(ConfigError, match="expected a divisor of 8 devices, found 3"):
         engine_of(TrainConfig(devices=8, model_devices=3))
     assert (
         engine_of(TrainConfig(devices=8, model_devices=4)).padded(7) == 8

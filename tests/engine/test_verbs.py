@@ -17,12 +17,12 @@ pytestmark = pytest.mark.floor
 @pytest.mark.parametrize(
     "task, words",
     [
-        (Task(0, (2, 3)), "task 0 cannot start: the next task is 1"),
-        (Task(2, (2, 3)), "task 2 cannot start: the next task is 1"),
-        (Task(1, ()), "has 0 classes"),
+        (Task(0, (2, 3)), "task: expected index 1 next, found 0"),
+        (Task(2, (2, 3)), "task: expected index 1 next, found 2"),
+        (Task(1, ()), "classes, found 0"),
         (Task(1, (0, 2, 3)), "max_task_classes=2"),
-        (Task(1, (2, 2)), "repeats classes"),
-        (Task(1, (4, 2)), "repeats classes"),
+        (Task(1, (2, 2)), "expected new classes"),
+        (Task(1, (4, 2)), "expected new classes"),
         (Task(1, (2, 7)), "expected classes 0 to 6"),
         (Task(1, (-1, 2)), "expected classes 0 to 6"),
     ],
@@ -35,7 +35,7 @@ def test_begin_task_refuses(begun, task, words):
 
 def test_begin_task_refuses_more_tasks_than_there_is_room_for(fresh):
     full = fresh.replace(task=jnp.int32(3))
-    with pytest.raises(ProtocolError, match="room for max_tasks=4"):
+    with pytest.raises(ProtocolError, match="expected an index below max_tasks=4, found 4"):
         qkd_jax.begin_task(full, Task(4, (2,)))
 
 
@@ -51,7 +51,7 @@ def test_end_task_names_a_class_without_images(tiny, begun):
     label = batch["label"][batch["label"] == 4]
     only = {"label": label, "mask": np.ones(len(label), bool)}
     features = np.zeros((2, 4, 12), np.float32)
-    with pytest.raises(DataError, match="no image of classes \\[1\\]"):
+    with pytest.raises(DataError, match="found none of \\[1\\]"):
         verbs.one_device().finish(begun, [{**only, "features": features}])
 
 
@@ -61,7 +61,7 @@ def test_end_task_names_a_class_without_images(tiny, begun):
         (["method=qdk"], "unknown method 'qdk'; known: aper, apt, coda_prompt"),
         (["adapter.bottleneck=13"], "at most the backbone's width 12, found 13"),
         (["adapter.first_block=2"], "adapter.first_block"),
-        (["gate.encoding=amplitude", "gate.kind=quantum"], "set gate.num_qubits=4"),
+        (["gate.encoding=amplitude", "gate.kind=quantum"], "gate.num_qubits: expected at least 4"),
         (["gate.encoding=angle", "gate.angle_map=first_q", "gate.num_qubits=13"], "num_qubits"),
         (["gate.encoding=angle", "gate.angle_map=pool", "gate.num_qubits=13"], "num_qubits"),
     ],

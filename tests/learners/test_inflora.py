@@ -279,9 +279,9 @@ def test_a_task_of_one_image(tiny, history, config):
 
 def test_errors(tiny, config, history):
     state = qkd_jax.init_state(jax.random.key(1), tiny.backbone, config)
-    with pytest.raises(ConfigError, match="looks at a task's images before training"):
+    with pytest.raises(ConfigError, match="batches: expected the task's images"):
         qkd_jax.begin_task(state, tiny.tasks[0])
-    with pytest.raises(DataError, match="none was given"):
+    with pytest.raises(DataError, match="expected images for inflora, found none"):
         qkd_jax.begin_task(state, tiny.tasks[0], batches=[])
     with pytest.raises(DataError, match="expected classes of task 0"):
         qkd_jax.begin_task(state, tiny.tasks[0], batches=[tiny.batch(tiny.tasks[1])])

@@ -19,7 +19,7 @@ from qkd_jax.protocol import metrics
 from qkd_jax.reports import figures
 from qkd_jax.reports import page as report
 from qkd_jax.reports.files import read_records, read_run
-from qkd_jax.reports.tables import comparison_table
+from qkd_jax.reports.tables import comparison_table, console_table, write_results
 
 CIRCUIT = """0: ──RY(0.10)─╭●────┤ ╭Probs
 1: ──RY(0.20)─╰X─╭●─┤ ├Probs
@@ -123,7 +123,7 @@ def test_report_warns_of_leaked_and_removed_images(tmp_path):
     text = report.write_report(folder).read_text()
     assert "both trained and tested on (the same pixels): 2, the first" in text
     assert "train/a/&lt;1&gt;.png = test/a/2.png" in text
-    assert "removed while the run stood: 1, the first of them train/c/9.png" in text
+    assert "removed between sessions of the run: 1, the first of them train/c/9.png" in text
     (folder / "environment.json").write_text(json.dumps({"leaked_test_images": []}))
     assert "class=warning" not in report.write_report(folder).read_text()
 
@@ -186,13 +186,13 @@ def test_records_survive_a_crash_and_a_resume(tmp_path):
     records = read_records(path)
     assert [(record["step"], record["loss"]) for record in records] == [(1, 3.0), (2, 2.5)]
     path.write_text('{"step": 1, "im\n{"step": 2, "images_seen": 64}\n')
-    with pytest.raises(DataError, match="line 1 is not valid JSON"):
+    with pytest.raises(DataError, match="line 1: expected valid JSON"):
         read_records(path)
 
 
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(DataError, match=r"summary.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"summary.json: expected valid JSON"):
         read_run(tmp_path)
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(DataError, match="expected a JSON object, found a list"):
@@ -310,7 +310,7 @@ def test_results_average_finished_seeds_only(tmp_path):
     (experiment / "finetune/seed1").mkdir(parents=True)
     (experiment / "finetune/seed1/summary.json").write_text('{"finis')
 
-    table = report.write_results(experiment).read_text(encoding="utf-8")
+    table = write_results(experiment).read_text(encoding="utf-8")
     results = json.loads((experiment / "results.json").read_text(encoding="utf-8"))
     row = results["methods"]["qkd"]
     assert (row["n"], row["seeds"]) == (3, [1, 2, 3])
@@ -340,7 +340,7 @@ def test_results_warn_when_seeds_were_run_with_different_settings(tmp_path):
         write_run(folder, seed=seed)
         config = {"method": "qkd", "seed": seed, "train": {"epochs": epochs}}
         (folder / "config.json").write_text(json.dumps(config))
-    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    table = write_results(tmp_path).read_text(encoding="utf-8")
     assert "**qkd: seeds differ in `train.epochs`**" in table
 
 
@@ -352,7 +352,7 @@ def test_a_run_of_an_earlier_version_does_not_differ_by_form_or_by_what_is_not_r
         write_run(tmp_path / f"ease/seed{seed}", seed=seed)
         path = tmp_path / f"ease/seed{seed}/config.json"
         path.write_text(json.dumps(config | {"seed": seed}))
-    assert "differ" not in report.write_results(tmp_path).read_text(encoding="utf-8")
+    assert "differ" not in write_results(tmp_path).read_text(encoding="utf-8")
 
 
 def test_what_a_run_does_not_have_is_a_dash(tmp_path):
@@ -364,7 +364,7 @@ def test_what_a_run_does_not_have_is_a_dash(tmp_path):
     old["train_images_per_second"] = old.pop("training_images_per_second")
     summary.write_text(json.dumps(old))
     write_run(tmp_path / "new/seed1", inference_images_per_second=41.26, peak_memory_mb=1234.5)
-    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    table = write_results(tmp_path).read_text(encoding="utf-8")
     header, _, *lines = [columns(line) for line in table.splitlines() if line.startswith("|")]
     rows = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
     assert rows["simplecil"]["training images/s"] == rows["old"]["training images/s"] == "–"
@@ -382,7 +382,7 @@ def test_runs_on_other_weights_or_data_are_named(tmp_path):
         environment = {"weights_fingerprint": weights, "data_fingerprint": "d"}
         (folder / "environment.json").write_text(json.dumps(environment))
     write_run(tmp_path / "old/seed1")  # did not record them
-    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    table = write_results(tmp_path).read_text(encoding="utf-8")
     assert "**Not all runs have the same weights**; others than most: mos/seed1." in table
     assert "the same data" not in table
 
@@ -394,7 +394,7 @@ def test_the_comparison_fits_the_console(tmp_path, width):
     for method, value in (("qkd", 80.0), ("coda_prompt", 90.0), ("left_out", 70.0)):
         for seed in (1, 2):
             write_run(tmp_path / f"{method}/seed{seed}", average_accuracy=value + seed, seed=seed)
-    report.write_results(tmp_path)
+    write_results(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(comparison_table(results, {"qkd", "coda_prompt"}, width))
@@ -409,10 +409,10 @@ def test_the_comparison_fits_the_console(tmp_path, width):
 
 
 def test_results_without_runs(tmp_path):
-    table = report.write_results(tmp_path).read_text(encoding="utf-8")
+    table = write_results(tmp_path).read_text(encoding="utf-8")
     assert len([line for line in table.splitlines() if line.startswith("|")]) == 2
     with pytest.raises(DataError, match="expected an experiment's folder"):
-        report.write_results(tmp_path / "nowhere")
+        write_results(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("num_tasks", [3, 12])
@@ -422,7 +422,7 @@ def test_console_table_prints_every_stage_and_the_summary(tmp_path, num_tasks):
     correct, total = write_run(tmp_path / "run", num_tasks=num_tasks)
     summary = metrics.summarise(correct, total) | {"routing_accuracy": 61.234}
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(report.console_table(summary, correct, total))
+    console.print(console_table(summary, correct, total))
     text = console.export_text()
     rows = [line.split() for line in text.splitlines() if re.match(r"\s*t\d+\s+\d", line)]
     assert [row[0] for row in rows] == [f"t{i}" for i in range(1, num_tasks + 1)]

@@ -67,7 +67,7 @@ def test_predicts_what_the_run_recorded(config, folder):
 
 def test_knows_that_every_task_is_learned(folder):
     state = qkd_jax.load_run(folder).state
-    with pytest.raises(qkd_jax.ProtocolError, match="room for max_tasks=2"):
+    with pytest.raises(qkd_jax.ProtocolError, match="expected an index below max_tasks=2"):
         qkd_jax.begin_task(state, qkd_jax.Task(2, (0,)))
 
 

@@ -27,42 +27,40 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """Inference: every adapter's logits mixed by relevance, adapters mixed in every block, or the
-    logits of each image's `top_k` most relevant adapters.
-    """
+    """How relevance combines adapters at test (see `learners.qkd.fusion`)."""
 
     kind: Literal["logits", "block_mix", "routed"] = "logits"
     top_k: int = setting(2, low=1)
 
 
 def gate_inputs(state, vectors):
-    """Features of slot 0 as the gate sees them."""
+    """`vectors`, features of slot 0, as the gate reads them."""
     return whiten(metric_of(state, 0), vectors) if state.config.gate.whiten else vectors
 
 
 def metric_of(state, slot):
-    """The metric that features of a slot are compared in (slot 0's where there is only one)."""
+    """The metric in which features of a slot are compared (slot 0's if there is only one)."""
     metrics = state.memory["metrics"]
     last = metrics.centre.shape[0] - 1
     return jax.tree.map(lambda a: a[jnp.minimum(slot, last)], metrics)
 
 
 def anchors(state):
-    """(vectors [A, D], owner [A]): what stands for each learned task in the gate."""
+    """(vectors [A, D], owner [A]): the gate's anchors and their tasks."""
     if state.config.gate.states == "class":
         return gate_inputs(state, state.memory["class_means"]), state.task_of_class
     return state.memory["task_states"], jnp.arange(state.config.shapes.max_tasks)
 
 
 def route(state, gate_params, query, open_tasks):
-    """Relevance of the open tasks to images with features `query` [B, D] of slot 0."""
+    """`gate.Relevance` of the open tasks for images with features `query` [B, D] of slot 0."""
     vectors, owner = gate.anchor_states(gate_params, *anchors(state))
     query = gate_inputs(state, query)
     return gate.relevance(gate_params, state.config.gate, query, vectors, owner, open_tasks)
 
 
 def logits_in(state, slot, features):
-    """z^(slot) [B, C] of features [B, D] of a slot, on the rows and in the metric of that slot."""
+    """z^(slot) [B, C] of features [B, D] of a slot, with the head rows and metric of that slot."""
     config, rows = state.config, state.memory["rows"]
     if config.head.whiten:
         rows = state.memory["whitened_rows"]
@@ -78,23 +76,23 @@ def learned(state):
 
 def score(state, features):
     """z = sum_i alpha_i z^(i) over the learned tasks, from features [B, S, D]."""
-    found = route(state, state.trainable["gate"], features[:, 0], learned(state))
+    relevance = route(state, state.trainable["gate"], features[:, 0], learned(state)).weights
     tasks = jnp.arange(state.config.shapes.max_tasks)
     of_slot = jax.vmap(lambda slot, f: logits_in(state, slot, f), in_axes=(0, 1), out_axes=1)
-    fused = jnp.einsum("bt,btc->bc", found.weights, of_slot(tasks, features))
-    return mask_unseen(state, fused), found.weights
+    fused = jnp.einsum("bt,btc->bc", relevance, of_slot(tasks, features))
+    return mask_unseen(state, fused), relevance
 
 
 def predict(state, inputs):
-    """(scores [B, C], alpha [B, T]) of images, for the kinds whose passes depend on alpha."""
+    """(scores [B, C], alpha [B, T]) of inputs, for the kinds whose passes depend on alpha."""
     query = encode_with(state, adapter_of(state, 0), inputs)
-    found = route(state, state.trainable["gate"], query, learned(state))
+    relevance = route(state, state.trainable["gate"], query, learned(state)).weights
     answer = {"block_mix": mixed_logits, "routed": routed_logits}[state.config.fusion.kind]
-    return mask_unseen(state, answer(state, inputs, found.weights)), found.weights
+    return mask_unseen(state, answer(state, inputs, relevance)), relevance
 
 
 def routed_logits(state, inputs, weights):
-    """sum over each image's k most relevant tasks of alpha_i z^(i), alpha renormalised."""
+    """[B, C]: sum of alpha_i z^(i) over the k most relevant tasks of each image."""
     count = min(state.config.fusion.top_k, state.config.shapes.max_tasks)
     shares, chosen = lax.top_k(weights, count)
     shares = shares / jnp.sum(shares, axis=1, keepdims=True)
@@ -110,10 +108,10 @@ def routed_logits(state, inputs, weights):
 
 
 def own_logits(state, slots, features):
-    """[B, C] of features [B, D], each read in its own slot [B]."""
-    if len(state.memory["rows"]) == 1:  # all slots read the same
+    """Logits [B, C] of features [B, D], each in its own slot, slots int [B]."""
+    if len(state.memory["rows"]) == 1:  # all slots have the same rows
         return logits_in(state, 0, features)
-    if len(slots) < state.config.shapes.max_tasks:  # reads only the heads that are asked for
+    if len(slots) < state.config.shapes.max_tasks:  # reads only the head rows that are needed
         return jax.vmap(lambda slot, f: logits_in(state, slot, f[None])[0])(slots, features)
 
     def keep(slot, logits):
@@ -125,10 +123,10 @@ def own_logits(state, slots, features):
 
 
 def mixed_logits(state, inputs, weights):
-    """Logits of the feature under adapters mixed by alpha in every block."""
+    """Logits [B, C] of the feature under adapters mixed by alpha in every block."""
     adapter, factors = mixed_adapter(state.memory["adapters"], weights)
     feature = encode_with(state, adapter, inputs, hidden_factors=factors)
-    # A mixed feature belongs to no slot: every class is read in the slot of its own task.
+    # A mixed feature belongs to no slot, so every class has the row of its own task's slot.
     rows = state.memory["rows"]
     own = jnp.minimum(jnp.maximum(state.task_of_class, 0), len(rows) - 1)
     rows = rows[own, jnp.arange(rows.shape[1])]

@@ -1,4 +1,4 @@
-"""Which learned tasks matter to an image: task states, the quantum gate and its classical twins.
+"""The relevance of tasks to an image: task states, the quantum gate and its classical twins.
 
 Every gate answers one question in one form, `relevance(...) -> weights [B, T]`: it compares the
 image's feature h with *anchors* (one vector per task, or one per class), adds up the evidence of
@@ -23,7 +23,7 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class GateSettings:
-    """Relevance of each learned task to an image: which gate, on which states, with which score."""
+    """The gate: its kind, the states that it compares with, its score and its calibration."""
 
     kind: Literal["quantum", "pqk", "cosine", "mlp", "attention", "uniform"] = "quantum"
     num_qubits: int = setting(10, low=1, high=20)
@@ -35,18 +35,18 @@ class GateSettings:
     encoding: Literal["angle", "amplitude"] = "amplitude"
     angle_map: Literal["linear", "separate", "first_q", "pool"] = "linear"
     angle_range: float = setting(3.141592653589793, above=0)  # angles lie in (-range, range)
-    # What stands for a task: its adapter's SVD, its class means, or a vector that the gate learns.
+    # A task's states: the SVD of its adapter, its class means, or a vector that the gate learns.
     states: Literal["weights", "class", "learned"] = "class"
     stack: Literal["weights", "delta", "product"] = "weights"
     rank: int = setting(12, low=1)
     score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
     temperature: float = setting(0.3, above=0)
     kernel_width: float = setting(1.0, above=0)  # gamma of the projected quantum kernel
-    # Routing steps on pseudo-features when a task ends; 0 = never taught.
+    # Calibration steps on pseudo-features when a task ends; 0 = never calibrated.
     calibration_steps: int = setting(200, low=0, zero="never taught")
     calibration_batch: int = setting(128, low=1)
     calibration_rate: float = setting(0.01, low=0, end_rate=True)
-    # Unseen images lie further out than the stored covariance says.
+    # Factor on the noise, since unseen images vary more than the stored covariance says.
     calibration_noise: float = setting(2.0, low=0)
     whiten: bool = True  # compare in the metric of the stored within-class covariance
     # Task index after which training no longer moves the gate; -1 = never.
@@ -55,7 +55,7 @@ class GateSettings:
     shrinkage: float = setting(0.6, low=0, high=1)
 
 
-# Fidelities of unrelated angles fall like prod cos^2: below this they carry no evidence in float32.
+# Fidelities of unrelated angles fall like prod cos^2; below this they are no evidence in float32.
 FIDELITY_FLOOR = 1e-6
 
 
@@ -70,7 +70,7 @@ class Relevance(NamedTuple):
 
 
 def feature_map(config: GateSettings) -> quantum.FeatureMap:
-    """The circuit of the gate."""
+    """The feature map of the gate's circuit."""
     return quantum.FeatureMap(
         num_qubits=config.num_qubits,
         num_layers=config.num_layers,
@@ -82,8 +82,8 @@ def feature_map(config: GateSettings) -> quantum.FeatureMap:
 def drawing(config: GateSettings) -> str:
     """The gate's circuit as text; empty for classical gates.
 
-    Amplitude states have no gates of their own: the drawing shows how their fidelity is measured,
-    as the probability of all zeros after preparing one state and undoing the other.
+    Amplitude states have no circuit; the drawing shows how their fidelity is measured, as the
+    probability of all zeros after preparing one state and undoing the other.
     """
     if config.kind not in ("quantum", "pqk"):
         return ""
@@ -150,22 +150,22 @@ def _check_width(config: GateSettings, width: int) -> None:
 
 
 def angles(params: dict, config: GateSettings, vectors: jax.Array, side: str) -> jax.Array:
-    """Eq. 5: vectors [..., D] -> q angles in (-range, range), radians.
+    """Eq. 5: angles [..., q] of vectors [..., D], in (-range, range), radians.
 
-    The input is sqrt(D) * unit vector: with unit length the angles would all be near 0 and every
-    fidelity near 1. `side` is "query" or "anchor"; only `angle_map="separate"` tells them apart.
+    Vectors are scaled to length sqrt(D): with unit length all angles would be near 0 and every
+    fidelity near 1. `side` is "query" or "anchor", which differ only for `angle_map="separate"`.
     """
     width = vectors.shape[-1]
-    whitened = unit(vectors) * jnp.float32(width) ** 0.5
+    scaled = unit(vectors) * jnp.float32(width) ** 0.5
     if config.angle_map == "first_q":
-        reduced = whitened[..., : config.num_qubits]
+        reduced = scaled[..., : config.num_qubits]
     elif config.angle_map == "pool":
         usable = width // config.num_qubits * config.num_qubits
-        groups = whitened[..., :usable].reshape(*vectors.shape[:-1], config.num_qubits, -1)
+        groups = scaled[..., :usable].reshape(*vectors.shape[:-1], config.num_qubits, -1)
         reduced = groups.mean(-1) * jnp.float32(groups.shape[-1]) ** 0.5
     else:
         name = "anchor_map" if side == "anchor" and "anchor_map" in params else "map"
-        reduced = jnp.matmul(whitened, params[name], precision="highest")
+        reduced = jnp.matmul(scaled, params[name], precision="highest")
     return config.angle_range * jnp.tanh(reduced)
 
 
@@ -174,8 +174,8 @@ def similarity(
 ) -> tuple[jax.Array, jax.Array]:
     """(evidence, p), both [B, A], of query [B, D] with anchors [A, D].
 
-    p in [0, 1] is the fidelity |<psi(h)|phi(s)>|^2 (Eq. 10) or the classical gate's closest
-    counterpart; the evidence is what the softmax gets, before the temperature.
+    p in [0, 1] is the fidelity |<psi(h)|phi(s)>|^2 (Eq. 10) or its closest classical counterpart.
+    The evidence, divided by the temperature, enters the softmax.
     """
     if config.kind in ("quantum", "pqk", "cosine"):
         p = _overlap(params, config, query, anchors)
@@ -245,7 +245,8 @@ def relevance(
 
     Args:
       query: [B, D], the feature h of each image.
-      anchors: [A, D]. owner: int [A], the task of each anchor, -1 = empty slot.
+      anchors: [A, D].
+      owner: int [A], the task of each anchor; -1 = empty.
       open_tasks: bool [T], the tasks that may be chosen.
     """
     num_tasks = open_tasks.shape[0]
@@ -272,8 +273,7 @@ def task_embedding(adapter: dict, start: dict, config: GateSettings) -> jax.Arra
     """Eq. 3-4: the state s~ [D] of a task from its adapter's weights, by truncated SVD.
 
     S = [down_1, ..., down_L, up_1^T, ..., up_L^T] in R^{D x 2LR}; S^(12) = its best rank-12
-    approximation; s = S^(12) 1; s~ = s / |s|. The signs of singular vectors cancel, so s~ has none
-    to choose.
+    approximation; s = S^(12) 1; s~ = s / |s|. It does not depend on the signs of singular vectors.
 
     Args:
       adapter: {"down": {"kernel": [L, D, R]}, "up": {"kernel": [L, R, D]}}.
@@ -308,15 +308,16 @@ def calibrate(
     owner: jax.Array,
     max_tasks: int,
 ) -> dict:
-    """Teaches the gate to route, without images: cross-entropy of the task on pseudo-features.
+    """The gate's parameters after learning to route: cross-entropy of the task on pseudo-features.
 
     A pseudo-feature is a stored class mean of h plus noise of the stored shrunk covariance; classes
-    are drawn evenly over all seen ones. Remedies the gate's missing signal (it never sees its own
-    task in training). The temperature stays as it is set: pseudo-features lie inside their own
+    are drawn uniformly from those seen. In training the gate never sees the current task, so it
+    gets this signal here. The temperature is not learned: pseudo-features lie inside their own
     covariance and would drive it to zero.
 
     Args:
-      class_means: [C, D] of h as the gate sees it. task_of_class: int [C], -1 = not seen.
+      class_means: [C, D] of h as the gate reads it.
+      task_of_class: int [C], -1 = not seen.
       factor: [D, D], F of the noise covariance F F^T.
       anchors, owner: as in `relevance`; ignored where the gate has learned states.
     """
@@ -332,9 +333,9 @@ def calibrate(
         noise = jax.random.normal(key_noise, (config.calibration_batch, factor.shape[0]))
         query = class_means[drawn] + config.calibration_noise * (noise @ factor.T)
         states, owners = anchor_states(params, anchors, owner)
-        found = relevance(params, config, query, states, owners, open_tasks)
+        log_weights = relevance(params, config, query, states, owners, open_tasks).log_weights
         target = task_of_class[drawn]
-        return -jnp.mean(jnp.take_along_axis(found.log_weights, target[:, None], axis=1))
+        return -jnp.mean(jnp.take_along_axis(log_weights, target[:, None], axis=1))
 
     keys = jax.random.split(key, config.calibration_steps)
     start = optimiser.init(params)

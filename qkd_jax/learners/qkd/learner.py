@@ -3,7 +3,7 @@
 Li et al., "Quantum-Gated Task-interaction Knowledge Distillation for Pre-trained Model-based
 Class-Incremental Learning", CVPR 2026, arXiv 2604.11112. In training, relevance alpha weights the
 old adapters as teachers of the new one; at test it mixes the logits of all adapters. No task id is
-given. What the paper leaves open is a setting; the preset `paper` holds the literal choices.
+given. What the paper leaves open is a setting; the preset `paper` makes the literal choices.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class QkdAdapterSpec(AdapterSpec):
-    """Adapters, and where those of a new task start."""
+    """Adapters, and where the adapter of a new task starts."""
 
     start: Literal["random", "previous"] = "random"
 
@@ -68,11 +68,11 @@ class QkdAdapterSpec(AdapterSpec):
 class QkdHeadSettings(HeadSettings):
     """The classifier over a feature.
 
-    `prototypes`: what becomes of the rows of a task's classes when the task ends. `none` keeps the
-    trained rows; `own` puts the class means under the task's own adapter in their place; `all`
-    keeps one row for each (adapter, class): the class mean under every adapter known when the class
-    is learned, and its own adapter's for later ones; `drift` moves the latter by how much similar
-    classes moved.
+    `prototypes`: the head rows of a task's classes after the task. `none` keeps the trained rows;
+    `own` replaces them by the class means under the task's own adapter; `all` keeps one row for
+    each (adapter, class): the class mean under every adapter known when the class is learned, and
+    for later adapters the mean under its own; `drift` moves the latter by how much similar classes
+    moved.
     """
 
     prototypes: Literal["none", "own", "all", "drift"] = "drift"
@@ -91,18 +91,16 @@ class DistillationSettings:
 
 @dataclass(frozen=True)
 class SparsitySettings:
-    """L1 sparsity of the relevance (Eq. 11). `l1_softmax` is literal and constant: a softmax
-    sums to 1.
-    """
+    """Sparsity of the relevance (Eq. 11); the literal `l1_softmax` is constant."""
 
     kind: Literal["l1_softmax", "l1_scores", "entropy"] = "entropy"
     weight: float = 0.05
 
 
 PRESETS = {
-    "qkd": (),  # the default: what we judge to work
-    # Every literal choice of the paper: fidelity scores at temperature 1, a gate that is never
-    # taught, the constant L1.
+    "qkd": (),  # the defaults, chosen to work
+    # The literal choices of the paper: fidelity scores at temperature 1, no calibration of the
+    # gate, the constant L1.
     "paper": (
         "gate.encoding=angle",
         "gate.num_qubits=9",
@@ -118,8 +116,7 @@ PRESETS = {
     ),
 }
 
-# Weights of the drift of similar classes: exp(20 cos), nearly the mean over all that a slot has
-# seen.
+# The drift of similar classes has weights exp(20 cos), nearly the mean over all classes of a slot.
 DRIFT_SHARPNESS = 20.0
 
 
@@ -129,7 +126,7 @@ def num_row_slots(config):
 
 
 def num_metrics(config):
-    """How many slots have a metric: those with rows for a whitened head, or slot 0 (the gate)."""
+    """The number of slots with a metric: as many as have rows for a whitened head, else slot 0."""
     return num_row_slots(config) if config.head.whiten else 1
 
 
@@ -183,7 +180,7 @@ def slot_logits(state, features, rows, scale):
 
 
 def teacher_features(state, inputs, batch):
-    """[B, T, D] features of the old adapters: brought by the batch, or computed."""
+    """Features [B, T, D] of the old adapters, from the batch or computed."""
     if "features" in batch:
         return lax.stop_gradient(batch["features"])
     shape = (num_inputs(inputs), state.config.shapes.max_tasks, state.backbone.spec.width)
@@ -195,7 +192,7 @@ def teacher_features(state, inputs, batch):
 
 
 def loss(trainable, state, inputs, batch, context):
-    """Eq. 15: L = L_CE + lambda_kd L_QKD + lambda_s L_s, per image."""
+    """Eq. 15: L = L_CE + lambda_kd L_QKD + lambda_s L_s, for each image."""
     config = state.config
     head = trainable["head"]
     feature = encode_with(state, trainable["adapter"], inputs, context.keys)
@@ -206,12 +203,12 @@ def loss(trainable, state, inputs, batch, context):
     teachers = teacher_features(state, inputs, batch)
     tasks = jnp.arange(config.shapes.max_tasks)
     gate_params = _still_learning(state, trainable["gate"])
-    found = route(state, gate_params, teachers[:, 0], tasks < state.task)
+    relevance = route(state, gate_params, teachers[:, 0], tasks < state.task)
     if config.distillation.target == "features":
-        kd = feature_distillation(unit(teachers), unit(feature), found.weights)
+        kd = feature_distillation(unit(teachers), unit(feature), relevance.weights)
     else:
-        kd = _distil_logits(state, trainable, feature, teachers, found.weights)
-    sparse = sparsity(config.sparsity.kind, found.weights, found.scores)
+        kd = _distil_logits(state, trainable, feature, teachers, relevance.weights)
+    sparse = sparsity(config.sparsity.kind, relevance.weights, relevance.scores)
     total = ce + config.distillation.weight * kd + config.sparsity.weight * sparse
     correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
     return {
@@ -219,13 +216,13 @@ def loss(trainable, state, inputs, batch, context):
         "loss_ce": ce,
         "loss_kd": kd,
         "loss_sparsity": sparse,
-        "gate_entropy": entropy(found.weights),
+        "gate_entropy": entropy(relevance.weights),
         "train_accuracy": 100.0 * correct.astype(jnp.float32),
     }
 
 
 def _still_learning(state, params):
-    """The gate's parameters, without gradient where training must not move them."""
+    """The gate's parameters, without gradients once the gate is frozen (`gate.freeze_after`)."""
     last = state.config.gate.freeze_after
     if last < 0:
         return params
@@ -234,7 +231,7 @@ def _still_learning(state, params):
 
 
 def _distil_logits(state, trainable, feature, teachers, weights):
-    """Eq. 13 with the columns that the setting names."""
+    """Eq. 13 on the columns of `distillation.columns`: [B]."""
     config, head = state.config, trainable["head"]
     scale = lax.stop_gradient(head["scale"])
     rows = state.memory["rows"]
@@ -252,10 +249,10 @@ def _distil_logits(state, trainable, feature, teachers, weights):
         current = class_columns(state)
         local = head_logits(feature, head["rows"], scale, config.head.kind)
         student_logits = student_logits.at[:, current].set(local, mode="drop")
-        spoken = jax.vmap(
+        current_logits = jax.vmap(
             lambda f: head_logits(f, head["rows"], scale, config.head.kind), in_axes=1, out_axes=1
         )
-        teacher_logits = teacher_logits.at[:, :, current].set(spoken(teachers), mode="drop")
+        teacher_logits = teacher_logits.at[:, :, current].set(current_logits(teachers), mode="drop")
     return distillation(
         teacher_logits, student_logits, columns, weights, config.distillation.temperature
     )
@@ -268,7 +265,7 @@ def statistics(config, num_slots, width):
 
 
 def finish(state, statistics, key):
-    """Rows, task state (Eq. 3-4), statistics and metrics; then the gate learns to route."""
+    """Head rows, task state (Eq. 3-4), statistics and metrics; then the gate is calibrated."""
     config, memory = state.config, state.memory
     means, columns = class_means(statistics), class_columns(state)
     rows = memory["rows"]
@@ -281,7 +278,7 @@ def finish(state, statistics, key):
     if config.head.prototypes == "drift":
         rows = complemented(rows, state, sharpness=DRIFT_SHARPNESS, drift=True)
     vector = gate.task_embedding(state.trainable["adapter"], memory["start"], config.gate)
-    # Slots after the task's own hold no features of it.
+    # Later slots have no features of this task.
     known = (jnp.arange(len(memory["count"])) <= state.task).astype(jnp.float32)
     memory = {
         **memory,
@@ -299,7 +296,7 @@ def finish(state, statistics, key):
 
 
 def _learned_metrics(state, memory):
-    """The metric of each slot, from the classes that the slot has seen."""
+    """The metric of each slot, from the classes that its adapter has seen."""
     owner, shrinkage = state.task_of_class, state.config.gate.shrinkage
 
     def one(slot):
@@ -314,12 +311,12 @@ def _learned_metrics(state, memory):
 
 
 def _row_metrics(state):
-    """Metrics with as many slots as there are rows."""
+    """One metric for each slot with rows."""
     return jax.vmap(lambda slot: metric_of(state, slot))(jnp.arange(len(state.memory["rows"])))
 
 
 def _taught_gate(state, key):
-    """The gate's parameters after routing steps on pseudo-features of all classes seen."""
+    """The gate's parameters after calibration on pseudo-features of all classes seen."""
     config, memory = state.config, state.memory
     factor = jnp.eye(state.backbone.spec.width)  # whitened noise has unit covariance
     if not config.gate.whiten:

@@ -424,8 +424,8 @@ def test_learned_states_stand_for_the_tasks():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"encoding": "amplitude"}, "set gate.num_qubits=4"),
-        ({"encoding": "amplitude", "kind": "pqk"}, "set gate.num_qubits=4"),
+        ({"encoding": "amplitude"}, "gate.num_qubits: expected at least 4"),
+        ({"encoding": "amplitude", "kind": "pqk"}, "gate.num_qubits: expected at least 4"),
         ({"angle_map": "first_q", "num_qubits": 13}, "at most 12"),
         ({"angle_map": "pool", "num_qubits": 13}, "at most 12"),
     ],
