@@ -19,7 +19,7 @@ from qkd_jax.learners.step import device_step
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.inputs import Raw
-from qkd_jax.nn.vit import ViTSpec, param_shapes
+from qkd_jax.nn.vit import ViTSpec
 
 
 class Stream(NamedTuple):
@@ -73,7 +73,7 @@ MACHINES = (
 
 def counted_by_xla(spec: ViTSpec, batch: int) -> tuple[float, float]:
     """Operations of (a frozen forward pass, a step of an adapter and head), of one image."""
-    params = param_shapes(spec)
+    params = spec.param_shapes()
     shape = (batch, spec.image_size, spec.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -193,7 +193,7 @@ def memory_table(spec: ViTSpec) -> str:
 def step_table(batch: int = 32) -> str:
     """Of one step without teachers at 224 px: operations, bytes and what is sent."""
     spec = vit_b16(224)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(spec)))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(spec.param_shapes()))
     trained = spec.depth * (2 * spec.width * BOTTLENECK + BOTTLENECK + spec.width)
     trained += 20 * spec.width + 1
     flops = batch * (adapted_forward(spec) + backward(spec))

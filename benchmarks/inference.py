@@ -26,7 +26,8 @@ from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_adapters import adapter_of, encode_with
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.settings.config import Config, Shapes, override
 
 CLASSES_A_TASK = 10

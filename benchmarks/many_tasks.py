@@ -20,7 +20,8 @@ from benchmarks.pairs import Row, table
 from qkd_jax.data.packaged import synthetic
 from qkd_jax.engine import verbs
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol.tasks import class_order, split_tasks
 from qkd_jax.settings.config import Config, Shapes, override
 

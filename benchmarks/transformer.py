@@ -31,7 +31,8 @@ from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.inputs import Raw
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config, Shapes, override
 

@@ -31,7 +31,8 @@ from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.streams import epoch_batches, eval_batches
 from qkd_jax.engine import verbs
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.runs.loop import run
 from qkd_jax.runs.plan import plan
 from qkd_jax.settings.config import Config, override

@@ -27,6 +27,7 @@ from qkd_jax.errors import (
     WeightsError,
 )
 from qkd_jax.learners.shape import learner_names
+from qkd_jax.nn.tokens import tokenize
 from qkd_jax.protocol.tasks import Task, class_order, split_tasks
 from qkd_jax.runs.load import LoadedRun, load_run
 from qkd_jax.settings.config import Config, Shapes, apply_preset, override
@@ -55,5 +56,6 @@ __all__ = [
     "predict",
     "predict_with_relevance",
     "split_tasks",
+    "tokenize",
     "train_task",
 ]

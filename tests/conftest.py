@@ -37,7 +37,8 @@ from hypothesis import settings
 import qkd_jax
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol.tasks import Task
 
 if not hasattr(jax, "enable_x64"):  # as it was called before jax 0.8

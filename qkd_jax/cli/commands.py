@@ -127,25 +127,20 @@ def _run(options: argparse.Namespace) -> int:
     from qkd_jax.reports.page import write_report
     from qkd_jax.reports.tables import write_results
     from qkd_jax.runs.loop import Interrupted, run, run_folder
-    from qkd_jax.weights.load import load_backbone
+    from qkd_jax.weights.load import backbone_of
 
     seeds = _seeds(options.seed)
     keep_compiled_programs()
     shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
-    backbone = load_backbone(
-        configs[0].backbone.name,
-        image_size=configs[0].backbone.image_size,
-        path=configs[0].backbone.weights or None,
-        preprocessing=configs[0].backbone.preprocess or None,
-    )
+    backbone = backbone_of(configs[0].backbone)
     import jax
 
     devices = jax.devices()
     if shows:
         print(
             f"{options.experiment}, {options.method}: {backbone.name} at "
-            f"{configs[0].backbone.image_size} px on "
+            f"{backbone.spec.input_size} {backbone.spec.unit} on "
             f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
             + f" of {jax.process_count()} hosts"
             * (jax.process_count() > 1)

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.shape import Learner, Slots, register
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, new_linear_head
 from qkd_jax.nn.encode import Inserts
@@ -78,7 +78,7 @@ def encode_added(state, prompt, inputs):
         AttentionInsert(class_key=key, class_value=value)
         for key, value in zip(prompt["key"], prompt["value"], strict=True)
     )
-    return class_feature(state, inputs, Inserts(attention=added))
+    return pooled_feature(state, inputs, Inserts(attention=added))
 
 
 def logits_of(features, rows):

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.prompted import classification, prompt_learner, query_of
 from qkd_jax.learners.shape import register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
@@ -230,7 +230,7 @@ def penalty(state, pool):
 def loss(trainable, state, inputs, batch, context):
     pool = with_trained(state, trainable["prompt"])
     inserts = inserts_of(state, pool, query_of(state, inputs, batch))
-    features = class_feature(state, inputs, inserts)
+    features = pooled_feature(state, inputs, inserts)
     terms = classification(trainable["head"], state, features, batch["label"])
     if state.config.coda_prompt.penalty == 0:
         return terms

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.prompted import (
     class_scores,
     classification,
@@ -138,7 +138,7 @@ def inserts(state, general, experts):
 def loss(trainable, state, inputs, batch, context):
     settings, query = state.config.dualprompt, query_of(state, inputs, batch)
     experts = [(block[0], block[1]) for block in trainable["expert"]]
-    features = class_feature(state, inputs, inserts(state, trainable["general"], experts))
+    features = pooled_feature(state, inputs, inserts(state, trainable["general"], experts))
     terms = classification(trainable["head"], state, features, batch["label"])
     only = jnp.zeros((query.shape[0], 1), jnp.int32)
     pulls = [

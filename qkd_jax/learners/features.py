@@ -4,25 +4,27 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.encode import Inserts, encode, encode_pooled
 from qkd_jax.nn.inputs import Raw, Stem
 
 
-def class_feature(
+def pooled_feature(
     state: LearnerState,
     inputs: Raw | Stem,
     inserts: Inserts | None = None,
     dropout_keys: jax.Array | None = None,
 ) -> jax.Array:
-    """[B, D] float32: the output of the class token; without inserts, that of the frozen model."""
-    rows = encode(
+    """[B, D] float32: the output of the class token, or the mean over tokens, by `spec.pooling`;
+    without inserts, that of the frozen model.
+    """
+    feature = encode_pooled(
         state.backbone,
         inputs,
         inserts,
         dropout_key=dropout_keys,
         compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
     )
-    return rows[:, 0].astype(jnp.float32)
+    return feature.astype(jnp.float32)
 
 
 def added_feature(state: LearnerState, inputs: Raw, inserts: Inserts) -> jax.Array:

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.prompted import classification
 from qkd_jax.learners.shape import Learner, Slots, Survey, register
 from qkd_jax.learners.task_heads import (
@@ -123,7 +123,7 @@ def new_directions(state, sums, key):
 
 def loss(trainable, state, inputs, batch, context):
     inserts = branch_inserts(state.memory["down"], stored_branch(state, trainable["up"]))
-    features = class_feature(state, inputs, inserts)
+    features = pooled_feature(state, inputs, inserts)
     return classification(trainable["head"], state, features, batch["label"])
 
 
@@ -145,7 +145,7 @@ def occupied_directions(state, sums):
 
 def extract(state, inputs, slot, features):
     inserts = branch_inserts(state.memory["down"], state.memory["up"])
-    return class_feature(state, inputs, inserts)
+    return pooled_feature(state, inputs, inserts)
 
 
 def score(state, features):

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import added_feature, class_feature
+from qkd_jax.learners.features import added_feature, pooled_feature
 from qkd_jax.learners.prompted import classification, prompt_learner, query_of, query_slots
 from qkd_jax.learners.shape import Sums, register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, stored_head, with_term
@@ -151,7 +151,7 @@ def inserts(state, prompts, chosen):
 
 def prompted_feature(state, inputs, inserts):
     """[B, D]: the mean output of the prompts, or if they are prefixes that of the class token."""
-    read = added_feature if state.config.l2p.form == "official" else class_feature
+    read = added_feature if state.config.l2p.form == "official" else pooled_feature
     return read(state, inputs, inserts)
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from qkd_jax.learners.optimiser import optimiser
 from qkd_jax.learners.shape import columns_of, learner_of
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.nn.encode import stem
+from qkd_jax.nn.encode import pooled_rows, stem
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.settings.sections import TrainConfig
 
@@ -24,7 +24,8 @@ def shared_part(state: LearnerState, inputs: Raw | Stem) -> Raw | Stem:
     if first is None or isinstance(inputs, Stem):
         return inputs
     dtype = jnp.dtype(state.config.backbone.compute_dtype)
-    return stem(state.backbone, inputs, first, compute_dtype=dtype)
+    rows = pooled_rows(state.backbone.spec)
+    return stem(state.backbone, inputs, first, rows=rows, compute_dtype=dtype)
 
 
 def begin(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.shape import Learner, Slots, Sums
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen
@@ -22,7 +22,7 @@ from qkd_jax.nn.inputs import Raw
 
 def query_of(state: LearnerState, inputs: Raw, batch: dict) -> jax.Array:
     """[B, D]: the frozen query of training inputs, taken from the batch if it is cached there."""
-    cached = batch["features"][:, 0] if "features" in batch else class_feature(state, inputs)
+    cached = batch["features"][:, 0] if "features" in batch else pooled_feature(state, inputs)
     return lax.stop_gradient(cached)
 
 
@@ -57,7 +57,7 @@ def prompt_learner(
     begin: Callable,
     loss: Callable,
     inserts_of: Callable,
-    feature: Callable = class_feature,
+    feature: Callable = pooled_feature,
     **others: Any,
 ) -> Learner:
     """A `Learner` with the slots and the head of the module docstring.
@@ -71,7 +71,7 @@ def prompt_learner(
     def extract(state, inputs, slot, features):
         return lax.cond(
             slot == 0,
-            lambda: class_feature(state, inputs),
+            lambda: pooled_feature(state, inputs),
             lambda: feature(state, inputs, inserts_of(state, features[:, 0])),
         )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import seen_classes
 from qkd_jax.learners.task_heads import mask_unseen
@@ -67,7 +67,7 @@ def finish(state, statistics, key):
 
 
 def extract(state, inputs, slot, features):
-    return class_feature(state, inputs)
+    return pooled_feature(state, inputs)
 
 
 def score(state, features):

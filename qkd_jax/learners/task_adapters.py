@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_heads import new_head
 from qkd_jax.nn.adapters import init_adapter
@@ -64,7 +64,7 @@ def encode_with(
     if adapter is not None:
         inserts = Inserts(adapter, config.adapter, hidden_factors)
         keys = dropout_keys if config.adapter.dropout > 0 else None
-    return class_feature(state, inputs, inserts, keys)
+    return pooled_feature(state, inputs, inserts, keys)
 
 
 def first_adapter_block(config: Config) -> int:

@@ -12,15 +12,17 @@ from qkd_jax.nn.inputs import Tokens
 class Spec(Protocol):
     """What the forward pass (`encode.py`) and the engine ask of an architecture.
 
-    A spec is a frozen dataclass, a static argument of compiled functions. `nn/vit.py` has one. A
-    text encoder is another: its `fields` name its tokens and their mask, and `embed` gives `Tokens`
-    with that mask. The verbs take any spec; runs and `load_backbone` know images so far.
+    A spec is a frozen dataclass, a static argument of compiled functions. `vit.ViTSpec` reads
+    images, `bert.BertSpec` texts.
 
     Attributes:
-      width, depth, num_heads: D, L, H.
+      width, depth, num_heads, mlp_width: D, L, H and the hidden width of the MLP.
       num_tokens: N, tokens of an input, or the most that it can have.
       input_size: how large inputs are: the side of an image in pixels, or tokens of a text.
+      unit: of `input_size`, "px" or "tokens".
       fields: names of the batch fields that it reads, such as ("image",).
+      pooling: which output is the feature of an input: of the "first" token, the class token, or
+        the "mean" over all real tokens.
       activation: a name in `layers.ACTIVATIONS`.
       eps: of every LayerNorm.
       layer_scale: learned factors on both branches of every block.
@@ -31,9 +33,12 @@ class Spec(Protocol):
     width: int
     depth: int
     num_heads: int
+    mlp_width: int
     num_tokens: int
     input_size: int
+    unit: str
     fields: tuple[str, ...]
+    pooling: str
     activation: str
     eps: float
     layer_scale: bool
@@ -54,6 +59,9 @@ class Spec(Protocol):
     ) -> Tokens:
         """The residual stream before block 0."""
 
+    def param_shapes(self) -> dict:
+        """Shapes of the parameters, a pytree of `jax.ShapeDtypeStruct` with a list of blocks."""
+
 
 @struct.dataclass
 class Backbone:
@@ -62,7 +70,8 @@ class Backbone:
     Attributes:
       params: pytree of arrays, described in the module of the spec.
       spec: a `Spec`, such as `vit.ViTSpec`.
-      preprocessing: how inputs become what the weights were trained on; None = not at all.
+      preprocessing: how inputs become what the weights were trained on: `pixels.Preprocessing` of
+        images, `tokens.Tokenizer` of texts; None = not at all.
       name: the name of the weights.
     """
 

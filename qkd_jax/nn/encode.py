@@ -154,7 +154,7 @@ def encode(
     inputs: Raw | Tokens | Stem,
     inserts: Inserts | None = None,
     *,
-    rows: Sequence[int] = CLASS_TOKEN,
+    rows: Sequence[int] | None = CLASS_TOKEN,
     dropout_key: jax.Array | None = None,
     compute_dtype=jnp.float32,
 ) -> jax.Array:
@@ -164,7 +164,7 @@ def encode(
         inputs: `Raw`, or the result of an earlier `prefix` or `stem`.
         inserts: what is inserted; None is the frozen model.
         rows: which tokens are returned, static. Negative ones count from the end, so that the last
-            F are those of `Inserts.tokens`.
+            F are those of `Inserts.tokens`. None = all but these.
         dropout_key: [B] typed keys, one for each input; None is no dropout.
         compute_dtype: dtype of the matrix products.
 
@@ -186,7 +186,7 @@ def encode(
             f"adapter.first_block: expected at least {tokens.block}, since the blocks before it "
             f"were run already, found {adapter_spec.first_block}"
         )
-    last, chosen = spec.depth - 1, _positions(rows, tokens)
+    last, chosen = spec.depth - 1, _positions(rows, tokens, inserts)
     mask_of = partial(_dropout, inserts, dropout_key, compute_dtype)
     inserted = _attention_inserts(inserts, spec)
     if any(insert is not None for insert in inserted[: tokens.block]):
@@ -210,6 +210,38 @@ def encode(
     return _last_norm(backbone, x)
 
 
+def encode_pooled(
+    backbone: Backbone,
+    inputs: Raw | Tokens | Stem,
+    inserts: Inserts | None = None,
+    *,
+    dropout_key: jax.Array | None = None,
+    compute_dtype=jnp.float32,
+) -> jax.Array:
+    """The feature of each input as `spec.pooling` says, [B, D]: arguments as of `encode`."""
+    rows = encode(
+        backbone,
+        inputs,
+        inserts,
+        rows=pooled_rows(backbone.spec),
+        dropout_key=dropout_key,
+        compute_dtype=compute_dtype,
+    )
+    if backbone.spec.pooling == "first":
+        return rows[:, 0]
+    mask = inputs.fields.get("token_mask") if isinstance(inputs, Raw) else inputs.mask
+    if mask is None:
+        return jnp.mean(rows, axis=1)
+    weights = mask.astype(rows.dtype)[:, :, None]
+    # A padded input has no tokens at all.
+    return jnp.sum(rows * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+
+
+def pooled_rows(spec: Spec) -> tuple[int, ...] | None:
+    """The rows that `encode_pooled` reads, to give to `stem`."""
+    return CLASS_TOKEN if spec.pooling == "first" else None
+
+
 def prefix(
     backbone: Backbone, inputs: Raw | Tokens, stop_block: int, *, compute_dtype=jnp.float32
 ) -> Tokens:
@@ -231,7 +263,7 @@ def stem(
     inputs: Raw | Tokens,
     first_block: int,
     *,
-    rows: Sequence[int] = CLASS_TOKEN,
+    rows: Sequence[int] | None = CLASS_TOKEN,
     compute_dtype=jnp.float32,
 ) -> Stem:
     """What all adapters share of these inputs, up to where one adds in block `first_block`.
@@ -249,8 +281,8 @@ def stem(
         _positions(rows, tokens) if in_last else None,
         compute_dtype,
     )
-    rows = tuple(rows) if in_last else None
-    return result.replace(mask=tokens.mask, block=first_block, rows=rows)
+    chosen = tuple(rows) if in_last and rows is not None else None
+    return result.replace(mask=tokens.mask, block=first_block, rows=chosen)
 
 
 def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dtype):
@@ -268,8 +300,9 @@ def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dty
             f"{adapter_spec.first_block}"
         )
     in_last, p, normed = first == spec.depth - 1, block_at(params, first), None
-    if in_last and tuple(rows) != stem.rows:
-        raise ConfigError(f"rows: expected {stem.rows}, those of the stem, found {tuple(rows)}")
+    chosen = rows if rows is None else tuple(rows)
+    if in_last and chosen != stem.rows:
+        raise ConfigError(f"rows: expected {stem.rows}, those of the stem, found {chosen}")
     adapter = None
     if adapter_spec is not None:
         adapter = last_adapter if in_last else jax.tree.map(lambda a: a[0], early)
@@ -347,9 +380,15 @@ def _take(x, rows):
     return jnp.stack([x[:, row] for row in rows], axis=1)
 
 
-def _positions(rows, tokens):
+def _positions(rows, tokens, inserts=None):
     """`rows` as indices from 0."""
-    count, rows = tokens.stream.shape[1], tuple(rows)
+    count = tokens.stream.shape[1]
+    if rows is None:
+        added = (
+            inserts.tokens.shape[-2] if inserts is not None and inserts.tokens is not None else 0
+        )
+        return tuple(range(count - added))
+    rows = tuple(rows)
     if not rows or not all(-count <= row < count for row in rows):
         raise ConfigError(f"rows: expected some of {count} tokens, found {rows}")
     return tuple(row % count for row in rows)

@@ -43,7 +43,7 @@ class Stem:
       mlp: [B, N, D], the output of that block's MLP.
       mask: as in `Tokens`.
       block: index of that block.
-      rows: the rows that were asked for, if that block is the last; else None.
+      rows: the rows that were asked for, if that block is the last; None = all.
     """
 
     residual: jax.Array

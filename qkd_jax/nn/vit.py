@@ -12,7 +12,6 @@ This describes ViT and DeiT (AugReg), CLIP and DINOv2.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -23,6 +22,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.nn import pixels
 from qkd_jax.nn.inputs import Tokens
 from qkd_jax.nn.layers import ACTIVATIONS, at_least_float32, layer_norm, linear
+from qkd_jax.nn.parameters import array, blocks, dense, norm
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class ViTSpec:
 
     fields: ClassVar[tuple[str, ...]] = ("image",)
     post_norm: ClassVar[bool] = False
+    pooling: ClassVar[str] = "first"
+    unit: ClassVar[str] = "px"
 
     @property
     def input_size(self) -> int:
@@ -141,61 +143,16 @@ class ViTSpec:
             x = layer_norm(params["pre_norm"], x, self.eps)
         return Tokens(x)
 
-
-def param_shapes(spec: ViTSpec) -> dict:
-    """Shapes of the parameters of `spec`, a pytree of `jax.ShapeDtypeStruct` (blocks as a list)."""
-
-    def leaf(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    width = spec.width
-
-    def dense(fan_in, fan_out):
-        return {"kernel": leaf(fan_in, fan_out), "bias": leaf(fan_out)}
-
-    def norm():
-        return {"scale": leaf(width), "bias": leaf(width)}
-
-    def one_block():
-        p = {"norm1": norm(), "norm2": norm()}
-        p |= {name: dense(width, width) for name in ("query", "key", "value", "out")}
-        p |= {"fc1": dense(width, spec.mlp_width), "fc2": dense(spec.mlp_width, width)}
-        if spec.layer_scale:
-            p |= {"scale1": leaf(width), "scale2": leaf(width)}
-        return p
-
-    patch = dense(spec.patch_size**2 * 3, width)
-    if not spec.patch_bias:
-        del patch["bias"]
-    shapes = {
-        "patch": patch,
-        "class_token": leaf(width),
-        "position": leaf(1 + spec.grid**2, width),
-        "blocks": [one_block() for _ in range(spec.depth)],
-        "norm": norm(),
-    }
-    if spec.pre_norm:
-        shapes["pre_norm"] = norm()
-    return shapes
-
-
-@partial(jax.jit, static_argnames=("spec", "dtype"))
-def init_random(key: jax.Array, spec: ViTSpec, dtype=jnp.float32) -> dict:
-    """Random parameters with the shapes of `spec`, for tests and measurements.
-
-    Kernels are normal with standard deviation 1/sqrt(fan in); scales are near 1; every bias,
-    token and position is non-zero, so that nothing can be dropped unnoticed.
-    """
-    paths, treedef = jax.tree_util.tree_flatten_with_path(param_shapes(spec))
-    sizes = [int(np.prod(shape.shape)) for _, shape in paths]
-    noise = jnp.split(jax.random.normal(key, (sum(sizes),), dtype), np.cumsum(sizes)[:-1].tolist())
-    leaves = []
-    for (path, shape), values in zip(paths, noise, strict=True):
-        values, name = values.reshape(shape.shape), path[-1].key
-        if name == "kernel":
-            leaves.append(values * shape.shape[0] ** -0.5)
-        elif name in ("scale", "scale1", "scale2"):
-            leaves.append(1.0 + 0.1 * values)
-        else:
-            leaves.append(0.1 * values)
-    return treedef.unflatten(leaves)
+    def param_shapes(self) -> dict:
+        """Shapes of the parameters, with a list of blocks."""
+        patch = dense(self.patch_size**2 * 3, self.width)
+        if not self.patch_bias:
+            del patch["bias"]
+        shapes = {
+            "patch": patch,
+            "class_token": array(self.width),
+            "position": array(1 + self.grid**2, self.width),
+            "blocks": blocks(self),
+            "norm": norm(self.width),
+        }
+        return shapes | ({"pre_norm": norm(self.width)} if self.pre_norm else {})

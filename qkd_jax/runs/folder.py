@@ -313,6 +313,7 @@ def fingerprint(backbone: Backbone) -> str:
     import hashlib
 
     digest = hashlib.sha256(repr(backbone.spec).encode())
+    digest.update(getattr(backbone.preprocessing, "sha256", "").encode())  # of a tokenizer
     for leaf in jax.tree.leaves(backbone.params):
         array = np.asarray(leaf, np.float32).ravel()
         digest.update(np.ascontiguousarray(array[:: max(1, array.size // 4096)]).tobytes())

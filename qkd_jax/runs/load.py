@@ -11,7 +11,7 @@ from qkd_jax.learners.state import LearnerState
 from qkd_jax.reports.files import read_json
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
-from qkd_jax.weights.load import load_backbone
+from qkd_jax.weights.load import backbone_of
 
 
 class LoadedRun(NamedTuple):
@@ -58,12 +58,7 @@ def load_run(
         config = configuration.from_dict(settings)
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
-    backbone = load_backbone(
-        config.backbone.name,
-        image_size=config.backbone.image_size,
-        path=weights or config.backbone.weights or None,
-        preprocessing=config.backbone.preprocess or None,
-    )
+    backbone = backbone_of(config.backbone, weights)
     then, now = environment.get("weights_fingerprint"), fingerprint(backbone)
     if then not in (None, now):
         raise CheckpointError(

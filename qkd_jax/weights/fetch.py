@@ -52,7 +52,11 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch(
-    name: str, cache_dir: str | Path | None = None, *, say: Callable[[str], None] | None = None
+    name: str,
+    cache_dir: str | Path | None = None,
+    *,
+    tokenizer: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """The path of a registered weight file, fetched if it is not in the cache.
 
@@ -62,13 +66,14 @@ def fetch(
     Args:
         name: a name of the registry.
         cache_dir: folder instead of the default cache.
+        tokenizer: the file of the tokenizer instead of the weights.
         say: called with progress lines; prints to standard error by default.
 
     Raises:
         WeightsError: no network, a wrong hash, or no such file; says where to put a file by hand.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    entry = lookup(name)
+    entry = lookup(name).of_tokenizer() if tokenizer else lookup(name)
     folder = cache_folder(cache_dir)
     target = folder / entry.file
     try:

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from qkd_jax.nn.vit import ViTSpec
+from qkd_jax.nn.backbone import Spec
 from qkd_jax.weights.key_maps import KEY_MAPS, SEPARATORS, Shape
 from qkd_jax.weights.readers import Arrays
 from qkd_jax.weights.registry import ENTRIES, Entry
@@ -24,6 +24,10 @@ _FOREIGN = (
     (
         r"(^|\.)(class_embedding|transformer\.resblocks\.\d+\..*)$",
         f"a CLIP of OpenAI or open_clip; {_RENAME}",
+    ),
+    (
+        r"(^|\.)embeddings\.word_embeddings\.",
+        "a text encoder (BERT), which has names of its own: --set backbone.name=bert_base_uncased",
     ),
     (r"(^|\.)encoder\.layer\.\d+\.", f"a ViT of transformers (Hugging Face); {_RENAME}"),
     (
@@ -49,7 +53,7 @@ def prefixes_of(names: Iterable[str], needed: Iterable[str], separator: str) -> 
 def hint(
     arrays: Arrays,
     kind: str,
-    spec: ViTSpec,
+    spec: Spec,
     label: str,
     prefix: str,
     needed: dict[str, Shape],
@@ -84,11 +88,11 @@ def _any(pattern: str, names: Iterable[str]) -> bool:
     return any(re.search(pattern, name) for name in names)
 
 
-def _needed(kind: str, spec: ViTSpec) -> dict[str, Shape]:
+def _needed(kind: str, spec: Spec) -> dict[str, Shape]:
     return {name: shape for rule in KEY_MAPS[kind](spec) for name, shape in rule.sources}
 
 
-def _architecture(arrays: Arrays, kind: str, spec: ViTSpec, prefix: str) -> str | None:
+def _architecture(arrays: Arrays, kind: str, spec: Spec, prefix: str) -> str | None:
     found = _measured(arrays, kind, spec, prefix)
     wrong = {key: value for key, value in found.items() if value != getattr(spec, key)}
     if not wrong:
@@ -104,15 +108,15 @@ def _architecture(arrays: Arrays, kind: str, spec: ViTSpec, prefix: str) -> str 
     )
 
 
-def _measured(arrays: Arrays, kind: str, spec: ViTSpec, prefix: str) -> dict[str, int]:
-    """Fields of the file's own ViTSpec, as far as they follow from the sizes of its tensors."""
+def _measured(arrays: Arrays, kind: str, spec: Spec, prefix: str) -> dict[str, int]:
+    """Fields of the file's own spec, as far as they follow from the sizes of its tensors."""
     names = {rule.target: rule.sources[-1][0] for rule in KEY_MAPS[kind](spec)}
 
     def size(target):
-        array = arrays.get(prefix + names[target])
+        array = arrays.get(prefix + names[target]) if target in names else None
         return 0 if array is None else array.size
 
-    width, found = size("class_token"), {}
+    width, found = size("blocks/0/norm1/scale"), {}
     first = "blocks/0/norm1/scale"
     number = re.compile(r"0(?=\D)")
     depth = 0
@@ -122,19 +126,22 @@ def _measured(arrays: Arrays, kind: str, spec: ViTSpec, prefix: str) -> dict[str
         found["depth"] = depth
     if width:
         found["width"] = width
-        found["patch_size"] = math.isqrt(size("patch/kernel") // (3 * width))
-        found["grid"] = math.isqrt(size("position") // width)  # of 1 + grid**2
         found["mlp_width"] = size("blocks/0/fc1/bias")
+        if "class_token" in names:
+            found["patch_size"] = math.isqrt(size("patch/kernel") // (3 * width))
+            found["grid"] = math.isqrt(size("position") // width)  # of 1 + grid**2
     return {key: value for key, value in found.items() if value}
 
 
 def _may_be(kind: str, entry: Entry) -> bool:
     """Whether a file of this format can hold the entry: vision_transformer has only plain ViTs."""
+    if "bert_safetensors" in (kind, entry.format):
+        return kind == entry.format
     plain = entry.format in ("augreg_npz", "timm_safetensors")
     return kind in (entry.format, "timm_safetensors") or (kind == "augreg_npz" and plain)
 
 
-def _fits(arrays: Arrays, kind: str, spec: ViTSpec, prefix: str) -> bool:
+def _fits(arrays: Arrays, kind: str, spec: Spec, prefix: str) -> bool:
     shapes = {name: array.shape for name, array in arrays.items()}
     same = all(shapes.get(prefix + n) == shape for n, shape in _needed(kind, spec).items())
     return same and _measured(arrays, kind, spec, prefix).get("depth") == spec.depth

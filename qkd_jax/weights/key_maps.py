@@ -1,15 +1,17 @@
 """Which tensors of a file fill which parameter, for each file format.
 
-A key map is a list of `Rule`s, one for every leaf of `vit.param_shapes`. Targets are leaf paths
+A key map is a list of `Rule`s, one for every leaf of `spec.param_shapes()`. Targets are leaf paths
 ("blocks/0/query/kernel"). Every source carries the exact shape it must have in the file, so that
 a reshape never hides a wrong tensor.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from qkd_jax.nn.bert import BertSpec
 from qkd_jax.nn.vit import ViTSpec
 
 Shape = tuple[int, ...]
@@ -211,28 +213,64 @@ def dinov2_onnx(spec: ViTSpec) -> Iterator[Rule]:
         yield _rule(f"{to}/scale2", f"{block}.layer_scale2.lambda1", (d,))
 
 
+def bert_safetensors(spec: BertSpec) -> Iterator[Rule]:
+    """Names of transformers' BERT, whose older files say gamma and beta (`readers.read_bert`)."""
+    d, m = spec.width, spec.mlp_width
+    yield _rule("token", "embeddings.word_embeddings.weight", (spec.vocabulary, d))
+    yield Rule(
+        "position",
+        (
+            ("embeddings.position_embeddings.weight", (spec.positions, d)),
+            ("embeddings.token_type_embeddings.weight", (2, d)),
+        ),
+        lambda position, segment: position + segment[0],
+    )
+    norms = {"pre_norm": "embeddings.LayerNorm"}
+    for i in range(spec.depth):
+        to, block = f"blocks/{i}", f"encoder.layer.{i}"
+        norms |= {f"{to}/norm1": f"{block}.attention.output.LayerNorm"}
+        norms |= {f"{to}/norm2": f"{block}.output.LayerNorm"}
+        table = {
+            "query": ("attention.self.query", d, d),
+            "key": ("attention.self.key", d, d),
+            "value": ("attention.self.value", d, d),
+            "out": ("attention.output.dense", d, d),
+            "fc1": ("intermediate.dense", d, m),
+            "fc2": ("output.dense", m, d),
+        }
+        for name, (source, fan_in, fan_out) in table.items():
+            source = f"{block}.{source}"
+            yield _rule(f"{to}/{name}/kernel", f"{source}.weight", (fan_out, fan_in), _transpose)
+            yield _rule(f"{to}/{name}/bias", f"{source}.bias", (fan_out,))
+    for target, source in norms.items():
+        yield _rule(f"{target}/scale", f"{source}.weight", (d,))
+        yield _rule(f"{target}/bias", f"{source}.bias", (d,))
+
+
 def _dense_rules(to, block, table) -> Iterator[Rule]:
     for name, (source, fan_in, fan_out) in table.items():
         yield _rule(f"{to}/{name}/kernel", f"{block}.{source}.kernel", (fan_in, fan_out))
         yield _rule(f"{to}/{name}/bias", f"{block}.{source}.bias", (fan_out,))
 
 
-KEY_MAPS: dict[str, Callable[[ViTSpec], Iterator[Rule]]] = {
+KEY_MAPS: dict[str, Callable[[Any], Iterator[Rule]]] = {
     "augreg_npz": augreg_npz,
     "timm_safetensors": timm_safetensors,
     "clip_onnx": clip_onnx,
     "dinov2_onnx": dinov2_onnx,
+    "bert_safetensors": bert_safetensors,
 }
 
 # Separators between the parts of a tensor's name.
 SEPARATORS: dict[str, str] = {kind: "/" if kind == "augreg_npz" else "." for kind in KEY_MAPS}
 
 # Prefixes of tensors that a file may hold but features do not need: classifiers, CLIP's projection
-# to its joint space with text, and the saliency decoder of the packaged DINOv2. Any other tensor
-# that is not needed is an error.
+# to its joint space with text, the saliency decoder of the packaged DINOv2, and BERT's heads and
+# pooler. Any other tensor that is not needed is an error.
 UNUSED_PREFIXES: dict[str, tuple[str, ...]] = {
     "augreg_npz": ("head/", "pre_logits/"),
     "timm_safetensors": ("head.", "head_dist.", "pre_logits."),
     "clip_onnx": ("visual_projection.",),
     "dinov2_onnx": ("decoder.",),
+    "bert_safetensors": ("pooler.", "cls.", "classifier.", "embeddings.position_ids"),
 }

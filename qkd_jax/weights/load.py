@@ -5,23 +5,31 @@ import os
 from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.errors import ConfigError, WeightsError
-from qkd_jax.nn.backbone import Backbone, stack_blocks
+from qkd_jax.nn.backbone import Backbone, Spec, stack_blocks
+from qkd_jax.nn.bert import BertSpec
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.pixels import Preprocessing
 from qkd_jax.nn.positions import resample_positions
-from qkd_jax.nn.vit import ViTSpec, init_random, param_shapes
+from qkd_jax.nn.tokens import Tokenizer
+from qkd_jax.nn.vit import ViTSpec
+from qkd_jax.settings.sections import BackboneConfig
 from qkd_jax.weights.fetch import cache_folder, expanded, fetch
 from qkd_jax.weights.hints import hint, prefixes_of
 from qkd_jax.weights.key_maps import KEY_MAPS, SEPARATORS, UNUSED_PREFIXES
 from qkd_jax.weights.locate import find_file, format_of
 from qkd_jax.weights.readers import READERS, Arrays, DamagedFile
 from qkd_jax.weights.registry import Entry, lookup
+from qkd_jax.weights.tokenizer import beside, read_tokenizer
 
 TINY_RANDOM = "tiny_random"
+TINY_RANDOM_TEXT = "tiny_random_text"
 FLOATS = ("float32", "float64", "float16", "bfloat16")  # what a file may hold
 SHOWN = 10  # problems in one message
 
@@ -40,10 +48,45 @@ def tiny_random(image_size: int = 32) -> Backbone:
     return Backbone(params=init_random(jax.random.key(0), spec), spec=spec, name=TINY_RANDOM)
 
 
+def tiny_random_text(num_tokens: int = 16) -> Backbone:
+    """A small text encoder with fixed random weights, whose tokens are single characters."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    words = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    library = BertWordPieceTokenizer({word: index for index, word in enumerate(words)})
+    spec = BertSpec(
+        width=32,
+        depth=3,
+        num_heads=2,
+        mlp_width=64,
+        vocabulary=len(words),
+        positions=64,
+        num_tokens=num_tokens,
+    )
+    params = init_random(jax.random.key(0), spec)
+    return Backbone(params, spec, Tokenizer(library.to_str()), TINY_RANDOM_TEXT)
+
+
+def backbone_of(config: BackboneConfig, weights: str | Path | None = None) -> Backbone:
+    """The backbone that the settings name; `weights` is read instead of their file."""
+    return load_backbone(
+        config.name,
+        image_size=config.image_size,
+        num_tokens=config.num_tokens or None,
+        pooling=config.pooling or None,
+        path=weights or config.weights or None,
+        preprocessing=config.preprocess or None,
+    )
+
+
 def load_backbone(
     name: str,
     *,
     image_size: int | None = None,
+    num_tokens: int | None = None,
+    pooling: str | None = None,
     path: str | Path | None = None,
     preprocessing: str | None = None,
     cache_dir: str | Path | None = None,
@@ -53,10 +96,14 @@ def load_backbone(
     """A registered transformer, with all checks of its weights.
 
     Args:
-        name: a name of `registry.names()`, or "tiny_random" for smoke runs.
-        image_size: side of the images, pixels; positions are resampled to it here.
-        path: a weight file, or a folder that holds one (see `locate.find_file`). Without it,
-            `$QKD_JAX_WEIGHTS` is used, then the cache, then the network.
+        name: a name of `registry.names()`, or "tiny_random" or "tiny_random_text" for smoke runs.
+        image_size: side of the images, pixels; positions are resampled to it here. A text encoder
+            does not read it.
+        num_tokens: the most tokens of a text.
+        pooling: the feature of a text, "mean" or "first" (`BertSpec`).
+        path: a weight file, or a folder that holds one (see `locate.find_file`); the tokenizer of
+            a text encoder is beside it. Without it, `$QKD_JAX_WEIGHTS` is used, then the cache,
+            then the network.
         preprocessing: one of the entry's named choices; None is its first.
         cache_dir: see `fetch`.
         dtype: of the parameters; bfloat16 halves the memory.
@@ -68,36 +115,74 @@ def load_backbone(
     Raises:
         WeightsError: unknown name, or a file that is missing, damaged or not this architecture;
             missing, unexpected, misshapen and non-finite tensors are counted, the first ten shown.
-        ConfigError: an image size that is not a multiple of the patch, or unknown preprocessing.
+        ConfigError: an image size that is not a multiple of the patch, too many tokens, unknown
+            pooling or preprocessing, or a setting of the other kind of input.
     """
+    of_text = {"num_tokens": num_tokens, "pooling": pooling}
     if name == TINY_RANDOM:
+        _refuse(name, "texts", of_text)
         return tiny_random(image_size or 32)
+    if name == TINY_RANDOM_TEXT:
+        return tiny_random_text(num_tokens or 16)
     entry = lookup(name)
-    default = next(iter(entry.preprocessings))
-    chosen = entry.preprocessings.get(preprocessing or default)
-    if chosen is None:
-        raise ConfigError(
-            f"preprocessing of {name}: expected {' or '.join(entry.preprocessings)}, found "
-            f"{preprocessing!r}."
-        )
-    size = image_size or entry.spec.image_size
-    # Checks the size before anything is fetched.
-    spec = dataclasses.replace(entry.spec, image_size=size, grid=size // entry.spec.patch_size)
+    # Checks the settings before anything is fetched.
+    if isinstance(entry.spec, BertSpec):
+        _refuse(name, "images", {"preprocessing": preprocessing})
+        changes = {key: value for key, value in of_text.items() if value is not None}
+        spec, chosen = dataclasses.replace(entry.spec, **changes), None
+    else:
+        _refuse(name, "texts", of_text)
+        chosen = _preprocessing(entry, preprocessing)
+        size = image_size or entry.spec.image_size
+        spec = dataclasses.replace(entry.spec, image_size=size, grid=size // entry.spec.patch_size)
 
     file = _locate(entry, path, cache_dir)
     kind = format_of(entry, file)
     arrays = _read(file, kind, cache_dir)
-    params = assemble(arrays, kind, entry.spec, f"{file} ({entry.name})")
-    params["position"] = resample_positions(
-        params["position"], entry.spec.grid, spec.grid, antialias=entry.position_antialias
-    )
+    label = f"{file} ({entry.name})"
+    if isinstance(spec, BertSpec):
+        spec = dataclasses.replace(spec, vocabulary=_vocabulary(arrays, spec))
+        params = assemble(arrays, kind, spec, label)
+        given = path or os.environ.get("QKD_JAX_WEIGHTS")
+        tokens = beside(file) if given else fetch(name, cache_dir, tokenizer=True)
+        chosen = read_tokenizer(tokens, spec.vocabulary)
+    else:
+        params = assemble(arrays, kind, entry.spec, label)
+        params["position"] = resample_positions(
+            params["position"], entry.spec.grid, spec.grid, antialias=entry.position_antialias
+        )
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
     if stacked:
         params = stack_blocks(params)
     return Backbone(params=params, spec=spec, preprocessing=chosen, name=name)
 
 
-def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
+def _refuse(name: str, what: str, settings: dict[str, Any]) -> None:
+    """Raises ConfigError where a setting is given that is only for the other kind of input."""
+    for key, value in settings.items():
+        if value is not None:
+            raise ConfigError(
+                f"{key}: expected none, since {name} does not read {what}, found {value!r}"
+            )
+
+
+def _preprocessing(entry: Entry, name: str | None) -> Preprocessing:
+    chosen = entry.preprocessings.get(name or next(iter(entry.preprocessings)))
+    if chosen is None:
+        raise ConfigError(
+            f"preprocessing of {entry.name}: expected {' or '.join(entry.preprocessings)}, found "
+            f"{name!r}."
+        )
+    return chosen
+
+
+def _vocabulary(arrays: Arrays, spec: BertSpec) -> int:
+    """The size of a file's own vocabulary: languages share one architecture."""
+    tables = [a for name, a in arrays.items() if name.endswith("embeddings.word_embeddings.weight")]
+    return tables[0].shape[0] if len(tables) == 1 and tables[0].ndim == 2 else spec.vocabulary
+
+
+def assemble(arrays: Arrays, kind: str, spec: Spec, label: str) -> dict:
     """The parameters of `spec` from the tensors of a file.
 
     Narrower floats are widened, float64 is rounded to float32. A prefix that all names of the
@@ -116,7 +201,7 @@ def assemble(arrays: Arrays, kind: str, spec: ViTSpec, label: str) -> dict:
         WeightsError: shows the first problems, their number, and what the file probably is.
     """
     rules = list(KEY_MAPS[kind](spec))
-    paths, treedef = jax.tree_util.tree_flatten_with_path(param_shapes(spec))
+    paths, treedef = jax.tree_util.tree_flatten_with_path(spec.param_shapes())
     targets = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     odd = set(targets) ^ {rule.target for rule in rules}
     if odd:

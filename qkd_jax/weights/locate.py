@@ -7,8 +7,7 @@ from qkd_jax.errors import WeightsError
 from qkd_jax.weights.registry import Entry
 
 _INDEX = ".safetensors.index.json"
-_BY_SUFFIX = {".npz": "augreg_npz", ".safetensors": "timm_safetensors"}
-_READABLE = (*_BY_SUFFIX, ".onnx")
+_READABLE = (".npz", ".safetensors", ".onnx")
 _RUN_CODE = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".h5", ".hdf5", ".keras")
 
 
@@ -88,18 +87,18 @@ def format_of(entry: Entry, file: Path) -> str:
     Raises:
         WeightsError: another ending; for files that can run code, says how to convert them.
     """
-    suffix = file.suffix.lower()
+    suffix, reads_text = file.suffix.lower(), entry.tokenizer is not None
     if suffix == ".onnx" and entry.format.endswith("_onnx"):
         return entry.format
-    if file.name.lower().endswith(_INDEX):
-        return "timm_safetensors"
-    if suffix in _BY_SUFFIX:
-        return _BY_SUFFIX[suffix]
+    if suffix == ".safetensors" or file.name.lower().endswith(_INDEX):
+        return entry.format if reads_text else "timm_safetensors"
+    if suffix == ".npz" and not reads_text:
+        return "augreg_npz"
     if suffix in _RUN_CODE:
         raise _runs_code(file)
     expected = ".safetensors, .npz or its registered .onnx"
     if not entry.format.endswith("_onnx"):
-        expected = ".safetensors or .npz"
+        expected = ".safetensors" if reads_text else ".safetensors or .npz"
     raise WeightsError(
         f"{file}: expected the ending {expected} for {entry.name}, found {suffix or 'none'}."
     )

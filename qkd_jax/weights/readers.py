@@ -89,6 +89,17 @@ def read_safetensors(path: Path) -> Arrays:
         return load_file(path)
 
 
+def read_bert(path: Path) -> Arrays:
+    """Reads a `.safetensors` file of a BERT; LayerNorms of older files say gamma and beta."""
+    newer = {"gamma": "weight", "beta": "bias"}
+
+    def renamed(name):
+        parent, _, leaf = name.rpartition(".")
+        return f"{parent}.{newer[leaf]}" if parent.endswith("LayerNorm") and leaf in newer else name
+
+    return {renamed(name): array for name, array in read_safetensors(path).items()}
+
+
 def _read_shards(index: Path) -> Arrays:
     with _reading(index, "the index of a sharded .safetensors file"):
         weight_map = json.loads(index.read_bytes())["weight_map"]
@@ -175,6 +186,7 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
     "timm_safetensors": read_safetensors,
     "clip_onnx": read_onnx,
     "dinov2_onnx": read_onnx,
+    "bert_safetensors": read_bert,
 }
 
 

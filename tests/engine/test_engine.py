@@ -22,7 +22,8 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners.state import Moving, join, split
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw, Stem
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config, Shapes, override
 from qkd_jax.settings.sections import TrainConfig

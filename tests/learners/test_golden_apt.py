@@ -29,7 +29,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.learners import apt
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
-from qkd_jax.nn.vit import ViTSpec, param_shapes
+from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 2.4e-5
 SPEC = ViTSpec(width=768, depth=2, num_heads=12, mlp_width=24, patch_size=4, image_size=8, grid=2)
@@ -54,7 +54,7 @@ def inputs():
             values = 1.0 + 0.1 * values if name == "scale" else 0.1 * values
         return values.astype(np.float32)
 
-    params = jax.tree_util.tree_map_with_path(draw, param_shapes(SPEC))
+    params = jax.tree_util.tree_map_with_path(draw, SPEC.param_shapes())
     random = np.random.RandomState(1993)
     first, second = (0.5 * random.standard_normal((2, 4, 768))).astype(np.float32)
     rows = (0.05 * random.standard_normal((4, 768))).astype(np.float32)

@@ -36,7 +36,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import dualprompt, l2p
-from qkd_jax.learners.features import class_feature
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.shape import Context, learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
@@ -103,7 +103,7 @@ def run(name, arrays, source, trainable, memory, *settings):
             return jnp.mean(terms["loss"]), terms
 
         (loss, terms), gradient = jax.value_and_grad(objective, has_aux=True)(trainable)
-        read = getattr(MODULES[name], "prompted_feature", class_feature)
+        read = getattr(MODULES[name], "prompted_feature", pooled_feature)
         feature = read(state, images, MODULES[name].inserts_of(state, query))
         filled = features.at[:, 2].set(feature)
         scores, relevance = learner_of(config).score(state, filled)

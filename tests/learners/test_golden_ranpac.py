@@ -28,7 +28,8 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.learners import ranpac
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 
 EPS = 1.2e-7
 CLASSES = ((0, 1), (2, 3, 4))

@@ -27,7 +27,8 @@ from qkd_jax.learners.state import Moving, split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.heads import ClassStatistics
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 
 GATE = "gate.kind gate.encoding gate.angle_map gate.states gate.stack gate.score gate.theta_side"
 GATE += " gate.last_axis gate.reupload gate.whiten gate.freeze_after"

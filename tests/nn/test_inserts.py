@@ -21,7 +21,8 @@ from qkd_jax.nn.backbone import Backbone, stack_blocks
 from qkd_jax.nn.encode import CLASS_TOKEN, Inserts, encode, encode_all, prefix, stem
 from qkd_jax.nn.inputs import Raw, Stem, Tokens
 from qkd_jax.nn.layers import AttentionInsert
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 
 SPEC = ViTSpec(width=12, depth=3, num_heads=2, mlp_width=16, patch_size=4, image_size=8, grid=2)
 BATCH = 3

@@ -8,7 +8,8 @@ from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, init_adapter, mixed_
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import Inserts, encode
 from qkd_jax.nn.inputs import Raw
-from qkd_jax.nn.vit import ViTSpec, init_random
+from qkd_jax.nn.parameters import init_random
+from qkd_jax.nn.vit import ViTSpec
 
 SPEC = AdapterSpec(bottleneck=5)
 TASKS, BLOCKS, WIDTH, IMAGES = 3, 2, 8, 4

@@ -15,9 +15,10 @@ from qkd_jax.nn.backbone import Backbone, stack_blocks
 from qkd_jax.nn.encode import CLASS_TOKEN, Inserts, block, encode, encode_all, prefix
 from qkd_jax.nn.inputs import Raw, Stem, Tokens
 from qkd_jax.nn.layers import ACTIVATIONS, layer_norm, matmul_trainable, standardize
+from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.pixels import Preprocessing, normalize
 from qkd_jax.nn.positions import resample_positions
-from qkd_jax.nn.vit import ViTSpec, init_random, param_shapes
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.weights.load import assemble
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -366,10 +367,10 @@ def test_param_shapes_describe_the_parameters(key):
     for spec in SPECS.values():
         params = init_random(key, spec)
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-            lambda s: s.shape, param_shapes(spec)
+            lambda s: s.shape, spec.param_shapes()
         )
     clip = ViTSpec(768, 12, 12, 3072, 16, 224, 14, "quick_gelu", 1e-5, True, False)
-    count = sum(np.prod(s.shape) for s in jax.tree.leaves(param_shapes(clip)))
+    count = sum(np.prod(s.shape) for s in jax.tree.leaves(clip.param_shapes()))
     assert count == 85_799_424
 
 

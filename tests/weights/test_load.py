@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from qkd_jax.errors import ConfigError, WeightsError
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.inputs import Raw
-from qkd_jax.nn.vit import ViTSpec, param_shapes
+from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.weights import load as load_module
 from qkd_jax.weights import registry
 from qkd_jax.weights.key_maps import KEY_MAPS
@@ -189,7 +189,7 @@ def test_the_projection_of_clip_is_passed_over():
     projection = {"visual_projection.kernel": np.ones((24, 7), np.float32)}
     expected = assemble(stored, "clip_onnx", spec, "x")
     equal(assemble(stored | projection, "clip_onnx", spec, "x"), expected)
-    assert expected.keys() == param_shapes(spec).keys()
+    assert expected.keys() == spec.param_shapes().keys()
 
 
 @pytest.mark.parametrize("prefix", ["params/", "opt/target/"])
@@ -291,7 +291,7 @@ def test_key_maps_fill_every_leaf_once_and_use_each_source(kind):
     specs = {e.format: e.spec for e in registry.ENTRIES}
     spec = specs[kind]
     rules = list(KEY_MAPS[kind](spec))
-    paths, _ = jax.tree_util.tree_flatten_with_path(param_shapes(spec))
+    paths, _ = jax.tree_util.tree_flatten_with_path(spec.param_shapes())
     leaves = sorted(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
     assert sorted(rule.target for rule in rules) == leaves
     # Every transform gives its leaf's shape; the tensors here take no memory.
