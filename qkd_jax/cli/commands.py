@@ -391,8 +391,9 @@ def _data(options: argparse.Namespace) -> None:
     with counting("checking", len(split.train) + len(split.test)) as advance:
         found = verify(split, advance)
     need_every_class(split)
-    print("every image can be read, and every class has images to train and to test on")
+    noun = split.train.noun
+    print(f"every {noun} can be read, and every class has {noun}s to train and to test on")
     for copies in found.copies:
-        print(f"the same pixels: {' = '.join(copies)}")
+        print(f"the same {split.train.substance}: {' = '.join(copies)}")
     if found.leaked:
-        print(f"warning: {told_leaks(found.leaked)}")
+        print(f"warning: {told_leaks(found.leaked, split.test)}")

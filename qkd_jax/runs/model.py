@@ -78,8 +78,8 @@ class Model:
         are shared with other runs on disk.
         """
         store = None if digests is None else self._store
-        spec = self.state.backbone.spec
-        return SlotFeatures(examples, self.config, spec, self.engine, store, digests)
+        backbone = self.state.backbone
+        return SlotFeatures(examples, self.config, backbone, self.engine, store, digests)
 
     def slots_read(self, task: int) -> Sequence[int]:
         """The slots that `scores` reads after `task`."""

@@ -9,6 +9,7 @@ import shutil
 import sys
 import urllib.error
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ from qkd_jax.errors import DataError
 
 requests = pytest.importorskip("requests")
 tfds = pytest.importorskip("tensorflow_datasets")
+
+
+def at(side):
+    """As much of a backbone as an image set reads."""
+    return SimpleNamespace(spec=SimpleNamespace(input_size=side))
+
 
 CLASSES = {3: 10, 500: 25, 999: 12}  # label: images, as ImageNet-R a few of 1000 declared classes
 SIZE = (12, 9)
@@ -167,7 +174,7 @@ def test_test_only_set_is_renumbered_and_split_by_the_rule(data):
 def test_images_belong_to_their_ids(data):
     train = load_split("tfds:mini_test_only", path=data).train
     indices = [5, 0, 30]
-    loaded = train.load(indices, 8)["image"]
+    loaded = train.load(indices, at(8))["image"]
     for image, name in zip(loaded, train.ids[indices], strict=True):
         label, index = int(name[1:9]), int(name.split("_")[1][:-4])
         # JPEG of one colour is exact to a few levels.
@@ -209,8 +216,8 @@ def test_a_split_file_joins_all_images(data, tmp_path):
     split = load_split("tfds:mini_both", path=data, split_file=file)
     assert split.train.ids.tolist() == ids[::2] and split.test.ids.tolist() == ids[1::2]
     own = open_tfds("mini_both", data)
-    whole = np.concatenate([part.load(range(len(part)), 8)["image"] for part in own])
-    loaded = split.test.load(range(7), 8)["image"]
+    whole = np.concatenate([part.load(range(len(part)), at(8))["image"] for part in own])
+    loaded = split.test.load(range(7), at(8))["image"]
     np.testing.assert_array_equal(loaded, whole[1::2])
     np.testing.assert_array_equal(split.test.labels, np.concatenate([p.labels for p in own])[1::2])
 
@@ -287,7 +294,7 @@ def test_another_file_format_is_named(data, tmp_path):
 
 
 def colour_of(images, index):
-    return images.load([index], 8)["image"][0, 0, 0].astype(int)
+    return images.load([index], at(8))["image"][0, 0, 0].astype(int)
 
 
 def test_a_test_split_without_labels_gives_way_to_validation(data):
@@ -329,8 +336,8 @@ def test_names_that_repeat_are_replaced_by_positions(data, tmp_path):
     ids = [*train.ids.tolist(), *test.ids.tolist()]
     file.write_text("".join(f"{name}\t{('train', 'test')[i % 2]}\n" for i, name in enumerate(ids)))
     joined = load_split("tfds:mini_repeated", path=data, split_file=file)
-    whole = np.concatenate([part.load(range(len(part)), 8)["image"] for part in (train, test)])
-    np.testing.assert_array_equal(joined.test.load(range(5), 8)["image"], whole[1::2])
+    whole = np.concatenate([part.load(range(len(part)), at(8))["image"] for part in (train, test)])
+    np.testing.assert_array_equal(joined.test.load(range(5), at(8))["image"], whole[1::2])
 
 
 URL = "https://downloads.invalid/mini.zip"

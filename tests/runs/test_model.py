@@ -43,7 +43,7 @@ def test_scores_are_those_of_predict(tiny, images, settings):
     batches = [(np.asarray(s)[m], m.sum()) for s, _, m in model.scores(features, rows)]
     assert [count for _, count in batches] == [5, 5, 2]
     found = np.concatenate([scores for scores, _ in batches])
-    pixels = images.load(rows, 8)
+    pixels = images.load(rows, tiny.backbone)
     expected = np.asarray(qkd_jax.predict(model.state, pixels))
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.isfinite(found[:, [0, 1, 4]]).all() and (found[:, [2, 3]] == -np.inf).all()
