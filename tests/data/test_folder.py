@@ -237,7 +237,7 @@ def test_names_that_differ_only_in_composed_accents_are_refused(tmp_path, level,
     with pytest.raises(DataError) as caught:
         open_folder(tmp_path, fifth_to_test if flat else None)
     message = str(caught.value)
-    assert ("1 problems" if flat else "2 problems") in message
+    assert ("1 problem:" if flat else "2 problems") in message
     assert r"'e\u0301" in message and r"'\xe9" in message and "Rename one" in message
 
 
