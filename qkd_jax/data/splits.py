@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from qkd_jax.data.examples import counted
 from qkd_jax.errors import DataError
 
 SHOWN = 10
@@ -138,7 +139,7 @@ def read_split_file(path: str | os.PathLike, ids: Iterable[str]) -> np.ndarray:
     ids = list(ids)
     sides, problems = _parse(text, ids)
     if problems:
-        raise DataError(f"{path}: {len(problems)} problems:{summarise(problems)}")
+        raise DataError(f"{path}: {counted(len(problems), 'problem')}:{summarise(problems)}")
     return np.array([sides[name] == "test" for name in ids], bool)
 
 

@@ -160,7 +160,7 @@ def _read(scan: Scan, part: pathlib.Path, columns: tuple[str, str]) -> list[_Row
 
 def _read_folder(scan: Scan, folder: pathlib.Path) -> list[_Row]:
     """The lines of every <class>.txt that are not empty."""
-    rows, class_names = [], set()
+    rows, class_names, before = [], set(), len(scan.problems)
     for name, file in scan.entries(folder):
         class_name, suffix = os.path.splitext(name)
         if file.is_dir():
@@ -178,7 +178,7 @@ def _read_folder(scan: Scan, folder: pathlib.Path) -> list[_Row]:
             if text is not None and not found:
                 scan.note(file, "expected a text, found empty lines alone")
             rows += found
-    if not rows and not scan.problems:
+    if not rows and len(scan.problems) == before:
         scan.note(folder, "expected <class>.txt, one for each class, found none")
     return rows
 

@@ -78,7 +78,7 @@ def test_renditions_and_synthetic_by_name():
     [
         ({"source": "imagenet"}, "expected one of renditions.*, found 'imagenet'"),
         ({"source": "tfds:"}, "found 'tfds:'"),
-        ({"source": "folder"}, "expected the path of an image folder"),
+        ({"source": "folder"}, "expected the path of a folder of images"),
         ({"source": "vtab"}, "source 'vtab': expected the path"),
         ({"source": "renditions", "path": "x"}, "expected no path and no split file, found x"),
         ({"source": "synthetic", "split_file": "x"}, "expected no path and no split file, found x"),

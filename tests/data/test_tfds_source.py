@@ -228,7 +228,7 @@ def test_classes_must_agree(data):
 
 
 def test_a_set_without_images_is_refused(data):
-    with pytest.raises(DataError, match=r"expected an image and a class label, found .*text"):
+    with pytest.raises(DataError, match=r"expected an image or a text and .* label, found .*text"):
         open_tfds("mini_labelless", data)
 
 
