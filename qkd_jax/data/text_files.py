@@ -68,7 +68,7 @@ def open_texts(
     folders = find_parts(root, TextSet.noun)
     tables = find_parts(root, TextSet.noun, tuple(TABLES))
     if any(folders) and any(tables):
-        found = " and ".join(_name(part) for part in (*folders, *tables) if part)
+        found = ", ".join(_name(part) for part in (*folders, *tables) if part)
         raise DataError(
             f"{shown(root)}: expected folders of <class>.txt or tables, found both: {found}"
         )
@@ -82,9 +82,9 @@ def open_texts(
             "which are already split; leave the split file out"
         )
     if splitter is not None and not any(folders):
-        rows = _read(scan, _undivided(root), columns)
+        rows, class_names = _read(scan, _undivided(root), columns)
         scan.refuse()
-        everything = _text_set(rows, sorted({row.class_name for row in rows}), "", name)
+        everything = _text_set(rows, sorted(class_names), "", name)
         is_test = splitter(everything.ids, everything.labels)
         return Split(
             train=everything.take(np.flatnonzero(~is_test), f"{name}/train"),
@@ -92,10 +92,12 @@ def open_texts(
         )
     if not train or not test:
         raise DataError(_what_is_missing(root, train or test))
-    trained, tested = _read(scan, train, columns), _read(scan, test, columns)
-    class_names = sorted({row.class_name for row in trained})
-    scan.compare((_name(train), class_names), (_name(test), {row.class_name for row in tested}))
+    (trained, class_names), (tested, of_test) = (
+        _read(scan, part, columns) for part in (train, test)
+    )
+    scan.compare((_name(train), class_names), (_name(test), of_test))
     scan.refuse()
+    class_names = sorted(class_names)
     return Split(
         train=_text_set(trained, class_names, "train/", f"{name}/{shown(train.name)}"),
         test=_text_set(tested, class_names, "test/", f"{name}/{shown(test.name)}"),
@@ -152,23 +154,31 @@ def _text_set(rows: list[_Row], class_names: list[str], prefix: str, name: str) 
     )
 
 
-def _read(scan: Scan, part: pathlib.Path, columns: tuple[str, str]) -> list[_Row]:
+def _read(scan: Scan, part: pathlib.Path, columns: tuple[str, str]) -> tuple[list[_Row], set[str]]:
+    """(the texts of a part, the names of its classes as far as they can be known)."""
     if not scan.may_be_read(part):
-        return []
-    return _read_folder(scan, part) if part.is_dir() else _read_table(scan, part, *columns)
+        return [], set()
+    if part.is_dir():
+        return _read_folder(scan, part)
+    before = len(scan.problems)
+    rows = _read_table(scan, part, *columns)
+    return rows, {row.class_name for row in rows} if len(scan.problems) == before else set()
 
 
-def _read_folder(scan: Scan, folder: pathlib.Path) -> list[_Row]:
+def _read_folder(scan: Scan, folder: pathlib.Path) -> tuple[list[_Row], set[str]]:
     """The lines of every <class>.txt that are not empty."""
-    rows, class_names, before = [], set(), len(scan.problems)
+    rows, class_names = [], set()
+    before = len(scan.problems)
     for name, file in scan.entries(folder):
         class_name, suffix = os.path.splitext(name)
         if file.is_dir():
             scan.note(file, "a folder where <class>.txt is expected")
         elif suffix.lower() == ".txt" and class_name in class_names:
             scan.note(file, "expected one file for each class, found another of this name")
-        elif suffix.lower() == ".txt" and scan.is_file(file, "<class>.txt"):
+        elif suffix.lower() == ".txt":
             class_names.add(class_name)
+            if not scan.is_file(file, "<class>.txt"):
+                continue
             text = _decoded(scan, file.path)
             found = [
                 _Row(class_name, f"{class_name}/{number}", line.removesuffix("\r"))
@@ -180,58 +190,68 @@ def _read_folder(scan: Scan, folder: pathlib.Path) -> list[_Row]:
             rows += found
     if not rows and len(scan.problems) == before:
         scan.note(folder, "expected <class>.txt, one for each class, found none")
-    return rows
+    return rows, class_names
 
 
 def _read_table(scan: Scan, file: pathlib.Path, text_column: str, label_column: str) -> list[_Row]:
     """The rows below the header of a table."""
-    if not scan.is_file(file, "a table"):
-        return []
-    text = _decoded(scan, file)
+    text = _decoded(scan, file) if scan.is_file(file, "a table") else None
     if text is None:
         return []
-    rows: list[_Row] = []
-    wrong = defaultdict(list)  # problem -> the lines that have it
-    header: list[str] = []
-    columns = [plain(text_column), plain(label_column)]
     delimiter = TABLES[file.suffix.lower()]
-    limit = csv.field_size_limit(max(len(text), 1))  # of the whole process: given back below
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        line = 1
-        try:
-            for number, cells in enumerate(reader, 1):
-                if cells and not header:
-                    header = [plain(cell) for cell in cells]
-                    if any(header.count(column) != 1 for column in columns):
-                        break
-                elif cells and len(cells) != len(header):
-                    wrong[
-                        f"expected {len(header)} cells as in the header, found {len(cells)}; a "
-                        f"cell with {'tabs' if delimiter == chr(9) else 'commas'} needs quotes"
-                    ].append(line)
-                elif cells:
-                    content, class_name = (cells[header.index(column)] for column in columns)
-                    for column, cell in zip(columns, (content, class_name), strict=True):
-                        if not cell.strip():
-                            wrong[f"expected a {column}, found an empty cell"].append(line)
-                    rows.append(_Row(plain(class_name), f"row {number}", content))
-                line = reader.line_num + 1
-        except csv.Error as error:
-            wrong[f"expected cells, with quotes in pairs, found an error: {error}"].append(line)
-    finally:
-        csv.field_size_limit(limit)
-    if header and any(header.count(column) != 1 for column in columns):
-        found = ", ".join(map(repr, header))
+    records, broken = _records(text, delimiter)
+    if broken:
+        scan.note(file, broken)
+    elif len(records) < 2:
+        scan.note(file, "expected a header and rows below it, found none")
+    if not records:
+        return []
+    header = [plain(cell) for cell in records[0][2]]
+    columns = (plain(text_column), plain(label_column))
+    if any(header.count(column) != 1 for column in columns):
         scan.note(
             file,
             f"expected one column {columns[0]!r} and one {columns[1]!r} (data.text_column, "
-            f"data.label_column), found {found}",
+            f"data.label_column), found {', '.join(map(repr, header))}",
         )
-    elif not rows and not wrong:
-        scan.note(file, "expected a header and rows below it, found none")
+        return []
+    places = [header.index(column) for column in columns]
+    separators = {",": "commas", "\t": "tabs"}[delimiter]
+    rows = []
+    wrong = defaultdict(list)  # problem -> the lines that have it
+    for number, line, cells in records[1:]:
+        if len(cells) != len(header):
+            wrong[
+                f"expected {len(header)} cells as in the header, found {len(cells)}; a cell with "
+                f"{separators} needs quotes"
+            ].append(line)
+            continue
+        content, class_name = (cells[place] for place in places)
+        for column, cell in zip(columns, (content, class_name), strict=True):
+            if not cell.strip():
+                wrong[f"expected a text as {column!r}, found an empty cell"].append(line)
+        rows.append(_Row(plain(class_name), f"row {number}", content))
     _note_lines(scan, file, wrong)
     return rows
+
+
+def _records(text: str, delimiter: str) -> tuple[list[tuple[int, int, list[str]]], str]:
+    """(number, first line and cells of every record that is not empty; the problem that ends them,
+    or "").
+    """
+    records, line, broken = [], 1, ""
+    limit = csv.field_size_limit(max(len(text), 1))  # of the whole process, so it is put back
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for number, cells in enumerate(reader, 1):
+            if cells:
+                records.append((number, line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        broken = f"line {line}: expected cells with quotes in pairs, found an error ({error})"
+    finally:
+        csv.field_size_limit(limit)
+    return records, broken
 
 
 def _decoded(scan: Scan, file: str | os.PathLike) -> str | None:
@@ -266,5 +286,5 @@ def _decoded(scan: Scan, file: str | os.PathLike) -> str | None:
 def _note_lines(scan: Scan, file: str | os.PathLike, wrong: dict[str, list[int]]) -> None:
     """Notes each kind of problem of a file once, with the first line that has it."""
     for problem, (first, *others) in wrong.items():
-        more = f" (and {len(others)} more line{'s' * (len(others) > 1)})" if others else ""
-        scan.note(file, f"line {first}: {problem}{more}")
+        more = f" and {len(others)} more" if others else ""
+        scan.note(file, f"line {first}{more}: {problem}")

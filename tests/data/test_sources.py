@@ -231,3 +231,35 @@ def test_links_are_followed_if_asked_for(tmp_path):
 def test_wrong_options_are_explained(source, options, message):
     with pytest.raises(DataError, match=message):
         load_split(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "texts"}, "source 'texts': expected the path of a folder of texts, found none"),
+        ({"source": "texts", "path": "gone"}, "gone: expected a folder of texts, found nothing"),
+        ({"source": "ag_news", "path": "gone"}, "gone: expected a folder of texts, found nothing"),
+        ({"source": "glosses", "path": "x"}, "expected no path and no split file, found x"),
+        ({"source": "glosses", "seed": 1}, "source 'glosses': expected options of path, found"),
+    ],
+)
+def test_a_bad_call_for_texts_is_explained(arguments, message):
+    with pytest.raises(DataError, match=message):
+        load_split(**arguments)
+
+
+@pytest.mark.parametrize("source", ["texts", "ag_news"])
+def test_texts_by_name_with_columns_of_other_names(tmp_path, source):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text("kind,body\nx,one\ny,two\n")
+    columns = {"text_column": "body", "label_column": "kind"}
+    split = load_split(source, path=tmp_path, **columns)
+    assert split.train.texts == ("one", "two") and split.train.class_names == ("x", "y")
+    assert load_split("glosses", **columns).train.noun == "text"
+
+
+def test_an_empty_folder_for_a_benchmark_of_texts_tells_both_ways_to_fill_it(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load_split("ag_news", path=tmp_path)
+    assert "train/<class>.txt and test/<class>.txt, or ag_news_subset/ of" in str(caught.value)
+    assert f"python -m qkd_jax data prepare ag_news --path {tmp_path}" in str(caught.value)
