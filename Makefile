@@ -24,7 +24,7 @@ FLOOR_PYTHON ?= $(shell python3.13 -c "import ensurepip" 2>/dev/null && echo pyt
 CONSTRAINT ?=
 
 # Experiments whose data is built once by tensorflow-datasets, which needs TensorFlow for that.
-TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a
+TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 

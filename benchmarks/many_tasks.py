@@ -51,7 +51,7 @@ def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
     for task in split_tasks(class_order(num_tasks * classes, 0), 0, classes):
         train = data.train.take(np.flatnonzero(np.isin(data.train.labels, task.classes)))
         test = data.test.take(np.flatnonzero(np.isin(data.test.labels, task.classes)))
-        images = train.load(np.arange(len(train)), SIDE)["image"]
+        images = train.load(np.arange(len(train)), backbone)["image"]
         batch = {"image": images, "label": train.labels}
         state = verbs.begin_task(state, task, STEPS)
         teachers = verbs.slot_features(state, images, tuple(range(task.index)))
@@ -65,7 +65,7 @@ def measure(num_tasks: int, classes: int) -> dict[str, list[float]]:
         began = time.perf_counter()
         state = jax.block_until_ready(verbs.end_task(state, [batch]))
         found["end"].append(time.perf_counter() - began)
-        asked = test.load(np.arange(len(test)), SIDE)["image"]
+        asked = test.load(np.arange(len(test)), backbone)["image"]
         began = time.perf_counter()
         jax.block_until_ready(verbs.predict(state, asked))
         found["evaluation"].append(time.perf_counter() - began)

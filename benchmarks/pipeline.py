@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,11 @@ SIZE, BATCH = 224, 16
 WIDTH, HEIGHT, CLASSES = 500, 375, 8
 
 
+def at(side: int) -> SimpleNamespace:
+    """As much of a backbone as an image set reads."""
+    return SimpleNamespace(spec=SimpleNamespace(input_size=side))
+
+
 def write_photographs(root: Path, count: int) -> None:
     """`count` JPEGs to train on and one a class to test on, in class folders."""
     generator = np.random.default_rng(0)
@@ -40,7 +46,7 @@ def write_photographs(root: Path, count: int) -> None:
         for i in range(number):
             folder = root / part / f"class_{i % CLASSES}"
             folder.mkdir(parents=True, exist_ok=True)
-            pixels = drawings.load([i % len(drawings)], 128)["image"][0]
+            pixels = drawings.load([i % len(drawings)], at(128))["image"][0]
             image = np.asarray(Image.fromarray(pixels).resize((WIDTH, HEIGHT)), np.float32)
             grain = generator.normal(0.0, 8.0, image.shape)
             image = np.clip(image + grain, 0, 255).astype(np.uint8)
@@ -52,7 +58,7 @@ def our_epoch(images: ImageSet, epoch: int) -> int:
     place = {"seed": 0, "task": 0, "epoch": epoch}
     batches = epoch_batches(len(images), BATCH, **place)
     loaded = prefetch(
-        (images.load(indices, SIZE, crop_draws(indices, **place))["image"], mask)
+        (images.load(indices, at(SIZE), crop_draws(indices, **place))["image"], mask)
         for indices, mask in batches
     )
     count = 0

@@ -49,8 +49,8 @@ def vit_s16(size: int) -> ViTSpec:
 def keeping_nothing(config: Config, backbone: Backbone) -> np.ndarray:
     """Images classified right after each task [T]; every feature is computed when it is asked."""
     config, data, tasks, _ = plan(config)
-    settings, size = config.train, config.backbone.image_size
-    pixels = {id(part): part.load(np.arange(len(part)), size)["image"] for part in data}
+    settings = config.train
+    pixels = {id(part): part.load(np.arange(len(part)), backbone)["image"] for part in data}
     state = verbs.init_state(jax.random.key(config.seed), backbone, config)
 
     def looped(images: np.ndarray, num_slots: int) -> np.ndarray:

@@ -61,6 +61,7 @@ def test_the_wheel_is_typed_and_names_its_systems(tmp_path):
         [metadata] = [name for name in names if name.endswith(".dist-info/METADATA")]
         told = Parser().parsestr(wheel.read(metadata).decode())
     assert {"qkd_jax/py.typed", "qkd_jax/data/renditions.npz"} <= names
+    assert {"qkd_jax/data/glosses.tsv", "qkd_jax/data/GLOSSES_LICENCE.txt"} <= names
     assert "qkd_jax/experiments/renditions.py" in names
     classifiers = set(told.get_all("Classifier"))
     for minor in (11, 12, 13):

@@ -11,7 +11,7 @@ from qkd_jax.settings.config import Config
 from qkd_jax.settings.experiments import experiment_names, load_experiment
 from qkd_jax.settings.methods import method_named, method_names, preset_method, presets
 
-FOLLOW_LINKS = "read links in an image folder that lead out of it"
+FOLLOW_LINKS = "read links in a folder of images or texts that lead out of it"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,13 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("name", nargs="?", default="clip_vit_b16")
 
     data = command(
-        "data", _data, "prepare a tensorflow-datasets set once, or check that every image reads"
+        "data", _data, "prepare a tensorflow-datasets set once, or check that every example reads"
     )
     data.add_argument("action", choices=["prepare", "check"])
     data.add_argument("name", help="an image folder, or a source as in data.source")
-    data.add_argument("--path", default="", help="where prepared data sets live")
+    data.add_argument("--path", default="", help="a folder of texts, or of prepared data sets")
     data.add_argument("--split-file", default="", help="for a folder without train/ and test/")
     data.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
+    data.add_argument("--text-column", default="text", help="of a table of texts")
+    data.add_argument("--label-column", default="label", help="of a table of texts")
     return parser
 
 
@@ -381,13 +383,16 @@ def _data(options: argparse.Namespace) -> None:
         path=folder if is_folder else options.path or None,
         split_file=options.split_file or None,
         follow_links=options.follow_links,
+        text_column=options.text_column,
+        label_column=options.label_column,
     )
     print(describe(split))
     with counting("checking", len(split.train) + len(split.test)) as advance:
         found = verify(split, advance)
     need_every_class(split)
-    print("every image can be read, and every class has images to train and to test on")
+    noun = split.train.noun
+    print(f"every {noun} can be read, and every class has {noun}s to train and to test on")
     for copies in found.copies:
-        print(f"the same pixels: {' = '.join(copies)}")
+        print(f"the same {split.train.substance}: {' = '.join(copies)}")
     if found.leaked:
-        print(f"warning: {told_leaks(found.leaked)}")
+        print(f"warning: {told_leaks(found.leaked, split.test)}")

@@ -182,18 +182,23 @@ FAMILIES = re.compile(
 UNLIKE = frozenset({"keyboard", "rooster", "white-flower"})
 
 
+def fetch_package(package: str, sha256: str, folder: pathlib.Path) -> tarfile.TarFile:
+    """The archive of one npm package, such as `name@1.2.3`, fetched and checked."""
+    command = ["npm", "pack", "--silent", "--pack-destination", str(folder), package]
+    packed = subprocess.run(command, check=True, capture_output=True, text=True)
+    archive = folder / packed.stdout.split()[-1]
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        raise SystemExit(f"{package}: expected sha256 {sha256}, found {found}")
+    return tarfile.open(archive)
+
+
 def download(folder: pathlib.Path) -> dict[str, dict]:
     """Fetches and checks each package; returns its icons and categories by set name."""
     drawings = {}
     for name, source in SETS.items():
         package = f"@iconify-json/{name}@{source.version}"
-        command = ["npm", "pack", "--silent", "--pack-destination", str(folder), package]
-        subprocess.run(command, check=True, capture_output=True)
-        archive = folder / f"iconify-json-{name}-{source.version}.tgz"
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != source.sha256:
-            raise SystemExit(f"{package}: expected sha256 {source.sha256}, found {found}")
-        with tarfile.open(archive) as members:
+        with fetch_package(package, source.sha256, folder) as members:
             read = {
                 part: json.load(members.extractfile(f"package/{part}.json"))
                 for part in ("icons", "metadata")

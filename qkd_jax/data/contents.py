@@ -1,37 +1,33 @@
-"""Image sets compared by content, and a check that every image can be read.
+"""Sets compared by content, and a check that every example can be read.
 
-The content of an image is the bytes of its file (or record, or array), without its place and name.
-So data that was moved is the same data, and other pixels under the same names are not.
+The content of an example is its bytes as they are stored, without its place and name. So data that
+was moved is the same data, and other pixels or words under the same names are not.
 """
 
 import concurrent.futures
 import hashlib
 import os
-import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from qkd_jax.data.examples import Split
-from qkd_jax.data.image_set import Encoded, ImageSet
-from qkd_jax.data.images import decode
+from qkd_jax.data.examples import Examples, Split, counted
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import DataError
 
 DIGEST_BYTES = 16
-Result = TypeVar("Result")
-Advance = Callable[[int], None]  # called with the number of images done since the last call
+Advance = Callable[[int], None]  # called with the number of examples done since the last call
 
 
 class Contents(NamedTuple):
-    """The images of one set, in its order.
+    """The contents of one set, in its order.
 
     Attributes:
       ids: str [N].
       labels: int32 [N].
-      digests: uint8 [N, 16], the first half of the sha256 of each stored image.
+      digests: uint8 [N, 16], the first half of the sha256 of each stored example.
     """
 
     ids: np.ndarray
@@ -39,11 +35,11 @@ class Contents(NamedTuple):
     digests: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Contents":
-        """The images at `rows`, indices or a mask."""
+        """The examples at `rows`, indices or a mask."""
         return Contents(*(field[rows] for field in self))
 
     def keys(self) -> list[tuple[int, bytes]]:
-        """(label, digest) of each image, by which sets are compared."""
+        """(label, digest) of each example, by which sets are compared."""
         return [(int(k), d.tobytes()) for k, d in zip(self.labels, self.digests, strict=True)]
 
 
@@ -55,21 +51,21 @@ class SplitContents(NamedTuple):
     class_names: tuple[str, ...]
 
     def digests_of(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [n, 16] for each side of a split of these images, also where some of them stand on
-        the other side than here.
+        """uint8 [n, 16] for each side of a split of these examples, also where some of them
+        stand on the other side than here.
         """
         sides = [dict(zip(s.ids.tolist(), s.digests, strict=True)) for s in (self.train, self.test)]
         known = (sides[1] | sides[0], sides[0] | sides[1])  # of an id on both sides, the own one
         train, test = (
-            np.array([digests[text] for text in images.ids.tolist()], np.uint8).reshape(
+            np.array([digests[text] for text in examples.ids.tolist()], np.uint8).reshape(
                 -1, DIGEST_BYTES
             )
-            for digests, images in zip(known, split, strict=True)
+            for digests, examples in zip(known, split, strict=True)
         )
         return train, test
 
     def sha256(self) -> str:
-        """One fingerprint of everything, which does not depend on the order of the images."""
+        """One fingerprint of everything, which does not depend on the order of the examples."""
         digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "surrogatepass"))
         for side in (self.train, self.test):
             digest.update(len(side.labels).to_bytes(8, "big"))
@@ -83,30 +79,31 @@ def ignore(count: int) -> None:
 
 
 def read_contents(split: Split, advance: Advance = ignore) -> SplitContents:
-    """Reads the stored bytes of every image, without decoding them.
+    """Reads the stored bytes of every example, without decoding them.
 
     Raises:
-      DataError: images whose file cannot be read; shows the first ten, and the number of all.
+      DataError: examples that cannot be read; shows the first ten, and the number of all.
     """
     sides = []
-    for images in split:
-        digests = np.zeros((len(images), DIGEST_BYTES), np.uint8)
+    for examples in split:
+        digests = np.zeros((len(examples), DIGEST_BYTES), np.uint8)
         problems = []
-        for index, found in enumerate(_for_each(images, _digest, advance)):
+        for index, found in enumerate(_digests(examples, examples.stored, advance)):
             if isinstance(found, bytes):
-                digests[index] = np.frombuffer(found, np.uint8)
+                digests[index] = np.frombuffer(found[:DIGEST_BYTES], np.uint8)
             else:
                 problems.append(found)
-        _refuse(problems)
-        sides.append(Contents(images.ids, images.labels, digests))
+        _refuse(problems, examples.noun)
+        sides.append(Contents(examples.ids, examples.labels, digests))
     return SplitContents(*sides, split.train.class_names)
 
 
 class Repeated(NamedTuple):
-    """Groups of images with the same pixels, even if their files differ; an entry names one group.
+    """Groups of examples that look the same to a learner, even if they are stored differently; an
+    entry names one group.
 
     Attributes:
-      leaked: groups with images on both sides, which are both trained and tested on.
+      leaked: groups with examples on both sides, which are both trained and tested on.
       copies: the other groups.
     """
 
@@ -115,20 +112,20 @@ class Repeated(NamedTuple):
 
 
 def verify(split: Split, advance: Advance = ignore) -> Repeated:
-    """Decodes every image; returns those that occur more than once.
+    """Decodes every example; returns those that occur more than once.
 
     Raises:
-      DataError: images that cannot be read; shows the first ten, and the number of all.
+      DataError: examples that cannot be read; shows the first ten, and the number of all.
     """
     problems: list[str] = []
     same: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
-    for side, images in enumerate(split):
-        for index, found in enumerate(_for_each(images, _pixel_digest, advance)):
+    for side, examples in enumerate(split):
+        for index, found in enumerate(_digests(examples, examples.seen, advance)):
             if isinstance(found, bytes):
-                same[found].append((side, f"{images.name}: {images.ids[index]}"))
+                same[found].append((side, f"{examples.name}: {examples.ids[index]}"))
             else:
                 problems.append(found)
-    _refuse(problems)
+    _refuse(problems, split.train.noun)
     repeated = Repeated([], [])
     for group in same.values():
         names = [name for _, name in group]
@@ -139,11 +136,13 @@ def verify(split: Split, advance: Advance = ignore) -> Repeated:
     return repeated
 
 
-def told_leaks(leaked: list[list[str]]) -> str:
-    """One sentence about the groups of `Repeated.leaked`, and the first ten of them."""
+def told_leaks(leaked: list[list[str]], examples: Examples) -> str:
+    """One sentence about the groups of `Repeated.leaked`, and the first ten of them; `examples`:
+    one of the two sets.
+    """
     groups = [" = ".join(group) for group in leaked]
-    what = "1 image is" if len(leaked) == 1 else f"{len(leaked)} images are"
-    return f"{what} both trained and tested on (the same pixels):{summarise(groups)}"
+    what = f"{counted(len(leaked), examples.noun)} {'is' if len(leaked) == 1 else 'are'}"
+    return f"{what} both trained and tested on (the same {examples.substance}):{summarise(groups)}"
 
 
 def joined(split: SplitContents) -> Contents:
@@ -153,12 +152,12 @@ def joined(split: SplitContents) -> Contents:
 
 
 def rows_of(then: Contents, now: Contents) -> tuple[np.ndarray, list[str]]:
-    """Finds the images of an earlier reading in a newer one, by label and content.
+    """Finds the examples of an earlier reading in a newer one, by label and content.
 
     Returns:
-      (rows int64 [N] of `now` for each image of `then`, -1 where it is gone; the ids of `now` that
-      are new). Among copies of one image, the one with the same id is taken first, then the others
-      in order.
+      (rows int64 [N] of `now` for each example of `then`, -1 where it is gone; the ids of `now`
+      that are new). Among copies of one example, the one with the same id is taken first, then the
+      others in order.
     """
     places: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for row, key in enumerate(now.keys()):
@@ -194,42 +193,29 @@ def contents_of(arrays: Any) -> SplitContents:
     return SplitContents(*sides, tuple(arrays["class_names"].tolist()))
 
 
-def _for_each(
-    images: ImageSet, function: Callable[[Encoded, str], bytes], advance: Advance
+def _digests(
+    examples: Examples, read: Callable[[int], bytes], advance: Advance
 ) -> Iterator[bytes | str]:
-    """The result of `function` for every image, in a pool of threads; an error gives its text."""
+    """sha256 of what `read` gives of every example, in a pool of threads; an error gives its
+    text.
+    """
 
     def one(index: int) -> bytes | str:
-        name = f"{images.name}: {images.ids[index]}"
         try:
-            (encoded,) = images.fetch([index])
-            return function(encoded, name)
+            return hashlib.sha256(read(index)).digest()
         except DataError as error:
             return str(error)
         except OSError as error:
+            name = f"{examples.name}: {examples.ids[index]}"
             return f"{name}: cannot be read ({error.strerror or error})"
 
-    # After Ctrl-C, closing the iterator of `map` cancels the remaining images.
+    # After Ctrl-C, closing the iterator of `map` cancels the remaining examples.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(one, range(len(images))):
+        for found in pool.map(one, range(len(examples))):
             advance(1)
             yield found
 
 
-def _digest(encoded: Encoded, name: str) -> bytes:
-    if isinstance(encoded, pathlib.Path):
-        encoded = encoded.read_bytes()
-    if isinstance(encoded, np.ndarray):
-        encoded = f"{encoded.dtype} {encoded.shape}".encode() + encoded.tobytes()
-    return hashlib.sha256(encoded).digest()[:DIGEST_BYTES]
-
-
-def _pixel_digest(encoded: Encoded, name: str) -> bytes:
-    image = decode(encoded, name)
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
-
-
-def _refuse(problems: list[str]) -> None:
+def _refuse(problems: list[str], noun: str) -> None:
     if problems:
-        what = "1 image" if len(problems) == 1 else f"{len(problems)} images"
-        raise DataError(f"{what} cannot be read:{summarise(problems)}")
+        raise DataError(f"{counted(len(problems), noun)} cannot be read:{summarise(problems)}")

@@ -2,22 +2,26 @@
 
 import concurrent.futures
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from qkd_jax.data.crops import random_view
+from qkd_jax.data.examples import Reader
 from qkd_jax.data.images import Encoded, centre_view, decode
+from qkd_jax.data.labelled_set import LabelledSet, check_labels
 from qkd_jax.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(LabelledSet):
     """N labelled images, a set of `Examples`.
 
     Raises:
-      DataError: labels or ids are not N, a label is outside [0, C), an id repeats or is not UTF-8.
+      DataError: as `LabelledSet`.
 
     Attributes:
       name: of the set, in errors and reports.
@@ -29,33 +33,12 @@ class ImageSet:
         False for images that fill their frame.
     """
 
-    name: str
-    labels: np.ndarray
-    ids: np.ndarray
-    class_names: tuple[str, ...]
     fetch: Callable[[Sequence[int]], list[Encoded]]
     margin: bool = True
 
-    def __post_init__(self) -> None:
-        _check_labels(self.name, self.labels, len(self.class_names))
-        ids = self.ids
-        if ids.shape != self.labels.shape or ids.dtype.kind != "U":
-            found = f"{ids.dtype} {list(ids.shape)}"
-            raise DataError(f"{self.name}: expected {len(self)} ids as text, found {found}")
-        codes = np.ascontiguousarray(ids).view(np.uint32)
-        if (codes >> 11 == 0xD800 >> 11).any():  # surrogates, from other encodings
-            wrong = next(name for name in ids.tolist() if not _is_utf8(name))
-            raise DataError(f"{self.name}: expected ids in UTF-8, found {wrong!r}")
-        # Comparing ids that are in order, the usual case, is much faster than counting them.
-        if not (ids[1:] > ids[:-1]).all() and len(set(ids.tolist())) < len(ids):
-            names, counts = np.unique(ids, return_counts=True)
-            name = str(names[counts.argmax()])
-            raise DataError(
-                f"{self.name}: expected unique ids, found {name!r} {counts.max()} times"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    fields: ClassVar[tuple[str, ...]] = ("image",)
+    noun: ClassVar[str] = "image"
+    substance: ClassVar[str] = "pixels"
 
     @property
     def view(self) -> str:
@@ -65,14 +48,14 @@ class ImageSet:
     def load(
         self,
         indices: Sequence[int] | np.ndarray,
-        size: int,
+        backbone: Reader,
         draws: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Decodes images in a pool of threads.
 
         Args:
           indices: n positions in the set.
-          size: side S of the result in pixels.
+          backbone: its `spec.input_size` is the side S of the result in pixels.
           draws: of `crop_draws`, [n, NUM_DRAWS]: random crops and flips, to train on. None: the
             test view, the shorter side resized and the central square.
 
@@ -82,7 +65,7 @@ class ImageSet:
         Raises:
           DataError: an image cannot be read; the message names it.
         """
-        indices = np.asarray(indices, np.int64)
+        indices, size = np.asarray(indices, np.int64), backbone.spec.input_size
         shorter_side = size * 256 // 224 if self.margin else size
         sources = self.fetch(indices.tolist())
         views = np.zeros((len(indices), size, size, 3), np.uint8)
@@ -99,40 +82,32 @@ class ImageSet:
                 pass
         return {"image": views}
 
-    def take(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> "ImageSet":
-        """The images at `indices`, in that order, as a set of their own."""
-        indices = np.asarray(indices, np.int64)
-        return ImageSet(
-            name=name or self.name,
-            labels=self.labels[indices],
-            ids=self.ids[indices],
-            class_names=self.class_names,
-            fetch=lambda inner: self.fetch(indices[np.asarray(inner, np.int64)].tolist()),
-            margin=self.margin,
-        )
+    def stored(self, index: int) -> bytes:
+        """The bytes of the file or record; of an array its type, shape and pixels."""
+        (encoded,) = self.fetch([index])
+        if isinstance(encoded, np.ndarray):
+            return f"{encoded.dtype} {encoded.shape}".encode() + encoded.tobytes()
+        return encoded.read_bytes() if isinstance(encoded, pathlib.Path) else encoded
 
+    def seen(self, index: int) -> bytes:
+        """The size and pixels of the decoded image, in whatever file they are kept."""
+        (encoded,) = self.fetch([index])
+        image = decode(encoded, f"{self.name}: {self.ids[index]}")
+        return f"{image.size}".encode() + image.tobytes()
 
-def concatenate(parts: Sequence[ImageSet], name: str) -> ImageSet:
-    """The images of all parts in one set; if ids repeat, each gets the name of its part."""
-    ids = [part.ids.tolist() for part in parts]
-    if len({text for part in ids for text in part}) < sum(map(len, ids)):
-        pairs = zip(parts, ids, strict=True)
-        ids = [[f"{part.name}: {text}" for text in own] for part, own in pairs]
-    starts = np.cumsum([0, *map(len, parts)])
+    def _contents_at(self, indices: np.ndarray) -> dict[str, Any]:
+        return {"fetch": lambda inner: self.fetch(indices[np.asarray(inner, np.int64)].tolist())}
 
-    def fetch(indices: Sequence[int]) -> list[Encoded]:
-        owners = np.searchsorted(starts, indices, side="right") - 1
-        pairs = zip(indices, owners.tolist(), strict=True)
-        return [parts[owner].fetch([int(index - starts[owner])])[0] for index, owner in pairs]
+    @staticmethod
+    def _joined_contents(parts: Sequence[Self]) -> dict[str, Any]:
+        starts = np.cumsum([0, *map(len, parts)])
 
-    return ImageSet(
-        name=name,
-        labels=np.concatenate([part.labels for part in parts]),
-        ids=np.array([text for part in ids for text in part], str),
-        class_names=parts[0].class_names,
-        fetch=fetch,
-        margin=parts[0].margin,
-    )
+        def fetch(indices: Sequence[int]) -> list[Encoded]:
+            owners = np.searchsorted(starts, indices, side="right") - 1
+            pairs = zip(indices, owners.tolist(), strict=True)
+            return [parts[owner].fetch([int(index - starts[owner])])[0] for index, owner in pairs]
+
+        return {"fetch": fetch}
 
 
 def from_arrays(
@@ -164,7 +139,7 @@ def from_arrays(
         raise DataError(f"{name}: expected {len(images)} labels, found {list(labels.shape)}")
     if class_names is None:
         class_names = [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
-    _check_labels(name, labels, len(class_names))  # before int32 can cut them
+    check_labels(name, labels, len(class_names), ImageSet.noun)  # before int32 can cut them
     if ids is None:
         ids = [f"{name}/{index:06d}" for index in range(len(images))]
     return ImageSet(
@@ -175,23 +150,3 @@ def from_arrays(
         fetch=lambda indices: [images[index] for index in indices],
         margin=margin,
     )
-
-
-def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        found = f"{labels.dtype} {list(labels.shape)}"
-        raise DataError(f"{name}: expected labels as integers [N], found {found}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if wrong.size:
-        raise DataError(
-            f"{name}: expected labels in [0, {num_classes}), found {labels[wrong[0]]} of image "
-            f"{wrong[0]}"
-        )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

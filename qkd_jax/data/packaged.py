@@ -1,4 +1,6 @@
-"""Image sets that need no download: `renditions`, which ships in the package, and `synthetic`."""
+"""Sets that need no download: `renditions` and `glosses`, which ship in the package, and
+`synthetic`.
+"""
 
 import hashlib
 import io
@@ -8,10 +10,13 @@ import numpy as np
 
 from qkd_jax.data.examples import Split
 from qkd_jax.data.image_set import ImageSet, from_arrays
+from qkd_jax.data.text_set import TextSet
 from qkd_jax.errors import DataError
 
 RENDITIONS = pathlib.Path(__file__).with_name("renditions.npz")
+GLOSSES = pathlib.Path(__file__).with_name("glosses.tsv")
 RENDITIONS_SHA256 = "c63d90af55bbc49144df6130f7e49773543d7573fa5a7100f419af50ce633d02"
+GLOSSES_SHA256 = "bf25ebb861a1a127b73ff255b3ea0a288190729f2222a61fcddfae7c15f03140"
 
 
 def renditions(path: pathlib.Path = RENDITIONS) -> Split:
@@ -24,16 +29,7 @@ def renditions(path: pathlib.Path = RENDITIONS) -> Split:
     Raises:
       DataError: the packaged file is missing or not the one that was built.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: expected a file of the package, found none. Install it again")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != RENDITIONS_SHA256:
-        raise DataError(
-            f"{path}: damaged: expected sha256 {RENDITIONS_SHA256}, found {found}. "
-            "Install the package again"
-        )
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+    with np.load(io.BytesIO(_verified(path, RENDITIONS_SHA256)), allow_pickle=False) as file:
         fields = {name: file[name] for name in file.files}
     blobs, offsets = fields["bytes"].tobytes(), fields["offsets"].tolist()
     class_names, style_names = fields["class_names"].tolist(), fields["style_names"].tolist()
@@ -54,6 +50,33 @@ def renditions(path: pathlib.Path = RENDITIONS) -> Split:
     return Split(
         train=everything.take(np.flatnonzero(~is_test), "renditions/train"),
         test=everything.take(np.flatnonzero(is_test), "renditions/test"),
+    )
+
+
+def glosses(path: pathlib.Path = GLOSSES) -> Split:
+    """38 kinds of meaning of English nouns and verbs; 100 definitions of each to train on, 50 to
+    test on.
+
+    A class is a lexicographer file of WordNet 3.1, such as noun.animal or verb.motion, and a text
+    the definition of one meaning. Origin and licence are in `GLOSSES_LICENCE.txt`.
+
+    Raises:
+      DataError: the packaged file is missing or not the one that was built.
+    """
+    lines = _verified(path, GLOSSES_SHA256).decode().splitlines()
+    sides, ids, texts = zip(*(line.split("\t") for line in lines), strict=True)
+    class_names, labels = np.unique([name.split("/")[0] for name in ids], return_inverse=True)
+    everything = TextSet(
+        name="glosses",
+        labels=labels.astype(np.int32),
+        ids=np.array(ids),
+        class_names=tuple(class_names.tolist()),
+        texts=texts,
+    )
+    is_test = np.array(sides) == "test"
+    return Split(
+        train=everything.take(np.flatnonzero(~is_test), "glosses/train"),
+        test=everything.take(np.flatnonzero(is_test), "glosses/test"),
     )
 
 
@@ -104,3 +127,16 @@ def synthetic(
         )
 
     return Split(train=draw(0, train_per_class), test=draw(1, test_per_class))
+
+
+def _verified(path: pathlib.Path, sha256: str) -> bytes:
+    """The content of a packaged file."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file of the package, found none. Install it again")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"{path}: damaged: expected sha256 {sha256}, found {found}. Install the package again"
+        )
+    return content

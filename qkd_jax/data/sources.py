@@ -1,4 +1,4 @@
-"""One call for every image set: packaged ones, folders, arrays, tensorflow-datasets."""
+"""One call for every set: packaged ones, folders, arrays, tensorflow-datasets."""
 
 import functools
 import inspect
@@ -10,14 +10,18 @@ import numpy as np
 
 from qkd_jax.data import packaged, splits
 from qkd_jax.data.examples import Split
-from qkd_jax.data.folder import Splitter, find_parts, open_folder
+from qkd_jax.data.folder import open_folder
 from qkd_jax.data.image_set import ImageSet, from_arrays
+from qkd_jax.data.scan import Splitter, find_parts
+from qkd_jax.data.text_files import open_texts
+from qkd_jax.data.text_set import TextSet
 from qkd_jax.data.tfds_source import open_tfds, prepare
 from qkd_jax.errors import DataError
 
 __all__ = [
     "ImageSet",
     "Split",
+    "TextSet",
     "describe",
     "fingerprint",
     "from_arrays",
@@ -25,8 +29,8 @@ __all__ = [
     "prepare",
 ]
 
-# Benchmarks of the field and their names in tensorflow-datasets; None = only as an image folder
-# (VTAB is the 50-class subset of the class-incremental literature).
+# Benchmarks of the field and their names in tensorflow-datasets; None = only as a folder (VTAB is
+# the 50-class subset of the class-incremental literature).
 BENCHMARKS = {
     "cifar100": "cifar100",
     "cub200": "caltech_birds2011",
@@ -35,7 +39,10 @@ BENCHMARKS = {
     "vtab": None,
     "omnibenchmark": None,
     "objectnet": None,
+    "ag_news": "ag_news_subset",
 }
+# Sources of texts; a path is a folder as `open_texts` reads it, and else as `open_folder` does.
+TEXTS = ("texts", "ag_news")
 # Benchmarks without a split, which `splits.fifth_to_test` divides.
 UNSPLIT = ("imagenet_r", "imagenet_a", "objectnet")
 
@@ -47,41 +54,57 @@ def load_split(
     split_file: str | os.PathLike | None = None,
     split_sha256: str | None = None,
     follow_links: bool = False,
+    text_column: str = "text",
+    label_column: str = "label",
     **options,
 ) -> Split:
-    """Opens an image set by name.
+    """Opens a set by name.
 
     Args:
-      source: `renditions` (packaged), `synthetic`, `folder`, `tfds:<name>`, `arrays`, or a
-        benchmark: `cifar100`, `cub200`, `imagenet_r`, `imagenet_a`, `vtab`, `omnibenchmark`,
-        `objectnet`.
-      path: the image folder, or the data folder of tensorflow-datasets. A benchmark takes either.
-        `~` is the home folder.
-      split_file: a user's split (`splits.read_split_file`); all images are divided by it.
+      source: images: `renditions` (packaged), `synthetic`, `folder`, `arrays`, or a benchmark:
+        `cifar100`, `cub200`, `imagenet_r`, `imagenet_a`, `vtab`, `omnibenchmark`, `objectnet`.
+        Texts: `glosses` (packaged), `texts`, or the benchmark `ag_news`. Either: `tfds:<name>`.
+      path: the folder of images or texts, or the data folder of tensorflow-datasets. A benchmark
+        takes either. `~` is the home folder.
+      split_file: a user's split (`splits.read_split_file`); all examples are divided by it.
       split_sha256: the expected `fingerprint` of the split.
-      follow_links: follow links that lead out of an image folder.
+      follow_links: follow links that lead out of a folder of images or texts.
+      text_column, label_column: names of the columns, where texts are in tables.
       **options: for `synthetic` its arguments; for `arrays` `train` and `test`, each a pair of
         images and labels, and `class_names`.
 
     Raises:
       DataError: an unknown source, a missing or unused argument, or an error of the source.
     """
+    without_path = {
+        "renditions": packaged.renditions,
+        "glosses": packaged.glosses,
+        "synthetic": packaged.synthetic,
+        "arrays": _from_pairs,
+    }
     splitter = None
     if split_file is not None:
         splitter = functools.partial(_by_file, os.path.expanduser(split_file))
     if path is not None:
         path = pathlib.Path(os.path.expanduser(path))
-    if source in ("renditions", "synthetic", "arrays"):
+
+    def open_path() -> Split:
+        if path is None:
+            what = "texts" if source in TEXTS else "images"
+            raise DataError(
+                f"source {source!r}: expected the path of a folder of {what}, found none"
+            )
+        if source in TEXTS:
+            return open_texts(path, splitter, follow_links, text_column, label_column)
+        return open_folder(path, _rule(source, path, splitter), follow_links)
+
+    if source in without_path:
         if path is not None or splitter is not None:
             raise DataError(
                 f"source {source!r}: expected no path and no split file, found "
                 f"{path if path is not None else split_file}"
             )
-        make = {
-            "renditions": packaged.renditions,
-            "synthetic": packaged.synthetic,
-            "arrays": _from_pairs,
-        }[source]
+        make = without_path[source]
         try:
             inspect.signature(make).bind(**options)
         except TypeError as error:
@@ -92,28 +115,27 @@ def load_split(
         split = make(**options)
     elif options:
         raise DataError(f"source {source!r}: expected no further options, found {sorted(options)}")
-    elif source == "folder" or (source in BENCHMARKS and BENCHMARKS[source] is None):
-        if path is None:
-            raise DataError(f"source {source!r}: expected the path of an image folder, found none")
-        split = open_folder(path, _rule(source, path, splitter), follow_links)
+    elif source in ("folder", "texts") or (source in BENCHMARKS and BENCHMARKS[source] is None):
+        split = open_path()
     elif source in BENCHMARKS:
         name = BENCHMARKS[source]
         if path is None or (path / name).is_dir():
             split = open_tfds(name, path, splitter)
         elif path.is_dir() and not any(path.iterdir()):
+            end = ".txt" if source in TEXTS else "/*"
             raise DataError(
-                f"{path}: expected train/<class>/* and test/<class>/*, or {name}/ of "
+                f"{path}: expected train/<class>{end} and test/<class>{end}, or {name}/ of "
                 "tensorflow-datasets, found an empty folder. To fill it: "
                 f"python -m qkd_jax data prepare {source} --path {shlex.quote(str(path))}"
             )
         else:
-            split = open_folder(path, _rule(source, path, splitter), follow_links)
+            split = open_path()
     elif source.startswith("tfds:") and source != "tfds:":
         if path is not None and os.path.exists(path) and not os.path.isdir(path):
             raise DataError(f"{path}: expected a data folder, found a file")
         split = open_tfds(source.removeprefix("tfds:"), path, splitter)
     else:
-        known = ["renditions", "synthetic", "arrays", "folder", "tfds:<name>", *BENCHMARKS]
+        known = [*without_path, "folder", "texts", "tfds:<name>", *BENCHMARKS]
         raise DataError(f"data.source: expected one of {', '.join(known)}, found {source!r}")
     found = fingerprint(split)
     if split_sha256 is not None and found != split_sha256:
@@ -122,7 +144,7 @@ def load_split(
 
 
 def fingerprint(split: Split) -> str:
-    """sha256 of which image is on which side (`splits.split_sha256`), to quote with a number.
+    """sha256 of which example is on which side (`splits.split_sha256`), to quote with a number.
 
     A leading `train/` or `test/` is removed from the ids, so that a set divided into folders has
     the same fingerprint as when it is divided by a split file.
@@ -133,11 +155,11 @@ def fingerprint(split: Split) -> str:
 
 
 def describe(split: Split) -> str:
-    """One line: numbers of images and classes, the fingerprint, and its name if it is known."""
+    """One line: numbers of examples and classes, the fingerprint, and its name if it is known."""
     found = fingerprint(split)
     name = splits.KNOWN_SPLITS.get(found)
     return (
-        f"{len(split.train)} train and {len(split.test)} test images of "
+        f"{len(split.train)} train and {len(split.test)} test {split.test.noun}s of "
         f"{len(split.train.class_names)} classes, split sha256 {found}"
         + (f" ({name})" if name else "")
     )
@@ -148,7 +170,7 @@ def _by_file(path: str | os.PathLike, ids: np.ndarray, labels: np.ndarray) -> np
 
 
 def _rule(source: str, path: pathlib.Path, splitter: Splitter | None) -> Splitter | None:
-    if splitter is None and source in UNSPLIT and not any(find_parts(path)):
+    if splitter is None and source in UNSPLIT and not any(find_parts(path, ImageSet.noun)):
         return splits.fifth_to_test
     return splitter
 

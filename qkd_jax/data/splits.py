@@ -1,6 +1,6 @@
-"""Which images are trained on and which are tested on, for sets that ship without a split.
+"""Which examples are trained on and which are tested on, for sets that ship without a split.
 
-The rule depends on the image ids alone, so that everyone gets the same split without a list;
+The rule depends on the ids alone, so that everyone gets the same split without a list;
 `split_sha256` is the fingerprint to quote with a number.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from qkd_jax.data.examples import counted
 from qkd_jax.errors import DataError
 
 SHOWN = 10
@@ -37,11 +38,11 @@ def summarise(problems: list[str]) -> str:
 
 
 def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
-    """Which images to test on: a fifth of all, from every class in proportion.
+    """Which examples to test on: a fifth of all, from every class in proportion.
 
-    N // 5 images are apportioned to the classes by largest remainder (ties go to the smaller
-    label), at least one and not all of a class; within a class the images with the lowest
-    sha256(id) are taken. ImageNet-R's 30,000 images become 24,000 and 6,000.
+    N // 5 examples are apportioned to the classes by largest remainder (ties go to the smaller
+    label), at least one and not all of a class; within a class those with the lowest sha256(id)
+    are taken. ImageNet-R's 30,000 images become 24,000 and 6,000.
 
     Args:
       ids: N unique ids.
@@ -51,13 +52,13 @@ def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
       bool [N], True for test.
 
     Raises:
-      DataError: a class has fewer than two images.
+      DataError: a class has fewer than two examples.
     """
     ids, labels = list(ids), np.asarray(labels)
     classes, counts = np.unique(labels, return_counts=True)
     if (counts < 2).any():
         label = classes[np.argmin(counts)]
-        raise DataError(f"class {label}: expected two images or more to split, found one")
+        raise DataError(f"class {label}: expected two examples or more to split, found one")
     quota = np.maximum(counts // 5, 1)
     remainder = np.where(counts >= 5, counts % 5, -1)
     for index in np.argsort(-remainder, kind="stable")[: max(0, len(ids) // 5 - int(quota.sum()))]:
@@ -71,9 +72,9 @@ def fifth_to_test(ids: Iterable[str], labels: np.ndarray) -> np.ndarray:
 
 
 def last_of_each_class(ids: Iterable[str], labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Which training images to hold out for choosing settings, so that the test set stays unseen.
+    """Which training examples to hold out for choosing settings, so that the test set stays unseen.
 
-    These are the last `fraction` of the images of every class in the order of their ids, rounded,
+    These are the last `fraction` of the examples of every class in the order of their ids, rounded,
     at least one and not all. If ids start with a style or a source, whole styles are held out.
 
     Args:
@@ -85,7 +86,7 @@ def last_of_each_class(ids: Iterable[str], labels: np.ndarray, fraction: float) 
       bool [N], True for held out.
 
     Raises:
-      DataError: a class has a single image.
+      DataError: a class has a single example.
     """
     ids, labels = np.asarray(list(ids)), np.asarray(labels)
     held_out = np.zeros(len(ids), bool)
@@ -93,7 +94,7 @@ def last_of_each_class(ids: Iterable[str], labels: np.ndarray, fraction: float) 
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise DataError(
-                f"class {label}: expected two images or more to hold one out, found one"
+                f"class {label}: expected two examples or more to hold one out, found one"
             )
         number = min(max(1, round(fraction * len(members))), len(members) - 1)
         held_out[members[np.argsort(ids[members])[-number:]]] = True
@@ -116,7 +117,7 @@ def read_split_file(path: str | os.PathLike, ids: Iterable[str]) -> np.ndarray:
 
     Args:
       path: the file, UTF-8, lines ended by LF or CRLF.
-      ids: the N ids of the image set; each must be named once.
+      ids: the N ids of the set; each must be named once.
 
     Returns:
       bool [N], True for test.
@@ -138,7 +139,7 @@ def read_split_file(path: str | os.PathLike, ids: Iterable[str]) -> np.ndarray:
     ids = list(ids)
     sides, problems = _parse(text, ids)
     if problems:
-        raise DataError(f"{path}: {len(problems)} problems:{summarise(problems)}")
+        raise DataError(f"{path}: {counted(len(problems), 'problem')}:{summarise(problems)}")
     return np.array([sides[name] == "test" for name in ids], bool)
 
 
@@ -162,6 +163,6 @@ def _parse(text: str, ids: list[str]) -> tuple[dict[str, str], list[str]]:
             problems.append(f"line {number}: {name!r} is named twice")
         else:
             problems.append(f"line {number}: {name!r} is in both train and test")
-    problems += [f"{name!r} is not in the image set" for name in sides if name not in known]
-    problems += [f"{name!r} of the image set is not named" for name in ids if name not in sides]
+    problems += [f"{name!r} is not in the set" for name in sides if name not in known]
+    problems += [f"{name!r} of the set is not named" for name in ids if name not in sides]
     return sides, problems

@@ -1,4 +1,4 @@
-"""Image sets of tensorflow-datasets, read from array_record files without TensorFlow.
+"""Sets of tensorflow-datasets, of images or texts, read from array_record files without TensorFlow.
 
 TensorFlow is needed once, to download and convert (`prepare`); after that never again.
 """
@@ -13,29 +13,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qkd_jax.data.examples import Split
-from qkd_jax.data.folder import Splitter
+from qkd_jax.data.examples import Split, counted
 from qkd_jax.data.image_set import ImageSet
+from qkd_jax.data.labelled_set import LabelledSet
+from qkd_jax.data.scan import Splitter
 from qkd_jax.data.splits import fifth_to_test, summarise
+from qkd_jax.data.text_set import TextSet
 from qkd_jax.errors import DataError
 
 RECORDS_AT_ONCE = 512
 DOWNLOAD_RETRIES = 2
 ID_FEATURES = ("file_name", "image/filename", "filename", "id")
+# Sets whose texts are in several parts, which are joined by spaces in this order.
+TEXT_PARTS = {"ag_news_subset": ("title", "description")}
 
 
 def open_tfds(
     name: str, path: str | os.PathLike | None = None, splitter: Splitter | None = None
 ) -> Split:
-    """Opens a prepared data set that has an `image` and a class label.
+    """Opens a prepared data set that has an image and a class label, or a text and a class label.
+
+    A set with images and texts is one of images. Of several texts the supervised one is taken, or
+    the parts that `TEXT_PARTS` names.
 
     Its own train and test splits are used, or the validation split if there is no test split or
-    one without labels. A `splitter` divides the images of both together. A set with only one split
-    is divided by it, or by `splits.fifth_to_test`. Images without a label (-1 in
+    one without labels. A `splitter` divides the examples of both together. A set with only one
+    split is divided by it, or by `splits.fifth_to_test`. Examples without a label (-1 in
     tensorflow-datasets) are left out, and the name of the set says how many. Labels are renumbered
     to the classes that occur (ImageNet-R declares 1000 and has 200).
 
-    Ids are the names of images in the set, or `<split>/<position>` if names repeat.
+    Ids are the names of examples in the set, or `<split>/<position>` if names repeat.
 
     Args:
       name: in tensorflow-datasets, such as `caltech_birds2011` or `domainnet/real`.
@@ -43,8 +50,8 @@ def open_tfds(
       splitter: (ids [N], labels [N]) -> bool [N], True for test.
 
     Raises:
-      DataError: the set is not prepared, not array_record, has no images with class labels, or no
-        label in a split.
+      DataError: the set is not prepared, not array_record, has no images or texts with class
+        labels, or no label in a split.
     """
     builder = _builder(name, path)
     if not builder.info.splits:
@@ -59,8 +66,8 @@ def open_tfds(
         )
     class_names = tuple(declared[label] for label in occurring)
 
-    def as_set(*parts: _Part, name: str) -> ImageSet:
-        return _image_set(parts, features.image, name, occurring, class_names)
+    def as_set(*parts: _Part, name: str) -> LabelledSet:
+        return _as_set(parts, features, name, occurring, class_names)
 
     if splitter is None and len(parts) == 2:
         problems = [
@@ -69,7 +76,8 @@ def open_tfds(
             for label in np.setdiff1d(occurring, part.labels)
         ]
         if problems:
-            raise DataError(f"tfds:{name}: {len(problems)} problems:{summarise(problems)}")
+            count = counted(len(problems), "problem")
+            raise DataError(f"tfds:{name}: {count}:{summarise(problems)}")
         return Split(*(as_set(part, name=f"tfds:{name}/{part.split}") for part in parts))
     everything = as_set(*parts, name=f"tfds:{name}")
     is_test = (splitter or fifth_to_test)(everything.ids, everything.labels)
@@ -172,20 +180,28 @@ def _builder(name: str, path: str | os.PathLike | None):
 
 
 class _Features(NamedTuple):
-    image: str
+    """Names of what a set has: an image, or else one or several parts of a text."""
+
+    image: str | None
+    texts: tuple[str, ...]
     label: str
     name: str | None
 
+    @property
+    def noun(self) -> str:
+        return TextSet.noun if self.image is None else ImageSet.noun
+
 
 class _Part(NamedTuple):
-    """The labelled images of one split.
+    """The labelled examples of one split.
 
     Attributes:
       split: the name of the split.
-      rows: int64 [n], the positions of the images in the split.
+      rows: int64 [n], the positions of the examples in the split.
       labels: int64 [n], as the set declares them.
       names: n names from the set, which may repeat; None if it has none.
-      left_out: number of images without a label.
+      texts: n texts; none for images, which are read when they are loaded.
+      left_out: number of examples without a label.
       source: the records.
     """
 
@@ -193,6 +209,7 @@ class _Part(NamedTuple):
     rows: np.ndarray
     labels: np.ndarray
     names: list[str] | None
+    texts: list[str]
     left_out: int
     source: Any
 
@@ -201,19 +218,26 @@ def _keys(builder, name: str) -> _Features:
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features.items())
-    images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
-    labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
+
+    def of_kind(kind: type) -> list[str]:
+        return [key for key, feature in features.items() if isinstance(feature, kind)]
+
+    images, labels = of_kind(tfds.features.Image), of_kind(tfds.features.ClassLabel)
+    texts = [key for key in of_kind(tfds.features.Text) if key not in ID_FEATURES]
     supervised = builder.info.supervised_keys or ()
     image_key = next((key for key in (*supervised, "image") if key in images), None)
     label_key = next((key for key in (*supervised, "label") if key in labels), None)
-    if image_key is None or label_key is None:
+    only = texts if len(texts) == 1 else []
+    text_key = next((key for key in (*supervised, *only) if key in texts), None)
+    parts = TEXT_PARTS.get(builder.name, (text_key,) if text_key and not images else ())
+    if (image_key is None and not parts) or label_key is None:
+        several = f", of which {len(texts)} are texts and none is the supervised one"
         raise DataError(
-            f"tfds:{name}: expected an image and a class label, found the features "
-            f"{sorted(features)}"
+            f"tfds:{name}: expected an image or a text and a class label, found the features "
+            f"{sorted(features)}{several * (len(texts) > 1 and label_key is not None)}"
         )
-    return _Features(
-        image_key, label_key, next((key for key in ID_FEATURES if key in features), None)
-    )
+    name_key = next((key for key in ID_FEATURES if key in features), None)
+    return _Features(image_key, parts, label_key, name_key)
 
 
 def _labelled_parts(builder, name: str, features: _Features, any_will_do: bool) -> list[_Part]:
@@ -233,9 +257,9 @@ def _labelled_parts(builder, name: str, features: _Features, any_will_do: bool) 
     wrong = bare and not (parts and any_will_do)
     if wrong and (len(parts) < 2 or bare[0].split == splits[0]):
         raise DataError(
-            f"tfds:{name}/{bare[0].split}: expected images with a label, found none among "
-            f"{bare[0].left_out} (label -1: no label). Those of other splits can be divided by a "
-            "split file (data.split_file)"
+            f"tfds:{name}/{bare[0].split}: expected {features.noun}s with a label, found none "
+            f"among {bare[0].left_out} (label -1: no label). Those of other splits can be divided "
+            "by a split file (data.split_file)"
         )
     return parts
 
@@ -248,35 +272,41 @@ def _records(source, indices: range | list[int]) -> Iterator[dict]:
 def _read(builder, split: str, features: _Features) -> _Part:
     import tensorflow_datasets as tfds
 
-    decoders = {features.image: tfds.decode.SkipDecoding()}
+    decoders = {features.image: tfds.decode.SkipDecoding()} if features.image else None
     source = builder.as_data_source(split, decoders=decoders)
     labels = np.zeros(len(source), np.int64)
-    names = []
+    names, texts = [], []
     for index, record in enumerate(_records(source, range(len(source)))):
         labels[index] = record[features.label]
         if features.name is not None and labels[index] >= 0:
-            found = record[features.name]
-            text = found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else found
-            names.append(str(text))
+            names.append(_text(record[features.name]))
+        if features.texts and labels[index] >= 0:
+            texts.append(" ".join(_text(record[part]) for part in features.texts))
     rows = np.flatnonzero(labels >= 0)
     return _Part(
         split=split,
         rows=rows,
         labels=labels[rows],
         names=None if features.name is None else names,
+        texts=texts,
         left_out=len(source) - len(rows),
         source=source,
     )
 
 
-def _image_set(
+def _text(found: Any) -> str:
+    text = found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else found
+    return str(text)
+
+
+def _as_set(
     parts: tuple[_Part, ...],
-    image_key: str,
+    features: _Features,
     name: str,
     occurring: np.ndarray,
     class_names: tuple[str, ...],
-) -> ImageSet:
-    """The images of all parts in one set."""
+) -> LabelledSet:
+    """The examples of all parts in one set."""
     ids = [text for part in parts for text in part.names or [""]]
     if len(set(ids)) < len(ids) or "" in ids:
         ids = [f"{part.split}/{row:07d}" for part in parts for row in part.rows.tolist()]
@@ -291,14 +321,16 @@ def _image_set(
             places = np.flatnonzero(owners[indices] == number)
             records = _records(part.source, rows[indices[places]].tolist())
             for place, record in zip(places, records, strict=True):
-                fetched[place] = record[image_key]
+                fetched[place] = record[features.image]
         return fetched
 
     labels = np.concatenate([part.labels for part in parts])
-    return ImageSet(
-        name=name + (f" ({left_out} without a label left out)" if left_out else ""),
-        labels=np.searchsorted(occurring, labels).astype(np.int32),
-        ids=np.array(ids, str),
-        class_names=class_names,
-        fetch=fetch,
-    )
+    common = {
+        "name": name + (f" ({left_out} without a label left out)" if left_out else ""),
+        "labels": np.searchsorted(occurring, labels).astype(np.int32),
+        "ids": np.array(ids, str),
+        "class_names": class_names,
+    }
+    if features.image is None:
+        return TextSet(**common, texts=tuple(text for part in parts for text in part.texts))
+    return ImageSet(**common, fetch=fetch)

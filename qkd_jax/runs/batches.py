@@ -46,7 +46,7 @@ def training_batches(
         indices, mask = hosts.own_rows(all_indices), hosts.own_rows(all_masks)
         if config.data.augment:
             draws = crop_draws(indices, **place)
-            inputs = Raw(examples.load(indices, features.spec.input_size, draws))
+            inputs = Raw(examples.load(indices, features.backbone, draws))
         else:
             inputs = features.inputs(state, indices)
         batch = {"inputs": inputs}

@@ -20,7 +20,7 @@ import numpy as np
 
 from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, joined, rows_of
 from qkd_jax.data.examples import Split
-from qkd_jax.data.image_set import concatenate
+from qkd_jax.data.labelled_set import concatenate
 from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.splits import summarise
 from qkd_jax.errors import CheckpointError, ConfigError
@@ -178,7 +178,7 @@ def _same_images(
     path = folder / IMAGES
     if finished and not path.exists():  # a copy made by `record`
         if known != contents.sha256():
-            raise _other_data(folder, ["the images are others (data_content)"])
+            raise _other_data(folder, [f"the {planned.data.train.noun}s are others (data_content)"])
         return planned.data, (), known
     began = _read_images(path)
     if began.class_names != contents.class_names:
@@ -202,8 +202,8 @@ def _same_images(
         everything = concatenate(data, data.train.name)
         data = Split(
             *(
-                everything.take(side[side >= 0], images.name)
-                for side, images in zip((train, test), data, strict=True)
+                everything.take(side[side >= 0], part.name)
+                for side, part in zip((train, test), data, strict=True)
             )
         )
     return data, tuple(removed), left.sha256()

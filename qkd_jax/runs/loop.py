@@ -93,9 +93,9 @@ def run(
         with counting("checking", num_images, shows) as advance:
             leaked = verify(planned.data, advance).leaked
         if leaked and shows:
-            print(f"warning: {told_leaks(leaked)}", flush=True)
+            print(f"warning: {told_leaks(leaked, planned.data.test)}", flush=True)
         elif leaked and hosts.is_first():
-            logger.warning(told_leaks(leaked))
+            logger.warning(told_leaks(leaked, planned.data.test))
     first = hosts.is_first()
     with exclusive(folder, locks=first):
         # Again under the lock: another process may have worked here in between.
@@ -342,7 +342,7 @@ class _Loop:
         return QkdError(
             f"{what} became NaN or infinite in task {int(self.state.task) + 1} of "
             f"{len(self.tasks)}, {when}; the last good state is in {self.folder / 'checkpoints'}. "
-            f"{advice} at the images of this task."
+            f"{advice} at the {self.data.train.noun}s of this task."
         )
 
     def _progress(self, first: int, step: int) -> NullProgress | Progress:

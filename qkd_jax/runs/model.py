@@ -10,6 +10,7 @@ from qkd_jax.data.examples import Examples
 from qkd_jax.data.streams import eval_batches
 from qkd_jax.engine import hosts, verbs
 from qkd_jax.engine.sharding import engine_of
+from qkd_jax.errors import ConfigError
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.backbone import Backbone
@@ -76,10 +77,19 @@ class Model:
     def features_of(self, examples: Examples, digests: np.ndarray | None = None) -> SlotFeatures:
         """`SlotFeatures` of a set. With digests of its contents, the outputs of the frozen model
         are shared with other runs on disk.
+
+        Raises:
+          ConfigError: the backbone does not read what the set has.
         """
         store = None if digests is None else self._store
-        spec = self.state.backbone.spec
-        return SlotFeatures(examples, self.config, spec, self.engine, store, digests)
+        backbone = self.state.backbone
+        if set(examples.fields) != set(backbone.spec.fields):
+            raise ConfigError(
+                f"backbone.name: expected a backbone that reads {examples.noun}s, as {examples.name} "
+                f"has them ({', '.join(examples.fields)}), found {backbone.name or 'one'}, which "
+                f"reads {', '.join(backbone.spec.fields)}"
+            )
+        return SlotFeatures(examples, self.config, backbone, self.engine, store, digests)
 
     def slots_read(self, task: int) -> Sequence[int]:
         """The slots that `scores` reads after `task`."""

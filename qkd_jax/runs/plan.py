@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.data.examples import Split
-from qkd_jax.data.image_set import ImageSet
+from qkd_jax.data.examples import Examples, Split
+from qkd_jax.data.labelled_set import LabelledSet
 from qkd_jax.data.sources import load_split
 from qkd_jax.data.splits import SHOWN, last_of_each_class
 from qkd_jax.data.streams import num_batches
@@ -86,23 +86,23 @@ def plan(config: Config) -> Plan:
 
 
 def need_every_class(split: Split) -> None:
-    """Raises DataError unless every class has training and test images."""
-    _need_images(split.train, "training")
-    _need_images(split.test, "test")
+    """Raises DataError unless every class has training and test examples."""
+    _need_examples(split.train, "training")
+    _need_examples(split.test, "test")
 
 
-def _need_images(images: ImageSet, role: str) -> None:
-    counts = np.bincount(images.labels, minlength=len(images.class_names))
-    empty = [f"{images.class_names[label]!r}" for label in np.flatnonzero(counts == 0)]
+def _need_examples(examples: Examples, role: str) -> None:
+    counts = np.bincount(examples.labels, minlength=len(examples.class_names))
+    empty = [f"{examples.class_names[label]!r}" for label in np.flatnonzero(counts == 0)]
     if empty:
         more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
         raise DataError(
-            f"{images.name}: expected a {role} image of every class, so that every task can be "
-            f"{'learned' if role == 'training' else 'measured'}; found none of "
+            f"{examples.name}: expected a {role} {examples.noun} of every class, so that every "
+            f"task can be {'learned' if role == 'training' else 'measured'}; found none of "
             f"{', '.join(empty[:SHOWN])}{more}"
         )
 
 
-def _first_classes(images: ImageSet, count: int) -> ImageSet:
-    kept = images.take(np.flatnonzero(images.labels < count))
-    return dataclasses.replace(kept, class_names=images.class_names[:count])
+def _first_classes(examples: LabelledSet, count: int) -> LabelledSet:
+    kept = examples.take(np.flatnonzero(examples.labels < count))
+    return dataclasses.replace(kept, class_names=examples.class_names[:count])

@@ -18,7 +18,7 @@ from qkd_jax.engine.engine import Engine
 from qkd_jax.learners import passes
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.nn.backbone import Spec
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.runs.store import Shelf, Store
 from qkd_jax.settings.config import Config
@@ -35,7 +35,7 @@ class SlotFeatures:
         self,
         examples: Examples,
         config: Config,
-        spec: Spec,
+        backbone: Backbone,
         engine: Engine,
         store: Store | None = None,
         digests: np.ndarray | None = None,
@@ -43,12 +43,14 @@ class SlotFeatures:
         """`store` keeps outputs of the frozen model on disk, by `digests` uint8 [N, 16] of the
         inputs' contents; None = nothing is kept on disk.
         """
-        self.set, self.config, self.spec, self.engine = examples, config, spec, engine
+        self.set, self.config, self.engine = examples, config, engine
+        # Without the weights, whose arrays would stay in memory once more.
+        self.backbone, self.spec = backbone.replace(params=None), backbone.spec
         self.store, self.digests = store, digests
         learner = learner_of(config)
         self.frozen = learner.slots.frozen
         slots = learner.num_slots(config)
-        self.values = np.zeros((len(examples), slots, spec.width), np.float32)
+        self.values = np.zeros((len(examples), slots, self.spec.width), np.float32)
         self.known = np.zeros((len(examples), slots), bool)
         self.computed = 0  # (input, slot) pairs so far
         self.batch_size = engine.padded(config.train.eval_batch_size)
@@ -97,7 +99,7 @@ class SlotFeatures:
         """The inputs in the test view, decoded once if they fit in memory."""
 
         def load(missing):
-            return self.set.load(missing, self.spec.input_size)
+            return self.set.load(missing, self.backbone)
 
         kept = self._fields.rows(rows, load) if self._fields.fits else None
         return load(rows) if kept is None else kept

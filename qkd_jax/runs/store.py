@@ -25,7 +25,7 @@ import jaxlib
 import numpy as np
 import PIL
 
-from qkd_jax.data import crops, image_set, images
+from qkd_jax.data import crops, image_set, images, text_set
 from qkd_jax.learners import features, passes
 from qkd_jax.nn import backbone as nn_backbone
 from qkd_jax.nn import encode, layers, pixels, vit
@@ -33,8 +33,9 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.weights.fetch import cache_folder, expanded
 
 CHECKSUM_BYTES = 4
-# The code between an image's bytes and a frozen feature: where it changed, all is computed anew.
-COMPUTES = (images, crops, image_set, pixels, vit, layers, nn_backbone, encode, features, passes)
+# The code between an input's bytes and a frozen feature: where it changed, all is computed anew.
+COMPUTES = (images, crops, image_set, text_set, pixels, vit, layers, nn_backbone, encode, features)
+COMPUTES += (passes,)
 # Read with the modules themselves: a file that is edited later is not what this process runs.
 CODE = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in COMPUTES)).hexdigest()
 NAME = re.compile("[0-9a-f]{24}")  # of a folder that this file makes

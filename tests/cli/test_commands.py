@@ -222,6 +222,17 @@ def test_data_check_tells_what_it_found_in_words(capsys, tmp_path):
     assert code == 0 and "600 train and 300 test images of 100 classes" in out
 
 
+def test_data_check_of_texts_uses_their_words(capsys, tmp_path):
+    (tmp_path / "train.csv").write_text("review,stars\nfine,5\nbad,1\nbad,1\n")
+    (tmp_path / "test.csv").write_text("review,stars\n fine ,1\nso so,5\n")
+    columns = ["--text-column", "review", "--label-column", "stars"]
+    code, out, _ = call(capsys, "data", "check", "texts", "--path", tmp_path, *columns)
+    assert code == 0 and "3 train and 2 test texts of 2 classes" in out
+    assert "every text can be read, and every class has texts to train and to test on" in out
+    assert "the same words: " in out and "train.csv: train/row 4" in out
+    assert "warning: 1 text is both trained and tested on" in out
+
+
 def test_interrupt_exits_130(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

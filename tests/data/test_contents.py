@@ -128,11 +128,13 @@ def test_good_images_pass_and_repeated_ones_are_named(data):
     with Image.open(data / "train/a/3.png") as image:  # the same pixels in another file
         image.save(data / "test/a/leak.bmp")
     shutil.copy(data / "train/b/1.png", data / "train/b/copy.png")
-    found = verify(load_split("folder", path=data))
+    split = load_split("folder", path=data)
+    found = verify(split)
     [leak], [copies] = found
     assert len(leak) == 2 and "train/a/3.png" in leak[0] and "test/a/leak.bmp" in leak[1]
     assert len(copies) == 2 and "train/b/1.png" in copies[0]
-    assert told_leaks(found.leaked).startswith("1 image is both trained and tested on")
+    told = told_leaks(found.leaked, split.test)
+    assert told.startswith("1 image is both trained and tested on (the same pixels)")
 
 
 def test_all_broken_images_are_counted_and_ten_are_shown(data):

@@ -2,12 +2,19 @@
 
 import hashlib
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from qkd_jax.data import build_renditions, packaged
 from qkd_jax.errors import DataError
+
+
+def at(side):
+    """As much of a backbone as an image set reads."""
+    return SimpleNamespace(spec=SimpleNamespace(input_size=side))
+
 
 PAGE = packaged.RENDITIONS.with_name("RENDITIONS_ATTRIBUTION.md")
 
@@ -20,7 +27,7 @@ def split():
 @pytest.fixture(scope="module")
 def pixels(split):
     return {
-        part: images.load(range(len(images)), 128)["image"]
+        part: images.load(range(len(images)), at(128))["image"]
         for part, images in zip(("train", "test"), split, strict=True)
     }
 
@@ -111,9 +118,9 @@ def test_synthetic_is_deterministic_and_keyed():
     other = packaged.synthetic(seed=4)
     for one, same, another in zip(first, again, other, strict=True):
         indices = range(len(one))
-        images = one.load(indices, 32)["image"]
-        np.testing.assert_array_equal(images, same.load(indices, 32)["image"])
-        assert (images != another.load(indices, 32)["image"]).any()
+        images = one.load(indices, at(32))["image"]
+        np.testing.assert_array_equal(images, same.load(indices, at(32))["image"])
+        assert (images != another.load(indices, at(32))["image"]).any()
         assert len({image.tobytes() for image in images}) == len(images)
     assert (len(first.train), len(first.test)) == (200, 50)
     assert not set(first.train.ids.tolist()) & set(first.test.ids.tolist())
@@ -125,7 +132,7 @@ def test_a_synthetic_class_is_the_same_however_many_there_are(num_classes):
         shared = np.flatnonzero(ten.labels < num_classes)
         assert some.labels[: len(shared)].tolist() == ten.labels[shared].tolist()
         np.testing.assert_array_equal(
-            some.load(np.arange(len(shared)), 32)["image"], ten.load(shared, 32)["image"]
+            some.load(np.arange(len(shared)), at(32))["image"], ten.load(shared, at(32))["image"]
         )
 
 
@@ -140,7 +147,7 @@ def test_synthetic_is_learnable(num_classes):
     train, test = packaged.synthetic(num_classes, train_per_class=30, test_per_class=20)
 
     def features(images):
-        pixels = images.load(range(len(images)), 32)["image"] / 255.0
+        pixels = images.load(range(len(images)), at(32))["image"] / 255.0
         spectrum = np.abs(np.fft.fft2(pixels.mean(axis=3)))[:, :6, :6].reshape(len(pixels), -1)
         return np.concatenate([pixels.mean(axis=(1, 2)) * 20, spectrum / 30], axis=1)
 

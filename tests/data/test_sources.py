@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,12 @@ from qkd_jax.data.sources import (
 from qkd_jax.data.splits import split_sha256
 from qkd_jax.errors import DataError
 
+
+def at(side):
+    """As much of a backbone as an image set reads."""
+    return SimpleNamespace(spec=SimpleNamespace(input_size=side))
+
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 
@@ -24,8 +31,8 @@ LABELS = np.array([0, 0, 1, 1, 2, 2])
 def test_arrays_come_back():
     split = load_split("arrays", train=(IMAGES, LABELS), test=(IMAGES[:3], LABELS[:3]))
     assert split.train.class_names == split.test.class_names == ("0", "1", "2")
-    np.testing.assert_array_equal(split.train.load([4, 1], 16)["image"], IMAGES[[4, 1]])
-    np.testing.assert_array_equal(split.test.load([2], 16)["image"], IMAGES[[2]])
+    np.testing.assert_array_equal(split.train.load([4, 1], at(16))["image"], IMAGES[[4, 1]])
+    np.testing.assert_array_equal(split.test.load([2], at(16))["image"], IMAGES[[2]])
     assert len(set([*split.train.ids, *split.test.ids])) == 9
 
 
@@ -33,7 +40,7 @@ def test_margin_cuts_a_border_as_published_numbers_do():
     framed = from_arrays(IMAGES, LABELS, margin=True)
     resized = Image.fromarray(IMAGES[0]).resize((256, 256), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(
-        framed.load([0], 224)["image"][0], np.asarray(resized)[16:240, 16:240]
+        framed.load([0], at(224))["image"][0], np.asarray(resized)[16:240, 16:240]
     )
 
 
@@ -41,7 +48,7 @@ def test_take_keeps_order_and_nests():
     images = from_arrays(IMAGES, LABELS)
     part = images.take([5, 3, 0]).take([2, 0], "part")
     assert part.name == "part" and part.labels.tolist() == [0, 2]
-    np.testing.assert_array_equal(part.load([1, 0], 16)["image"], IMAGES[[5, 0]])
+    np.testing.assert_array_equal(part.load([1, 0], at(16))["image"], IMAGES[[5, 0]])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,7 @@ def test_renditions_and_synthetic_by_name():
     [
         ({"source": "imagenet"}, "expected one of renditions.*, found 'imagenet'"),
         ({"source": "tfds:"}, "found 'tfds:'"),
-        ({"source": "folder"}, "expected the path of an image folder"),
+        ({"source": "folder"}, "expected the path of a folder of images"),
         ({"source": "vtab"}, "source 'vtab': expected the path"),
         ({"source": "renditions", "path": "x"}, "expected no path and no split file, found x"),
         ({"source": "synthetic", "split_file": "x"}, "expected no path and no split file, found x"),
@@ -193,7 +200,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch, source):
     (tmp_path / "split.tsv").write_text(lines)
     found = load_split(source, path="~/pictures", split_file="~/split.tsv")
     assert (len(found.train), len(found.test)) == (12, 12)
-    found.train.load([0], 8)["image"]
+    found.train.load([0], at(8))["image"]
 
 
 def test_parts_by_another_name_have_the_same_fingerprint(tmp_path):
@@ -224,3 +231,35 @@ def test_links_are_followed_if_asked_for(tmp_path):
 def test_wrong_options_are_explained(source, options, message):
     with pytest.raises(DataError, match=message):
         load_split(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "texts"}, "source 'texts': expected the path of a folder of texts, found none"),
+        ({"source": "texts", "path": "gone"}, "gone: expected a folder of texts, found nothing"),
+        ({"source": "ag_news", "path": "gone"}, "gone: expected a folder of texts, found nothing"),
+        ({"source": "glosses", "path": "x"}, "expected no path and no split file, found x"),
+        ({"source": "glosses", "seed": 1}, "source 'glosses': expected options of path, found"),
+    ],
+)
+def test_a_bad_call_for_texts_is_explained(arguments, message):
+    with pytest.raises(DataError, match=message):
+        load_split(**arguments)
+
+
+@pytest.mark.parametrize("source", ["texts", "ag_news"])
+def test_texts_by_name_with_columns_of_other_names(tmp_path, source):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text("kind,body\nx,one\ny,two\n")
+    columns = {"text_column": "body", "label_column": "kind"}
+    split = load_split(source, path=tmp_path, **columns)
+    assert split.train.texts == ("one", "two") and split.train.class_names == ("x", "y")
+    assert load_split("glosses", **columns).train.noun == "text"
+
+
+def test_an_empty_folder_for_a_benchmark_of_texts_tells_both_ways_to_fill_it(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load_split("ag_news", path=tmp_path)
+    assert "train/<class>.txt and test/<class>.txt, or ag_news_subset/ of" in str(caught.value)
+    assert f"python -m qkd_jax data prepare ag_news --path {tmp_path}" in str(caught.value)

@@ -54,7 +54,7 @@ def test_every_class_gives_its_share(counts, random):
 
 
 def test_a_class_of_one_image_is_refused():
-    with pytest.raises(DataError, match="class 1: expected two images or more to split, found one"):
+    with pytest.raises(DataError, match="class 1: expected two examples or more to split"):
         fifth_to_test(["a", "b", "c"], np.array([0, 0, 1]))
 
 
@@ -129,8 +129,8 @@ def test_accents_of_a_split_file_may_be_composed_otherwise(tmp_path):
     [
         (GOOD + "dog/1.jpg\ttest\n", "'dog/1.jpg' is named twice"),
         (GOOD + "dog/1.jpg\ttrain\n", "'dog/1.jpg' is in both train and test"),
-        (GOOD + "dog/2.jpg\ttest\n", "'dog/2.jpg' is not in the image set"),
-        (GOOD.replace("dog/1.jpg\ttest\n", ""), "'dog/1.jpg' of the image set is not named"),
+        (GOOD + "dog/2.jpg\ttest\n", "'dog/2.jpg' is not in the set"),
+        (GOOD.replace("dog/1.jpg\ttest\n", ""), "'dog/1.jpg' of the set is not named"),
         (
             GOOD + "dog/2.jpg valid\n",
             "line 6: expected 'id<TAB>train|test', found 'dog/2.jpg valid'",
@@ -150,7 +150,7 @@ def test_all_problems_are_counted_and_ten_are_shown(tmp_path):
     file.write_text("".join(f"x/{i}\ttest\n" for i in range(30)))
     with pytest.raises(DataError, match=r"30 problems") as caught:
         read_split_file(file, [])
-    assert str(caught.value).count("not in the image set") == 10
+    assert str(caught.value).count("not in the set") == 10
     assert "and 20 more" in str(caught.value)
 
 
@@ -174,5 +174,5 @@ def test_the_last_images_of_each_class_are_held_out():
     for fraction, counts in ((0.01, [1, 1, 1]), (0.99, [2, 3, 1])):
         held_out = last_of_each_class(ids, labels, fraction)
         assert np.bincount(labels[held_out])[1:].tolist() == counts
-    with pytest.raises(DataError, match="class 5: expected two images or more"):
+    with pytest.raises(DataError, match="class 5: expected two examples or more"):
         last_of_each_class(["x"], np.array([5]), 0.5)

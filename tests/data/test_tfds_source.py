@@ -9,6 +9,7 @@ import shutil
 import sys
 import urllib.error
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ from qkd_jax.errors import DataError
 
 requests = pytest.importorskip("requests")
 tfds = pytest.importorskip("tensorflow_datasets")
+
+
+def at(side):
+    """As much of a backbone as an image set reads."""
+    return SimpleNamespace(spec=SimpleNamespace(input_size=side))
+
 
 CLASSES = {3: 10, 500: 25, 999: 12}  # label: images, as ImageNet-R a few of 1000 declared classes
 SIZE = (12, 9)
@@ -136,11 +143,54 @@ class MiniLabelless(Mini, skip_registration=True):
         yield "a", {"text": "b"}
 
 
+class MiniTexts(Mini, skip_registration=True):
+    """Texts with a label, as `parts` says; `texts` names their parts."""
+
+    name = "mini_texts"
+    parts = {"train": {0: 3, 2: 3}, "test": {0: 2, 2: 2}}  # noqa: RUF012
+    texts = ("text",)
+    supervised = None
+
+    def _info(self):
+        features = {name: tfds.features.Text() for name in self.texts}
+        features["label"] = tfds.features.ClassLabel(names=["World", "Sports", "Business", "Sci"])
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=self.supervised,
+        )
+
+    def _examples(self, counts):
+        for label, number in counts.items():
+            for index in range(number):
+                texts = {name: f"{name} Nº {index} von {label} 🐈" for name in self.texts}
+                yield f"{label}_{index}", texts | {"label": label}
+
+
+class MiniPairs(MiniTexts, skip_registration=True):
+    name = "mini_pairs"
+    texts = ("hypothesis", "premise")
+
+
+class MiniSupervised(MiniPairs, skip_registration=True):
+    name = "mini_supervised"
+    supervised = ("premise", "label")
+
+
+class MiniNews(MiniTexts, skip_registration=True):
+    """The features of the set of this name in tensorflow-datasets."""
+
+    name = "ag_news_subset"
+    texts = ("description", "title")
+    supervised = ("description", "label")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     kinds = (MiniTestOnly, MiniBoth, MiniUneven, MiniLabelless)
     kinds += (MiniHiddenTest, MiniHidden, MiniSome, MiniNone, MiniRepeated)
+    kinds += (MiniTexts, MiniPairs, MiniSupervised, MiniNews)
     for kind in kinds:
         kind(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
@@ -167,7 +217,7 @@ def test_test_only_set_is_renumbered_and_split_by_the_rule(data):
 def test_images_belong_to_their_ids(data):
     train = load_split("tfds:mini_test_only", path=data).train
     indices = [5, 0, 30]
-    loaded = train.load(indices, 8)["image"]
+    loaded = train.load(indices, at(8))["image"]
     for image, name in zip(loaded, train.ids[indices], strict=True):
         label, index = int(name[1:9]), int(name.split("_")[1][:-4])
         # JPEG of one colour is exact to a few levels.
@@ -209,8 +259,8 @@ def test_a_split_file_joins_all_images(data, tmp_path):
     split = load_split("tfds:mini_both", path=data, split_file=file)
     assert split.train.ids.tolist() == ids[::2] and split.test.ids.tolist() == ids[1::2]
     own = open_tfds("mini_both", data)
-    whole = np.concatenate([part.load(range(len(part)), 8)["image"] for part in own])
-    loaded = split.test.load(range(7), 8)["image"]
+    whole = np.concatenate([part.load(range(len(part)), at(8))["image"] for part in own])
+    loaded = split.test.load(range(7), at(8))["image"]
     np.testing.assert_array_equal(loaded, whole[1::2])
     np.testing.assert_array_equal(split.test.labels, np.concatenate([p.labels for p in own])[1::2])
 
@@ -221,7 +271,7 @@ def test_classes_must_agree(data):
 
 
 def test_a_set_without_images_is_refused(data):
-    with pytest.raises(DataError, match=r"expected an image and a class label, found .*text"):
+    with pytest.raises(DataError, match=r"expected an image or a text and .* label, found .*text"):
         open_tfds("mini_labelless", data)
 
 
@@ -287,7 +337,7 @@ def test_another_file_format_is_named(data, tmp_path):
 
 
 def colour_of(images, index):
-    return images.load([index], 8)["image"][0, 0, 0].astype(int)
+    return images.load([index], at(8))["image"][0, 0, 0].astype(int)
 
 
 def test_a_test_split_without_labels_gives_way_to_validation(data):
@@ -329,8 +379,8 @@ def test_names_that_repeat_are_replaced_by_positions(data, tmp_path):
     ids = [*train.ids.tolist(), *test.ids.tolist()]
     file.write_text("".join(f"{name}\t{('train', 'test')[i % 2]}\n" for i, name in enumerate(ids)))
     joined = load_split("tfds:mini_repeated", path=data, split_file=file)
-    whole = np.concatenate([part.load(range(len(part)), 8)["image"] for part in (train, test)])
-    np.testing.assert_array_equal(joined.test.load(range(5), 8)["image"], whole[1::2])
+    whole = np.concatenate([part.load(range(len(part)), at(8))["image"] for part in (train, test)])
+    np.testing.assert_array_equal(joined.test.load(range(5), at(8))["image"], whole[1::2])
 
 
 URL = "https://downloads.invalid/mini.zip"
@@ -415,3 +465,38 @@ def test_an_archive_in_the_manual_folder_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(MiniDownloaded, "url_infos", url_infos(b"another"))
     with pytest.raises(DataError, match=r"cannot download: .*wrong checksum"):
         prepare("mini_downloaded", again)
+
+
+def test_a_set_of_texts_is_read_with_its_own_splits(data):
+    split = load_split("tfds:mini_texts", path=data)
+    assert "tensorflow" not in sys.modules
+    assert split.train.class_names == split.test.class_names == ("World", "Business")
+    assert (len(split.train), len(split.test)) == (6, 4) and split.train.noun == "text"
+    for texts in split:
+        expected = [f"von {2 * label} 🐈" for label in texts.labels]
+        assert [text.split("Nº ")[1][2:] for text in texts.texts] == expected
+    assert sorted(split.test.ids.tolist()) == [f"test/{i:07d}" for i in range(4)]
+
+
+def test_a_split_file_joins_all_texts(data, tmp_path):
+    own = load_split("tfds:mini_texts", path=data)
+    ids = [*own.train.ids.tolist(), *own.test.ids.tolist()]
+    file = tmp_path / "split.tsv"
+    file.write_text("".join(f"{name}\t{('train', 'test')[i % 2]}\n" for i, name in enumerate(ids)))
+    divided = load_split("tfds:mini_texts", path=data, split_file=file)
+    assert divided.test.texts == (*own.train.texts, *own.test.texts)[1::2]
+
+
+def test_ag_news_is_title_and_description(data):
+    split = load_split("ag_news", path=data)
+    assert split.train.class_names == ("World", "Business")
+    assert "title Nº 0 von 0 🐈 description Nº 0 von 0 🐈" in split.train.texts
+    assert tfds.builder_cls("ag_news_subset").name == BENCHMARKS["ag_news"]
+
+
+def test_of_several_texts_the_supervised_one_is_taken(data):
+    assert all(
+        "premise" in t and "hyp" not in t for t in open_tfds("mini_supervised", data)[0].texts
+    )
+    with pytest.raises(DataError, match="of which 2 are texts and none is the supervised one"):
+        open_tfds("mini_pairs", data)

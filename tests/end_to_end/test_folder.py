@@ -157,7 +157,7 @@ def test_missing_folder(capsys, experiment, tmp_path):
 
 def test_no_folder_given(capsys, experiment, tmp_path):
     code = cli.main(["run", str(experiment), "--method", "ease", "--out", str(tmp_path / "runs")])
-    assert code == 1 and "expected the path of an image folder" in capsys.readouterr().err
+    assert code == 1 and "expected the path of a folder of images" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

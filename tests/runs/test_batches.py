@@ -18,7 +18,7 @@ class Images:
     def __len__(self):
         return 10
 
-    def load(self, rows, size, draws):
+    def load(self, rows, backbone, draws):
         return {"image": np.concatenate([np.asarray(rows)[:, None], draws], axis=1)}
 
 
@@ -29,7 +29,7 @@ def features_of(*settings):
         set=Images(),
         values=100.0 * np.arange(10)[:, None],
         inputs=lambda state, rows: Raw({"image": rows[:, None]}),
-        spec=SimpleNamespace(input_size=8),
+        backbone=None,
     )
 
 

@@ -51,7 +51,7 @@ def test_predicts_what_the_run_recorded(config, folder):
     assert trained.config == planned.config
     assert trained.class_names == planned.data.train.class_names
     test = planned.data.test
-    images = test.load(range(len(test)), config.backbone.image_size)["image"]
+    images = test.load(range(len(test)), trained.state.backbone)["image"]
     scores, relevance = qkd_jax.predict_with_relevance(trained.state, images)
     with np.load(folder / "predictions" / "after_task_1.npz") as saved:
         assert saved["id"].tolist() == test.ids.tolist()

@@ -228,7 +228,7 @@ def test_numbers_equal_those_of_predict_without_any_cache(finished, backbone):
     state, meta = final_state(folder, backbone)
     assert meta["finished_tasks"] == TASKS
     saved, test = predictions(folder, 2), plan(smoke()).data.test
-    images = test.load(np.arange(len(test)), 32)
+    images = test.load(np.arange(len(test)), backbone)
     scores, relevance = predict_with_relevance(state, images)
     scores = np.asarray(scores)
     # Batch shapes change the order of float32 sums: 1e-4 on relevances of order 1.

@@ -6,6 +6,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.data.image_set import from_arrays
+from qkd_jax.data.text_set import TextSet
 from qkd_jax.runs.model import Model
 
 
@@ -43,10 +44,18 @@ def test_scores_are_those_of_predict(tiny, images, settings):
     batches = [(np.asarray(s)[m], m.sum()) for s, _, m in model.scores(features, rows)]
     assert [count for _, count in batches] == [5, 5, 2]
     found = np.concatenate([scores for scores, _ in batches])
-    pixels = images.load(rows, 8)
+    pixels = images.load(rows, tiny.backbone)
     expected = np.asarray(qkd_jax.predict(model.state, pixels))
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.isfinite(found[:, [0, 1, 4]]).all() and (found[:, [2, 3]] == -np.inf).all()
+
+
+def test_a_backbone_of_another_kind_of_data_is_refused(tiny):
+    texts = TextSet("texts", np.array([0]), np.array(["a"]), ("x",), ("some words",))
+    model = Model(tiny.config("method=simplecil"), tiny.backbone)
+    message = r"backbone\.name: expected a backbone that reads texts, .* which reads image$"
+    with pytest.raises(qkd_jax.ConfigError, match=message):
+        model.features_of(texts)
 
 
 def test_every_device_has_the_newest_state(tiny):

@@ -1,0 +1,33 @@
+"""Glosses: 38 kinds of meaning, learned from dictionary definitions of English nouns and verbs.
+
+    make run EXP=glosses
+
+Data: packaged, 100 training and 50 test definitions of each class from WordNet 3.1. A class is a
+lexicographer file, such as noun.animal or verb.motion. B2-Inc3, since 38 is no multiple of 3: two
+classes, then twelve tasks of three; order seed 1993. Backbone: MiniLM with 6 blocks, frozen.
+Settings of every method as in `renditions`; QKD's adapters sit in the last three blocks.
+"""
+
+import dataclasses
+
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.experiments import load_experiment
+
+COMMON = (
+    "backbone.name=minilm_l6",
+    "data.source=glosses",
+    "protocol.base=2",
+    "protocol.increment=3",
+    "adapter.bottleneck=16",
+    "train.epochs=5",
+    "train.batch_size=16",
+    "train.checkpoint_every=100",
+)
+METHODS = {"qkd": ("adapter.first_block=3",)}
+
+
+def get_config(method: str = "qkd") -> Config:
+    """The settings of this experiment for one method."""
+    like = load_experiment("renditions").get_config(method)
+    config = dataclasses.replace(like, experiment="glosses")
+    return override(config, *COMMON, *METHODS.get(method, ()), where_read=True)
