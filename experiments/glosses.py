@@ -3,8 +3,8 @@
     make run EXP=glosses
 
 Data: packaged, 100 training and 50 test definitions of each class from WordNet 3.1. A class is a
-lexicographer file, such as noun.animal or verb.motion. B2-Inc3, since 38 is no multiple of 3: two
-classes, then twelve tasks of three; order seed 1993. Backbone: MiniLM with 6 blocks, frozen.
+lexicographer file, such as noun.animal or verb.motion. B5-Inc3: twelve tasks, of five and then
+of three classes; order seed 1993. Backbone: MiniLM with 6 blocks, frozen.
 Settings of every method as in `renditions`; QKD's adapters sit in the last three blocks.
 """
 
@@ -15,8 +15,9 @@ from qkd_jax.settings.experiments import load_experiment
 
 COMMON = (
     "backbone.name=minilm_l6",
+    "backbone.num_tokens=32",
     "data.source=glosses",
-    "protocol.base=2",
+    "protocol.base=5",
     "protocol.increment=3",
     "adapter.bottleneck=16",
     "train.epochs=5",

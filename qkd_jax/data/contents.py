@@ -8,7 +8,7 @@ import concurrent.futures
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,6 +143,15 @@ def told_leaks(leaked: list[list[str]], examples: Examples) -> str:
     groups = [" = ".join(group) for group in leaked]
     what = f"{counted(len(leaked), examples.noun)} {'is' if len(leaked) == 1 else 'are'}"
     return f"{what} both trained and tested on (the same {examples.substance}):{summarise(groups)}"
+
+
+def told_cut(cut: Sequence[int], split: Split, size: int) -> str:
+    """One sentence about the texts of each side that are longer than `size` tokens."""
+    train, test = (f"{n} of {len(part)}" for n, part in zip(cut, split, strict=True))
+    return (
+        f"{train} {split.train.noun}s to train on and {test} to test on are longer than {size} "
+        "tokens and are cut; --set backbone.num_tokens=N reads more"
+    )
 
 
 def joined(split: SplitContents) -> Contents:

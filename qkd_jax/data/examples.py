@@ -66,6 +66,12 @@ class Examples(Protocol):
             examples that cannot be varied.
         """
 
+    def cut(self, backbone: Reader) -> int:
+        """How many examples are longer than the backbone reads, so that `load` cuts them."""
+
+    def shown(self, index: int) -> dict[str, str]:
+        """One example for a page: {"text": ...}, or {"image": a data URL}."""
+
     def stored(self, index: int) -> bytes:
         """The bytes of one example as they are kept, without its place and name.
 

@@ -1,6 +1,8 @@
 """A labelled set of images that is decoded on demand."""
 
+import base64
 import concurrent.futures
+import io
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,6 +16,8 @@ from qkd_jax.data.examples import Reader
 from qkd_jax.data.images import Encoded, centre_view, decode
 from qkd_jax.data.labelled_set import LabelledSet, check_labels
 from qkd_jax.errors import DataError
+
+SHOWN = 96  # pixels of an image on a page
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,19 @@ class ImageSet(LabelledSet):
             for _ in pool.map(one, range(len(indices))):  # raises what a thread raised
                 pass
         return {"image": views}
+
+    def cut(self, backbone: Reader) -> int:
+        """0: images of any size are resized."""
+        return 0
+
+    def shown(self, index: int) -> dict[str, str]:
+        """{"image": a JPEG as a data URL}, at most `SHOWN` pixels wide and high."""
+        (source,) = self.fetch([index])
+        image = decode(source, f"{self.name}: {self.ids[index]}")
+        image.thumbnail((SHOWN, SHOWN))
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=85)
+        return {"image": f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"}
 
     def stored(self, index: int) -> bytes:
         """The bytes of the file or record; of an array its type, shape and pixels."""

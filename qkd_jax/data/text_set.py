@@ -11,6 +11,8 @@ from qkd_jax.data.examples import Reader
 from qkd_jax.data.labelled_set import LabelledSet, is_utf8
 from qkd_jax.errors import DataError
 
+SHOWN = 300  # characters of a text on a page
+
 
 @dataclass(frozen=True, eq=False)
 class TextSet(LabelledSet):
@@ -68,6 +70,16 @@ class TextSet(LabelledSet):
             raise DataError(f"{self.name}: data.augment: expected false for texts, found true")
         texts = [plain(self.texts[index]) for index in np.asarray(indices, np.int64).tolist()]
         return backbone.preprocessing(texts, backbone.spec.num_tokens)
+
+    def cut(self, backbone: Reader) -> int:
+        """How many texts have more tokens than `spec.num_tokens`."""
+        lengths = backbone.preprocessing.lengths([plain(text) for text in self.texts])
+        return int((lengths > backbone.spec.num_tokens).sum())
+
+    def shown(self, index: int) -> dict[str, str]:
+        """{"text": ...}, at most `SHOWN` characters of it."""
+        text = plain(self.texts[index])
+        return {"text": text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"}
 
     def stored(self, index: int) -> bytes:
         """The text as it is kept, in UTF-8."""

@@ -26,6 +26,7 @@ class RunFiles:
     correct: np.ndarray
     total: np.ndarray
     predictions: dict[str, np.ndarray]
+    examples: list[dict[str, Any]]
     circuit: str
 
     @property
@@ -64,6 +65,7 @@ def read_run(folder: str | Path) -> RunFiles:
         correct=correct,
         total=total,
         predictions=_last_predictions(folder / "predictions"),
+        examples=read_json(folder / "examples.json").get("test", []),
         circuit=circuit.read_text(encoding="utf-8") if circuit.is_file() else "",
     )
 

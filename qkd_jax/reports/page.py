@@ -150,6 +150,7 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
         ("Summary", _table(("number", "value", "meaning"), numbers) if numbers else ""),
         ("Figures", f"<div class=figures>{images}</div>" if images else ""),
         ("Tasks", _task_table(run) if run.stages else ""),
+        ("Examples", _examples(run.examples)),
         ("Configuration", _settings(run.config)),
         ("Environment", _settings(run.environment)),
     ]
@@ -172,6 +173,11 @@ def _warnings(run: RunFiles) -> list[str]:
             f"Images that are both trained and tested on (the same pixels): {len(leaked)}, the "
             f"first of them {' = '.join(leaked[0])}. The accuracies count them as right answers "
             "although they were learned by heart."
+        )
+    if cut := run.environment.get("cut_texts"):
+        warnings.append(
+            f"Texts that are longer than the backbone reads were cut: {cut[0]} to train on and "
+            f"{cut[1]} to test on."
         )
     if removed := run.environment.get("removed_images"):
         warnings.append(
@@ -203,6 +209,28 @@ def _task_table(run: RunFiles) -> str:
     return _table((*headers, "just learned − last", "routing (%)"), rows)
 
 
+def _examples(examples: list[dict[str, Any]]) -> str:
+    """Some test examples, mistakes first, with what was predicted."""
+    rows = []
+    for shown in examples:
+        text, image = html.escape(shown.get("text", "")), shown.get("image", "")
+        if image.startswith("data:image/"):
+            text = f'<img alt="{html.escape(shown["id"])}" src="{html.escape(image)}">'
+        right = shown["predicted"] == shown["class"]
+        cells = [html.escape(shown[name]) for name in ("class", "predicted")]
+        if "most_relevant_task" in shown:
+            cells += [str(shown["task"]), str(shown["most_relevant_task"])]
+        inner = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<tr class={'right' if right else 'wrong'}><td>{text}</td>{inner}</tr>")
+    if not rows:
+        return ""
+    names = ["test example", "class", "predicted"]
+    if "most_relevant_task" in examples[0]:
+        names += ["task", "most relevant task"]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f"<div class=scroll><table class=examples><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
 def _table(headers: tuple[str, ...], rows: list[tuple]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in headers)
     body = "".join(
@@ -232,6 +260,9 @@ th{color:#52606d;font-weight:600}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:1.2rem;
 align-items:start}
 .figures img{width:100%;height:auto}
+.examples td{vertical-align:middle}
+.examples .wrong td:nth-child(3){color:#b42318}
+.examples img{max-width:96px;display:block}
 .warning{background:#fff4e0;border-left:4px solid #d9822b;padding:.5rem .8rem}
 pre{background:#f5f7fa;padding:1rem;overflow-x:auto;font-size:13px}
 summary{cursor:pointer;color:#2557a7}

@@ -15,6 +15,8 @@ from qkd_jax.runs.slot_features import SlotFeatures
 # Inference is timed on new images for at least this long, or until the test set ends.
 INFERENCE_SECONDS = 2.0
 
+SHOWN_WRONG, SHOWN_RIGHT = 9, 3
+
 
 @dataclass(frozen=True)
 class Accuracies:
@@ -140,6 +142,35 @@ def predictions(
         "top5": top5,
     }
     return saved if relevance is None else saved | {"relevance": relevance}
+
+
+def shown_examples(examples: Examples, rows: np.ndarray, predicted: dict) -> list[dict[str, Any]]:
+    """Some test examples with what was predicted, for the report: mostly mistakes.
+
+    Up to `SHOWN_WRONG` mistakes and `SHOWN_RIGHT` right answers are taken, in turn from all
+    classes, so that they do not depend on scores.
+
+    Args:
+      examples: the test set.
+      rows: of the examples that were predicted.
+      predicted: the result of `predictions` for these.
+    """
+    labels, relevance = predicted["label"], predicted.get("relevance")
+    wrong = predicted["predicted"] != labels
+    shown = []
+    for members, count in ((wrong, SHOWN_WRONG), (~wrong, SHOWN_RIGHT)):
+        members = np.flatnonzero(members)
+        # How many of the same class came before.
+        turn = [np.sum(labels[members[:at]] == labels[row]) for at, row in enumerate(members)]
+        for row in members[np.lexsort((labels[members], turn))][:count]:
+            names = examples.class_names
+            entry = {"id": str(examples.ids[rows[row]]), "class": names[labels[row]]}
+            entry |= {"predicted": names[predicted["predicted"][row]]}
+            if relevance is not None:
+                entry |= {"task": int(predicted["task"][row]) + 1}
+                entry |= {"most_relevant_task": int(relevance[row].argmax()) + 1}
+            shown.append(entry | examples.shown(int(rows[row])))
+    return shown
 
 
 def inference_rate(

@@ -236,8 +236,11 @@ def begin_folder(
     contents: SplitContents,
     backbone: Backbone,
     leaked: list[list[str]],
+    cut: tuple[int, ...],
 ) -> None:
-    """Writes what is needed to repeat the run, and which test images are also trained on."""
+    """Writes what is needed to repeat the run, which test examples are also trained on, and how
+    many examples of each side are longer than the backbone reads.
+    """
     config = planned.config
     write_json(
         folder / "class_order.json",
@@ -258,7 +261,8 @@ def begin_folder(
             "data_fingerprint": data_fingerprint(planned.data),
             "data_content": contents.sha256(),
             "leaked_test_images": leaked,
-        },
+        }
+        | ({"cut_texts": list(cut)} if any(cut) else {}),
     )
     for name, text in learner_of(config).describe(config).items():
         write_atomically(folder / name, text.encode())

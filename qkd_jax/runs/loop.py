@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qkd_jax.data.contents import read_contents, told_leaks, verify
+from qkd_jax.data.contents import read_contents, told_cut, told_leaks, verify
 from qkd_jax.data.streams import prefetch
 from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError, QkdError, check_system
@@ -23,7 +23,13 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task, task_of_class
 from qkd_jax.runs.batches import training_batches
 from qkd_jax.runs.books import Books
-from qkd_jax.runs.evaluation import Accuracies, inference_rate, joined, predictions
+from qkd_jax.runs.evaluation import (
+    Accuracies,
+    inference_rate,
+    joined,
+    predictions,
+    shown_examples,
+)
 from qkd_jax.runs.folder import (
     Writer,
     begin_folder,
@@ -89,9 +95,13 @@ def run(
         begun.planned if begun else planned, contents, backbone, folder, variant, show_progress
     )
     leaked: list[list[str]] = []
+    cut: tuple[int, ...] = ()
     if begun is None or not begun.content:  # else it was checked when it began
         with counting("checking", num_images, shows) as advance:
             leaked = verify(planned.data, advance).leaked
+        cut = tuple(part.cut(backbone) for part in planned.data)
+        if any(cut) and shows:
+            print(told_cut(cut, planned.data, backbone.spec.input_size), flush=True)
         if leaked and shows:
             print(f"warning: {told_leaks(leaked, planned.data.test)}", flush=True)
         elif leaked and hosts.is_first():
@@ -105,7 +115,7 @@ def run(
         if (now is None) != (begun is None):
             raise CheckpointError(f"another process began or removed {folder}; run it again")
         if first and now is None:
-            begin_folder(folder, planned, contents, backbone, leaked)
+            begin_folder(folder, planned, contents, backbone, leaked, cut)
         elif first and now.changed:
             continue_folder(folder, now)
         hosts.wait()
@@ -264,6 +274,8 @@ class _Loop:
         self.accuracies = self.accuracies.after(task.index, predicted, scores, self.task_of_class)
         self.writer.arrays(f"predictions/after_task_{task.index}.npz", predicted)
         self.writer.json("matrix.json", self.accuracies.matrix())
+        shown = shown_examples(self.data.test, rows, predicted)
+        self.writer.json("examples.json", {"after_task": task.index, "test": shown})
         self.books.end_lap("eval")
         self.progress.end_task(
             f"task {task.index + 1}/{len(self.tasks)}  classes {len(seen)}  "

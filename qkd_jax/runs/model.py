@@ -85,9 +85,9 @@ class Model:
         backbone = self.state.backbone
         if set(examples.fields) != set(backbone.spec.fields):
             raise ConfigError(
-                f"backbone.name: expected a backbone that reads {examples.noun}s, as {examples.name} "
-                f"has them ({', '.join(examples.fields)}), found {backbone.name or 'one'}, which "
-                f"reads {', '.join(backbone.spec.fields)}"
+                f"backbone.name: expected a backbone that reads {examples.noun}s, as "
+                f"{examples.name} has them ({', '.join(examples.fields)}), found "
+                f"{backbone.name or 'one'}, which reads {', '.join(backbone.spec.fields)}"
             )
         return SlotFeatures(examples, self.config, backbone, self.engine, store, digests)
 

@@ -55,6 +55,8 @@ def plan(config: Config) -> Plan:
         path=config.data.path or None,
         split_file=config.data.split_file or None,
         follow_links=config.data.follow_links,
+        text_column=config.data.text_column,
+        label_column=config.data.label_column,
     )
     if config.data.num_classes:
         available = len(data.train.class_names)

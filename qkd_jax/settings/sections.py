@@ -26,18 +26,21 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and how a training image is varied."""
+    """Where examples come from and how a training image is varied."""
 
     source: str = "renditions"
     path: str = setting("", may_change=True)
     split_file: str = setting("", may_change=True)
     follow_links: bool = setting(False, may_change=True)  # read links that lead out of the folder
+    # Where texts are in tables, the columns with them and with their classes.
+    text_column: str = "text"
+    label_column: str = "label"
     # Use only the first classes of the source; 0 = all.
     num_classes: int = setting(0, low=0, zero="all")
     # Test on this part of the training images instead; 0 = the test set.
     validation: float = setting(0.0, low=0, below=1, zero="none")
     augment: bool = setting(False, of_steps=True)
-    # Disk for what the frozen model computes of images, shared by all runs; GiB.
+    # Disk for what the frozen model computes of inputs, shared by all runs; GiB.
     store_gib: float = setting(4.0, low=0, zero="nothing is stored", may_change=True)
 
 
