@@ -85,8 +85,8 @@ class Model:
         backbone = self.state.backbone
         if set(examples.fields) != set(backbone.spec.fields):
             raise ConfigError(
-                f"backbone.name: expected a backbone that reads {examples.noun}s, as {examples.name} "
-                f"has them ({', '.join(examples.fields)}), found {backbone.name or 'one'}, which "
+                f"backbone.name: expected a backbone that reads {examples.noun}s, as "
+                f"{examples.name} has them ({', '.join(examples.fields)}), found {backbone.name or 'one'}, which "
                 f"reads {', '.join(backbone.spec.fields)}"
             )
         return SlotFeatures(examples, self.config, backbone, self.engine, store, digests)
