@@ -86,10 +86,7 @@ def test_the_rule_of_the_choice(monkeypatch):
     monkeypatch.setattr(build_glosses, "TRAIN", 2)
     monkeypatch.setattr(build_glosses, "TEST", 1)
     good = [Gloss("noun.act", f"{n:08d}", f"number {n} of acts") for n in range(5)]
-    twins = [
-        Gloss("noun.act", "00000012", "the same in two"),
-        Gloss("verb.body", "1", "The same in two"),
-    ]
+    twins = [Gloss("noun.act", "00000012", "one in two"), Gloss("verb.body", "1", "One in two")]
     for bad in (
         [Gloss("noun.act", "00000010", "too short")],
         [Gloss("noun.act", "00000011", 'a "quoted" word in it')],
