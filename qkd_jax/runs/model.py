@@ -84,10 +84,11 @@ class Model:
         store = None if digests is None else self._store
         backbone = self.state.backbone
         if set(examples.fields) != set(backbone.spec.fields):
+            wanted, read = (", ".join(part) for part in (examples.fields, backbone.spec.fields))
             raise ConfigError(
                 f"backbone.name: expected a backbone that reads {examples.noun}s, as "
-                f"{examples.name} has them ({', '.join(examples.fields)}), found "
-                f"{backbone.name or 'one'}, which reads {', '.join(backbone.spec.fields)}"
+                f"{examples.name} has them ({wanted}), found {backbone.name or 'one'}, which reads "
+                f"{read}"
             )
         return SlotFeatures(examples, self.config, backbone, self.engine, store, digests)
 

@@ -102,6 +102,14 @@ def test_a_table_has_a_header_quotes_and_labels_as_text(tables):
     assert test.labels.tolist() == [1, 0] and test.texts == ("x", "y")
 
 
+def test_labels_are_compared_without_outer_spaces_and_with_composed_accents(tables):
+    apart = unicodedata.normalize("NFD", "käse")
+    for name, label in (("train", f" {apart}"), ("test", "käse\u00a0")):
+        write(tables, {f"{name}.csv": f" text ,label\nx,{label}\n"})
+    train, test = open_texts(tables)
+    assert train.class_names == test.class_names == ("käse",)
+
+
 def test_tabs_other_columns_and_marks(tables):
     for name in ("train", "test"):
         (tables / f"{name}.csv").unlink()
@@ -187,6 +195,17 @@ def test_classes_must_agree(tmp_path):
     message = problems_of(write(tmp_path, files))
     assert "class 'a' is in train.csv but not in test.csv" in message
     assert "class 'b' is in test.csv but not in train.csv" in message
+
+
+@pytest.mark.parametrize("part", ["train", "train.csv"])
+def test_a_part_may_be_a_link_that_is_followed_if_asked_for(tmp_path, part):
+    tables = {"train.csv": HEADED + "x,a\n", "test.csv": HEADED + "y,a\n"}
+    folders = {"train/a.txt": "x\n", "test/a.txt": "y\n"}
+    root = write(tmp_path / "data", tables if part == "train.csv" else folders)
+    (root / part).rename(tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", root / part)
+    assert f"{root / part}: link out of the folder" in problems_of(root)
+    assert open_texts(root, follow_links=True).train.texts == ("x",)
 
 
 def test_nothing_there(tmp_path):
