@@ -13,6 +13,7 @@ from qkd_jax.settings.config import Config, override
 from qkd_jax.settings.experiments import load_experiment
 
 COMMON = (
+    "backbone.num_tokens=64",
     "data.source=ag_news",
     "protocol.base=0",
     "protocol.increment=2",

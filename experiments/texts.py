@@ -11,9 +11,16 @@ import dataclasses
 from qkd_jax.settings.config import Config, override
 from qkd_jax.settings.experiments import load_experiment
 
+COMMON = (
+    "backbone.num_tokens=64",
+    "data.source=texts",
+    "protocol.base=0",
+    "protocol.increment=2",
+)
+
 
 def get_config(method: str = "qkd") -> Config:
     """The settings of this experiment for one method."""
     like = load_experiment("glosses").get_config(method)
     config = dataclasses.replace(like, experiment="texts")
-    return override(config, "data.source=texts", "protocol.base=0", "protocol.increment=2")
+    return override(config, *COMMON)

@@ -219,8 +219,8 @@ def heat_map(
 
 
 @_styled
-def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
-    """Losses, and below them each logged entropy, against training images seen.
+def loss_curves(records: list[dict[str, Any]], title: str, noun: str = "images") -> Figure | None:
+    """Losses, and below them each logged entropy, against training images (or texts) seen.
 
     Args:
       records: lines of metrics.jsonl in order, with `images_seen`; other fields are optional.
@@ -264,7 +264,7 @@ def loss_curves(records: list[dict[str, Any]], title: str) -> Figure | None:
             axes.legend(loc="upper right", ncols=min(len(keys), 5), fontsize=9, handlelength=1.2)
     _mark_tasks(grid[:, 0], records)
     grid[0, 0].set_title(title, pad=22)
-    grid[-1, 0].set_xlabel("training images seen")
+    grid[-1, 0].set_xlabel(f"training {noun} seen")
     grid[-1, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 

@@ -112,11 +112,11 @@ def _draw(run: RunFiles) -> dict[str, Any]:
             "Routing",
             "most relevant task",
             "true task",
-            "images of the true task (%)",
+            f"{_noun(run)} of the true task (%)",
             0,
             (0.0, 100.0),
         )
-    if losses := figures.loss_curves(run.records, f"Training{suffix}"):
+    if losses := figures.loss_curves(run.records, f"Training{suffix}", _noun(run)):
         drawn["loss"] = losses
     if run.circuit.strip():
         drawn["circuit"] = figures.circuit(run.circuit, "Circuit")
@@ -137,7 +137,7 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
         title += f" · seed {summary['seed']}"
     state = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in _warnings(run))
     numbers = [
-        (key, format_number(key, summary[key]), meaning)
+        (key, format_number(key, summary[key]), meaning.replace("images", _noun(run)))
         for key, meaning in NUMBERS.items()
         if isinstance(summary.get(key), int | float)
     ]
@@ -163,6 +163,11 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
     )
 
 
+def _noun(run: RunFiles) -> str:
+    """What the run learned from, "images" or "texts"."""
+    return run.environment.get("examples", "images")
+
+
 def _warnings(run: RunFiles) -> list[str]:
     """Warnings about the run, to read before the numbers."""
     warnings = []
@@ -170,7 +175,7 @@ def _warnings(run: RunFiles) -> list[str]:
         warnings.append(f"This run is not finished: {run.stages} tasks were evaluated.")
     if leaked := run.environment.get("leaked_test_images"):
         warnings.append(
-            f"Images that are both trained and tested on (the same pixels): {len(leaked)}, the "
+            f"{_noun(run).capitalize()} that are both trained and tested on: {len(leaked)}, the "
             f"first of them {' = '.join(leaked[0])}. The accuracies count them as right answers "
             "although they were learned by heart."
         )
@@ -181,8 +186,8 @@ def _warnings(run: RunFiles) -> list[str]:
         )
     if removed := run.environment.get("removed_images"):
         warnings.append(
-            f"Images that were removed between sessions of the run: {len(removed)}, the first of "
-            f"them {removed[0]}. The run cannot be repeated exactly."
+            f"{_noun(run).capitalize()} that were removed between sessions of the run: "
+            f"{len(removed)}, the first of them {removed[0]}. The run cannot be repeated exactly."
         )
     return warnings
 
@@ -205,7 +210,7 @@ def _task_table(run: RunFiles) -> str:
         ]
         counts = ["–" if classes is None else classes, run.total[last, j]]
         rows.append((j + 1, *counts, *("–" if v is None else f"{v:.2f}" for v in shown)))
-    headers = ("task", "classes", "test images", "just learned (%)", "best (%)", "last (%)")
+    headers = ("task", "classes", f"test {_noun(run)}", "just learned (%)", "best (%)", "last (%)")
     return _table((*headers, "just learned − last", "routing (%)"), rows)
 
 

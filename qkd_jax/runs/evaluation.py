@@ -15,7 +15,7 @@ from qkd_jax.runs.slot_features import SlotFeatures
 # Inference is timed on new images for at least this long, or until the test set ends.
 INFERENCE_SECONDS = 2.0
 
-SHOWN_WRONG, SHOWN_RIGHT = 9, 3
+SHOWN, SHOWN_WRONG = 12, 9  # test examples on the report's page
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def predictions(
 def shown_examples(examples: Examples, rows: np.ndarray, predicted: dict) -> list[dict[str, Any]]:
     """Some test examples with what was predicted, for the report: mostly mistakes.
 
-    Up to `SHOWN_WRONG` mistakes and `SHOWN_RIGHT` right answers are taken, in turn from all
-    classes, so that they do not depend on scores.
+    Up to `SHOWN_WRONG` mistakes, then right answers up to `SHOWN` in all, are taken from all
+    classes in turn.
 
     Args:
       examples: the test set.
@@ -158,11 +158,11 @@ def shown_examples(examples: Examples, rows: np.ndarray, predicted: dict) -> lis
     labels, relevance = predicted["label"], predicted.get("relevance")
     wrong = predicted["predicted"] != labels
     shown = []
-    for members, count in ((wrong, SHOWN_WRONG), (~wrong, SHOWN_RIGHT)):
+    for members, total in ((wrong, SHOWN_WRONG), (~wrong, SHOWN)):
         members = np.flatnonzero(members)
         # How many of the same class came before.
         turn = [np.sum(labels[members[:at]] == labels[row]) for at, row in enumerate(members)]
-        for row in members[np.lexsort((labels[members], turn))][:count]:
+        for row in members[np.lexsort((labels[members], turn))][: total - len(shown)]:
             names = examples.class_names
             entry = {"id": str(examples.ids[rows[row]]), "class": names[labels[row]]}
             entry |= {"predicted": names[predicted["predicted"][row]]}

@@ -261,6 +261,7 @@ def begin_folder(
             "data_fingerprint": data_fingerprint(planned.data),
             "data_content": contents.sha256(),
             "leaked_test_images": leaked,
+            "examples": f"{planned.data.train.noun}s",
         }
         | ({"cut_texts": list(cut)} if any(cut) else {}),
     )

@@ -369,6 +369,7 @@ class _Loop:
             images,
             done_steps=min(sum(steps), sum(steps[:first]) + step),
             done_images=min(images, self.books.trained),
+            noun=self.data.train.noun,
         )
 
     def _tell_stop(self) -> None:

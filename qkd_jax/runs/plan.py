@@ -70,6 +70,10 @@ def plan(config: Config) -> Plan:
         train = data.train
         held_out = last_of_each_class(train.ids, train.labels, config.data.validation)
         data = Split(train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out)))
+    if config.data.augment and data.train.noun != "image":
+        raise ConfigError(
+            f"data.augment: expected false, since {data.train.noun}s are not varied, found true"
+        )
     num_classes = len(data.train.class_names)
     seed = config.protocol.order_seed if config.protocol.shuffle else None
     order = class_order(num_classes, seed)

@@ -70,6 +70,7 @@ class Progress(NullProgress):
     Args:
       total_steps, total_images: over all tasks.
       done_steps, done_images: those done before a run was resumed.
+      noun: what is counted as images, such as "text".
       stream: where to write; standard output by default.
       seconds_between: the least time between two plain lines.
       clock: seconds, monotonic.
@@ -85,6 +86,7 @@ class Progress(NullProgress):
         *,
         done_steps: int = 0,
         done_images: int = 0,
+        noun: str = "image",
         stream: TextIO | None = None,
         seconds_between: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
@@ -97,7 +99,7 @@ class Progress(NullProgress):
                 raise ConfigError(f"progress: expected 0 to {total} {name} done, found {done}")
         self._total_steps, self._done_steps = total_steps, done_steps
         self._total_images, self._done_images = total_images, done_images
-        self._first_image = done_images
+        self._first_image, self._noun = done_images, noun
         self._stream, self._seconds_between, self._clock = stream, seconds_between, clock
         self._screen: _Screen | None = None
         self._task = self._num_tasks = 0
@@ -157,7 +159,8 @@ class Progress(NullProgress):
         parts.append(f"step {self._done_steps}/{self._total_steps}")
         if "loss" in metrics:
             parts.append(f"loss {float(metrics['loss']):.3f}")
-        parts.append(f"{self._task_images / max(now - self._task_began, 1e-9):,.0f} images/s")
+        rate = self._task_images / max(now - self._task_began, 1e-9)
+        parts.append(f"{rate:,.0f} {self._noun}s/s")
         parts.append(f"{100 * fraction:.0f} %")
         images = self._done_images - self._first_image  # by this process; evaluation takes time too
         if images > 0:

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ import PIL
 from qkd_jax.data import crops, image_set, images, text_set
 from qkd_jax.learners import features, passes
 from qkd_jax.nn import backbone as nn_backbone
-from qkd_jax.nn import encode, layers, pixels, vit
+from qkd_jax.nn import bert, encode, layers, pixels, tokens, vit
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.weights.fetch import cache_folder, expanded
 
 CHECKSUM_BYTES = 4
 # The code between an input's bytes and a frozen feature: where it changed, all is computed anew.
 COMPUTES = (images, crops, image_set, text_set, pixels, vit, layers, nn_backbone, encode, features)
-COMPUTES += (passes,)
+COMPUTES += (passes, bert, tokens)
 # Read with the modules themselves: a file that is edited later is not what this process runs.
 CODE = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in COMPUTES)).hexdigest()
 NAME = re.compile("[0-9a-f]{24}")  # of a folder that this file makes
@@ -176,7 +177,7 @@ def backbone_key(backbone: Backbone, compute_dtype: str) -> str:
         weights.update(array.view(np.uint8).data)
     facts = (weights.hexdigest(), backbone.spec, backbone.preprocessing, compute_dtype, CODE)
     device = jax.local_devices()[0].device_kind, jax.config.jax_default_matmul_precision
-    versions = jax.__version__, jaxlib.__version__, PIL.__version__
+    versions = jax.__version__, jaxlib.__version__, PIL.__version__, version("tokenizers")
     return repr((*facts, *device, *versions))
 
 

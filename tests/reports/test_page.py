@@ -121,7 +121,7 @@ def test_report_warns_of_leaked_and_removed_images(tmp_path):
     told = {"leaked_test_images": leaked, "removed_images": ["train/c/9.png"]}
     (folder / "environment.json").write_text(json.dumps(told))
     text = report.write_report(folder).read_text()
-    assert "both trained and tested on (the same pixels): 2, the first" in text
+    assert "Images that are both trained and tested on: 2, the first" in text
     assert "train/a/&lt;1&gt;.png = test/a/2.png" in text
     assert "removed between sessions of the run: 1, the first of them train/c/9.png" in text
     (folder / "environment.json").write_text(json.dumps({"leaked_test_images": []}))
