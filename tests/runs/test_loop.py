@@ -315,13 +315,13 @@ def test_a_folder_in_use_is_refused(backbone, tmp_path):
 
 def test_bad_settings_leave_nothing_behind(backbone, tmp_path):
     for method, setting, message in [
-        ("nosuch", "train.epochs=1", "unknown method 'nosuch'.*qkd"),
+        ("nosuch", "train.epochs=1", "method: expected one of .*qkd.* found 'nosuch'"),
         (
             "qkd",
             "adapter.bottleneck=33",
-            "adapter.bottleneck: expected at most",
+            "adapter.bottleneck: expected at most the backbone.s width 32",
         ),
-        ("qkd", "data.num_classes=11", r"data.num_classes=11: expected 1..10"),
+        ("qkd", "data.num_classes=11", r"data.num_classes: expected 1 to 10, .* found 11"),
         ("qkd", "data.num_classes=-1", r"data.num_classes: expected 0 \(all\) or more, found -1"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -327,7 +327,10 @@ def test_from_dict_of_anything_gives_a_config_or_a_config_error(garbage):
         ({"train": {"epochs": None}}, ["train.epochs: expected a whole number, found None"]),
         ({"train": {"epochs": {"a": 1}}}, ["train.epochs: expected a whole number"]),
         ({"train": {"decay_leaves": [1]}}, ["names separated by commas"]),
-        ({"gate": {"kind": 3}, "sed": 1}, ["gate.kind: expected one of", "'sed'; nearest: seed"]),
+        (
+            {"gate": {"kind": 3}, "sed": 1},
+            ["gate.kind: expected one of", "setting 'sed'", "nearest: seed"],
+        ),
         ({3: 4}, ["setting '3': expected a known name"]),
     ],
 )
