@@ -1,4 +1,4 @@
-"""Class-incremental learning on a frozen vision transformer: adapters, quantum gate, distillation.
+"""Class-incremental learning on a frozen transformer: adapters, quantum gate, distillation.
 
 state = qkd_jax.init_state(jax.random.key(0), backbone, config)
 for task in tasks:
