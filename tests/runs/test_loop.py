@@ -34,6 +34,7 @@ FILES = {
     "class_order.json",
     "circuit.txt",
     "metrics.jsonl",
+    "examples.json",
     "images.npz",
     "matrix.json",
     "summary.json",

@@ -273,7 +273,7 @@ def test_the_shapes_tell_which_name_fits():
         assemble(empty(small, prefix="model."), "timm_safetensors", big, "x")
     message = str(caught.value)
     assert "patch_size 14" in message and "found width 384" not in message.splitlines()[0]
-    assert "Expected width 768, patch_size 16, grid 14, mlp_width 3072; found width 384" in message
+    assert "Expected width 768, mlp_width 3072, patch_size 16, grid 14; found width 384" in message
     assert "fits the name dinov2_vit_s14" in message and len(message.splitlines()) == 13
     for kind in ("augreg_npz", "timm_safetensors"):
         with pytest.raises(WeightsError, match="fits the name vit_b16_in21k_augreg or"):
@@ -464,5 +464,5 @@ def test_registry_is_consistent():
     assert len(set(registry.names())) == len(registry.ENTRIES)
     for entry in registry.ENTRIES:
         assert entry.format in KEY_MAPS and entry.format in load_module.READERS
-        assert entry.licence and entry.preprocessings
+        assert entry.licence and bool(entry.preprocessings) != bool(entry.tokenizer)
     assert list(registry.lookup("vit_b16_in21k_augreg").preprocessings) == ["l2p01", "augreg"]
