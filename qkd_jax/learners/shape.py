@@ -173,11 +173,9 @@ def learner_names() -> tuple[str, ...]:
 def learner_of(config: Config) -> Learner:
     """The learner of `config.method`, with its slots for these settings."""
     learner = _REGISTRY[config.method]
-    return (
-        learner
-        if isinstance(learner.slots, Slots)
-        else learner._replace(slots=learner.slots(config))
-    )
+    if isinstance(learner.slots, Slots):
+        return learner
+    return learner._replace(slots=learner.slots(config))
 
 
 def columns_of(classes, state):

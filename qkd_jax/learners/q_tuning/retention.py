@@ -19,15 +19,13 @@ FLOOR = -1.3862943611198906  # -2 log 2
 
 def new_critic(key: jax.Array, inputs: int, hidden: int) -> dict:
     """A perceptron with two hidden layers of `hidden` ReLUs: [.., inputs] -> [.., 1]."""
-    sizes = (inputs, hidden, hidden, 1)
-    return {
-        f"layer{i}": {
-            "kernel": jax.random.normal(jax.random.fold_in(key, i), (fan_in, fan_out))
-            * (2 / fan_in) ** 0.5,
-            "bias": jnp.zeros(fan_out),
-        }
-        for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False))
-    }
+
+    def layer(index, fan_in, fan_out):
+        drawn = jax.random.normal(jax.random.fold_in(key, index), (fan_in, fan_out))
+        return {"kernel": (2 / fan_in) ** 0.5 * drawn, "bias": jnp.zeros(fan_out)}
+
+    sizes = ((inputs, hidden), (hidden, hidden), (hidden, 1))
+    return {f"layer{index}": layer(index, *size) for index, size in enumerate(sizes)}
 
 
 def mutual_information(
