@@ -148,9 +148,9 @@ class BertSpec:
             positions = params["position"][None, : ids.shape[1]]
         else:
             rows, filled = self._checked_prompt(*prompt, x)
-            one = filled.astype(jnp.int32)
-            own = jnp.sum(one, axis=1, keepdims=True) + jnp.arange(ids.shape[1])[None, :]
-            places = jnp.concatenate([own, jnp.cumsum(one, axis=1) - one], axis=1)
+            real = jnp.concatenate([filled, jnp.ones(ids.shape, bool)], axis=1)
+            before = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
+            places = jnp.roll(before, ids.shape[1], axis=1)  # of the text, then of the prompt
             positions = jnp.take(params["position"], places, axis=0, mode="clip")
             x = jnp.concatenate([x, rows], axis=1)
             mask = jnp.concatenate([mask, filled], axis=1)
