@@ -258,27 +258,35 @@ def feature_after(state, inputs, rows, mask):
 
 def loss(trainable, state, inputs, batch, context):
     settings, head = settings_of(state.config), trainable["head"]
-
-    def logits(head, rows, mask):
-        features = feature_after(state, inputs, rows, mask)
-        return linear_logits(features, head["rows"], head["bias"])
-
-    present = filled(state.config, state.task)
-    terms = class_terms(state, logits(head, model_of(trainable, state), present), batch["label"])
+    rows, mask = model_of(trainable, state), filled(state.config, state.task)
+    features = feature_after(state, inputs, rows, mask)
+    terms = class_terms(state, logits_of(head, features), batch["label"])
     if not settings.retention_weight:
         return terms
 
-    def prediction(rows, mask):
-        found = logits(lax.stop_gradient(head), rows, mask)
-        return jax.nn.softmax(jnp.where(valid_task_classes(state)[None], found, MASKED))
+    def prediction(features):
+        logits = logits_of(lax.stop_gradient(head), features)
+        return jax.nn.softmax(jnp.where(valid_task_classes(state)[None], logits, MASKED))
 
-    teacher = lax.stop_gradient(prediction(*stored_model(state, state.task - 1, state.task - 1)))
-    student = prediction(trainable["prefix"], None)
+    last = state.task - 1
+    if "features" in batch:
+        teacher = batch["features"][:, last]
+    else:
+        teacher = feature_after(state, inputs, *stored_model(state, last, last))
+    student = feature_after(state, inputs, trainable["prefix"], None)
     information = mutual_information(
-        trainable["critic"], student, teacher, context.mask, context.gather
+        trainable["critic"],
+        prediction(student),
+        lax.stop_gradient(prediction(teacher)),
+        context.mask,
+        context.gather,
     )
     retained = jnp.where(state.task > 0, -information, 0.0)
     return with_term(terms, "retention", settings.retention_weight, retained)
+
+
+def logits_of(head, features):
+    return linear_logits(features, head["rows"], head["bias"])
 
 
 def freeze(state):
@@ -305,7 +313,7 @@ def score(state, features):
         own = features[:, owner]  # of each class the feature under its task's model
         logits = jnp.einsum("bcd,cd->bc", own, state.memory["rows"]) + state.memory["bias"][None]
     else:
-        logits = linear_logits(features[:, state.task], state.memory["rows"], state.memory["bias"])
+        logits = logits_of(state.memory, features[:, state.task])
     tasks = jnp.arange(state.config.shapes.max_tasks)
     member = owner[None, :] == tasks[:, None]  # [T, C]
     log_p = jax.nn.log_softmax(jnp.where(member[None], logits[:, None], MASKED))  # [B, T, C]
@@ -322,10 +330,16 @@ def score(state, features):
 
 
 def slots(config):
-    """Of copies, slot j is the model after task j; else there is a slot for each last model."""
-    if settings_of(config).evaluation == "snapshot":
-        return Slots(score=lambda task: range(task + 1), finish=lambda task: ())
-    return Slots(score=lambda task: (task,), finish=lambda task: ())
+    """Of copies, slot j is the model after task j; else there is a slot for each last model. The
+    loss reads the last task's, its teacher.
+    """
+    settings = settings_of(config)
+    snapshot, retains = settings.evaluation == "snapshot", settings.retention_weight > 0
+    return Slots(
+        score=(lambda task: range(task + 1)) if snapshot else (lambda task: (task,)),
+        finish=lambda task: (),
+        loss=lambda task: (task - 1,) if retains and task > 0 else (),
+    )
 
 
 def learner_named(name):

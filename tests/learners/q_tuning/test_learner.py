@@ -289,6 +289,27 @@ def test_the_loss_is_cross_entropy_plus_the_weighted_estimate(texts, history):
     np.testing.assert_allclose(terms["loss"], total, rtol=1e-6)
 
 
+@pytest.mark.parametrize("evaluation", ["snapshot", "final"])
+def test_kept_features_stand_for_the_teacher(texts, evaluation):
+    """A run computes the last model's features of a task's texts once, before its first step."""
+    stages = learned(texts, "q_tuning", f"q_tuning.evaluation={evaluation}", tasks=TASKS[:3])
+    state, batch = stages[2].begun, texts.batch(TASKS[2])
+    slots = learner_of(state.config).slots
+    assert (slots.loss(0), slots.loss(2)) == ((), (1,))
+    fields = {name: batch[name] for name in ("token_ids", "token_mask")}
+    kept = verbs.slot_features(state, fields, slots.loss(2))
+
+    @jax.jit
+    def both(state, batch, kept):
+        batches = batch, {**batch, "features": kept}
+        return [learner.loss(state.trainable, state, raw(b), b, context()) for b in batches]
+
+    plain, with_kept = both(state, batch, kept)
+    assert np.abs(plain["loss_retention"]).max() > 0.1
+    for name, value in plain.items():
+        np.testing.assert_allclose(with_kept[name], value, atol=2e-5)
+
+
 def test_padding_and_devices_change_nothing(texts, history):
     """Two steps in the third task, 5 real rows of 16, on 1 and on 8 devices, and without padding.
 
