@@ -22,6 +22,7 @@ SUBJECTS = (
     "inference",
     "whole_run",
     "many_tasks",
+    "many_prompts",
     "pipeline",
 )
 

@@ -1,6 +1,7 @@
 """Strict settings for every test: eight simulated devices, no silent promotion of dtype or rank."""
 
 import ctypes
+import functools
 import os
 import tempfile
 from importlib.metadata import version
@@ -40,6 +41,7 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol.tasks import Task
+from qkd_jax.weights.load import tiny_random_text
 
 if not hasattr(jax, "enable_x64"):  # as it was called before jax 0.8
     from jax.experimental import enable_x64
@@ -102,6 +104,7 @@ def key():
 SPEC = ViTSpec(width=12, depth=2, num_heads=2, mlp_width=16, patch_size=4, image_size=8, grid=2)
 # The second task is smaller than the padding; class 3 and 6 and the fourth task never come.
 TASKS = (Task(0, (4, 1)), Task(1, (0,)), Task(2, (5, 2)))
+TEXTS = ("alpha", "bravo", "car", "delta!", "eee", "fox (x)", "gnu 12")
 SETTINGS = (
     "backbone.image_size=8",
     "backbone.compute_dtype=float32",
@@ -160,7 +163,22 @@ def copy_of(state):
     return state.replace(trainable=fresh[0], opt_state=fresh[1], step=fresh[2])
 
 
-def run(backbone, config, tasks=TASKS, steps=2):
+def texts_of(task, seed=0, size=4, classes=TEXTS):
+    """Tokens of words of different lengths, one for each class, with a random ending."""
+    generator = np.random.default_rng([task.index, seed])
+    label = np.resize(task.classes, size)
+    ends = ["xyz"[generator.integers(3)] * generator.integers(3) for _ in label]
+    words = [f"{classes[c % len(classes)]} {end}" for c, end in zip(label, ends, strict=True)]
+    return {**qkd_jax.tokenize(text_encoder(), words), "label": label}
+
+
+@functools.cache
+def text_encoder():
+    """The random text encoder, for texts of up to 8 tokens."""
+    return tiny_random_text(8)
+
+
+def run(backbone, config, tasks=TASKS, steps=2, batch_of=batch_of):
     """begun, trained and ended state of every task, each safe from donation."""
     state, history = qkd_jax.init_state(jax.random.key(7), backbone, config), []
     learner = learner_of(config)
@@ -188,6 +206,13 @@ def tiny():
         copy=copy_of,
         run=run,
     )
+
+
+@pytest.fixture(scope="session")
+def texts(tiny):
+    """The same as `tiny` for methods that read texts."""
+    fields = vars(tiny) | {"backbone": text_encoder(), "batch": texts_of}
+    return SimpleNamespace(**fields | {"run": functools.partial(run, batch_of=texts_of)})
 
 
 @pytest.fixture(scope="module")

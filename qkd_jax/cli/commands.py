@@ -9,7 +9,13 @@ from qkd_jax.errors import ConfigError, QkdError, check_system
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 from qkd_jax.settings.experiments import experiment_names, load_experiment
-from qkd_jax.settings.methods import method_named, method_names, preset_method, presets
+from qkd_jax.settings.methods import (
+    method_named,
+    method_names,
+    methods_reading,
+    preset_method,
+    presets,
+)
 
 FOLLOW_LINKS = "read links in a folder of images or texts that lead out of it"
 
@@ -178,8 +184,13 @@ def _compare(options: argparse.Namespace) -> int:
     from qkd_jax.reports.files import read_json
     from qkd_jax.reports.page import write_report
     from qkd_jax.reports.tables import comparison_table, write_results
+    from qkd_jax.weights.load import fields_of
 
-    methods = options.methods.replace(",", " ").split() or list(method_names())
+    methods = options.methods.replace(",", " ").split()
+    if not methods:
+        # The backbone is the same for every method.
+        backbone = _config_of(options, method_names()[0], seed=0, where_read=True).backbone
+        methods = list(methods_reading(fields_of(backbone.name)))
     _refuse_unread(options, methods)
     seeds = _seeds(options.seeds)
     core_shares(options.jobs)

@@ -22,6 +22,7 @@ from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.config import Config
+from qkd_jax.settings.methods import method_named
 
 
 @functools.cache
@@ -39,10 +40,16 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
       config: its `method` chooses the learner; its `shapes` fix those of all arrays.
 
     Raises:
-      ConfigError: unknown method, or settings that do not fit the backbone.
+      ConfigError: unknown method, or a backbone that does not fit the method or the settings.
     """
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
         raise ConfigError("key: expected a typed key, jax.random.key(seed), found another kind")
+    fields, needed = backbone.spec.fields, method_named(config.method).reads
+    if needed not in ("", *fields):
+        raise ConfigError(
+            f"backbone: expected one that reads {needed}, as {config.method} needs, found "
+            f"{backbone.name or 'one'} that reads {' and '.join(fields)}; set backbone.name"
+        )
     trainable, memory = learner_of(config).init(jax.random.fold_in(key, 0), backbone, config)
     return LearnerState(
         frozen={"backbone": backbone},

@@ -24,6 +24,7 @@ from qkd_jax.learners import (
     ssiat,
     tuna,
 )
+from qkd_jax.learners.q_tuning import learner as q_tuning
 from qkd_jax.learners.qkd import learner as qkd
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "linear_probe",
     "mos",
     "mote",
+    "q_tuning",
     "qkd",
     "ranpac",
     "simplecil",

@@ -104,7 +104,8 @@ class Learner(NamedTuple):
       extract: (state, inputs, slot, features [B, S, D] of the slots extracted before) -> features
         [B, D] of a filled slot.
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
-      slots: which slots are read when.
+      slots: which slots are read when; a function config -> `Slots` where settings decide, which
+        `learner_of` calls.
       sums: what `finish` is given.
       survey: passes over a task's inputs before and after training; None = no such passes.
       predict: config -> None, or, for settings whose passes depend on the input, a function
@@ -124,7 +125,7 @@ class Learner(NamedTuple):
     finish: Callable
     extract: Callable
     score: Callable
-    slots: Slots
+    slots: Slots | Callable
     sums: Sums = Sums()
     survey: Survey | None = None
     predict: Callable = lambda config: None
@@ -147,6 +148,7 @@ def register(
     *,
     defaults: tuple[str, ...] = (),
     presets: Mapping[str, tuple[str, ...]] | None = None,
+    reads: str = "",
     **sections: type,
 ) -> Learner:
     """Registers a learner and its settings under its name; returns it.
@@ -154,10 +156,11 @@ def register(
     Args:
       defaults: assignments such as "protocol.kind=joint" that hold when a `Config` is first made.
       presets: name of a preset -> its assignments.
+      reads: the field of a batch that the backbone must read, such as "token_ids"; "" = any.
       sections: the dataclass of each section of settings that the method reads beside the shared
         ones: `ease=EaseSettings` makes `config.ease.alpha` and `--set ease.alpha=...`.
     """
-    declare(learner.name, Method(sections, defaults, presets or {}))
+    declare(learner.name, Method(sections, defaults, presets or {}, reads))
     _REGISTRY[learner.name] = learner
     return learner
 
@@ -168,8 +171,11 @@ def learner_names() -> tuple[str, ...]:
 
 
 def learner_of(config: Config) -> Learner:
-    """The learner of `config.method`."""
-    return _REGISTRY[config.method]
+    """The learner of `config.method`, with its slots for these settings."""
+    learner = _REGISTRY[config.method]
+    if isinstance(learner.slots, Slots):
+        return learner
+    return learner._replace(slots=learner.slots(config))
 
 
 def columns_of(classes, state):

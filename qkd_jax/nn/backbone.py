@@ -55,9 +55,16 @@ class Spec(Protocol):
         """Raises DataError where a real row (mask [B] or [S, B]) has values out of range."""
 
     def embed(
-        self, params: dict, fields: dict[str, jax.Array], preprocessing: Any, compute_dtype: Any
+        self,
+        params: dict,
+        fields: dict[str, jax.Array],
+        preprocessing: Any,
+        compute_dtype: Any,
+        prompt: tuple[jax.Array, jax.Array | None] | None = None,
     ) -> Tokens:
-        """The residual stream before block 0."""
+        """The residual stream before block 0; `prompt` is `Inserts.prompt` and its mask. Raises
+        ConfigError where there is no place for a prompt.
+        """
 
     def param_shapes(self) -> dict:
         """Shapes of the parameters, a pytree of `jax.ShapeDtypeStruct` with a list of blocks."""

@@ -116,21 +116,61 @@ class BertSpec:
             )
 
     def embed(
-        self, params: dict, fields: dict[str, jax.Array], preprocessing: Any, compute_dtype: Any
+        self,
+        params: dict,
+        fields: dict[str, jax.Array],
+        preprocessing: Any,
+        compute_dtype: Any,
+        prompt: tuple[jax.Array, jax.Array | None] | None = None,
     ) -> Tokens:
         """Token and position embeddings, and their LayerNorm; the class token is row 0.
+
+        A prompt's rows take the place of token embeddings. Positions count the prompt first and the
+        text after it, and pass over rows that the prompt's mask leaves out. So a prompt with room
+        that is not filled yet gives what the shorter prompt gives.
 
         Args:
             fields: {"token_ids": int [B, N], "token_mask": bool [B, N]}.
             preprocessing: not used: texts become tokens on the host (`tokens.Tokenizer`).
+            prompt: ([P, D] or [B, P, D], bool [P] or [B, P]); a mask of None is all True.
 
         Returns:
-            Tokens [B, N, D] in float32 (float64 when computing in float64), with the mask.
+            Tokens [B, N + P, D] in float32 (float64 when computing in float64), with the mask. The
+            prompt's rows are the last P: attention knows the order by the positions alone.
+
+        Raises:
+            ConfigError: prompt and text together are longer than the encoder has positions.
         """
         wide, ids = at_least_float32(compute_dtype), fields["token_ids"]
         x = jnp.take(params["token"], ids, axis=0, mode="clip").astype(wide)
-        x = x + params["position"][None, : ids.shape[1]].astype(wide)
-        return Tokens(layer_norm(params["pre_norm"], x, self.eps), fields["token_mask"])
+        mask = fields["token_mask"]
+        if prompt is None:
+            positions = params["position"][None, : ids.shape[1]]
+        else:
+            rows, filled = self._checked_prompt(*prompt, x)
+            real = jnp.concatenate([filled, jnp.ones(ids.shape, bool)], axis=1)
+            before = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
+            places = jnp.roll(before, ids.shape[1], axis=1)  # of the text, then of the prompt
+            positions = jnp.take(params["position"], places, axis=0, mode="clip")
+            x = jnp.concatenate([x, rows], axis=1)
+            mask = jnp.concatenate([mask, filled], axis=1)
+        x = x + positions.astype(wide)
+        return Tokens(layer_norm(params["pre_norm"], x, self.eps), mask)
+
+    def _checked_prompt(self, rows, filled, x):
+        """The prompt [B, P, D] and its mask [B, P] in front of the text x [B, N, D]."""
+        (batch, length, width), size = x.shape, rows.shape[-2]
+        if rows.shape[-1] != width:
+            raise ConfigError(f"prompt: expected rows of width {width}, found {rows.shape[-1]}")
+        if length + size > self.positions:
+            raise ConfigError(
+                f"prompt: expected at most {self.positions - length} rows in front of {length} "
+                f"tokens, since this encoder has {self.positions} positions, found {size}; shorten "
+                "the prompt or the texts"
+            )
+        filled = jnp.ones(size, bool) if filled is None else filled
+        rows = jnp.broadcast_to(rows.astype(x.dtype), (batch, size, width))
+        return rows, jnp.broadcast_to(filled, (batch, size))
 
     def param_shapes(self) -> dict:
         """Shapes of the parameters, with a list of blocks."""

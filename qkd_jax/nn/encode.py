@@ -52,6 +52,11 @@ class Inserts:
         attention: one `AttentionInsert` or None for each block; empty = none in any block.
         tokens: [F, D] or [B, F, D], more tokens, without positions. They become the last F rows,
             -F to -1; attention does not depend on the order of tokens.
+        prompt: [P, D] or [B, P, D], a soft prompt in front of a text's own tokens: it goes through
+            the embedding as they do (`BertSpec.embed`). Its rows stand behind those of the text,
+            so that row 0 is the class token as ever.
+        prompt_mask: bool [P] or [B, P], False for rows that are not there; None is all. A prompt
+            with such rows gives what one without them gives, up to the order of sums.
     """
 
     adapter: Any = None
@@ -59,15 +64,35 @@ class Inserts:
     hidden_factors: Any = None
     attention: tuple[AttentionInsert | None, ...] = ()
     tokens: Any = None
+    prompt: Any = None
+    prompt_mask: Any = None
 
 
-def embed(backbone: Backbone, inputs: Raw | Tokens, *, compute_dtype=jnp.float32) -> Tokens:
-    """The residual stream before block 0, or the `Tokens` as they are."""
-    if isinstance(inputs, Tokens):
-        return inputs
-    return backbone.spec.embed(
-        backbone.params, inputs.fields, backbone.preprocessing, compute_dtype
-    )
+def embed(
+    backbone: Backbone,
+    inputs: Raw | Tokens,
+    inserts: Inserts | None = None,
+    *,
+    compute_dtype=jnp.float32,
+) -> Tokens:
+    """The residual stream before block 0, with `inserts.prompt`, or the `Tokens` as they are.
+
+    Raises:
+        ConfigError: the prompt does not fit the backbone, or its place was already passed.
+    """
+    prompt = None
+    if inserts is not None and inserts.prompt is not None:
+        prompt = inserts.prompt, inserts.prompt_mask
+    if isinstance(inputs, Raw):
+        return backbone.spec.embed(
+            backbone.params, inputs.fields, backbone.preprocessing, compute_dtype, prompt
+        )
+    if prompt is not None:
+        raise ConfigError(
+            "prompt: expected inputs that are not embedded yet, where prompts go, found the tokens "
+            f"before block {inputs.block}"
+        )
+    return inputs
 
 
 # Jitted, so that a deep model traces one block and not all of them.
@@ -164,7 +189,8 @@ def encode(
         inputs: `Raw`, or the result of an earlier `prefix` or `stem`.
         inserts: what is inserted; None is the frozen model.
         rows: which tokens are returned, static. Negative ones count from the end, so that the last
-            F are those of `Inserts.tokens`. None = all but these.
+            F are those of `Inserts.tokens`. None = those of the input itself, without what was
+            inserted.
         dropout_key: [B] typed keys, one for each input; None is no dropout.
         compute_dtype: dtype of the matrix products.
 
@@ -179,7 +205,7 @@ def encode(
             backbone, inputs, inserts, rows, dropout_key=dropout_key, compute_dtype=compute_dtype
         )
     params, spec = backbone.params, backbone.spec
-    tokens = _with_added(inserts, embed(backbone, inputs, compute_dtype=compute_dtype))
+    tokens = _with_added(inserts, embed(backbone, inputs, inserts, compute_dtype=compute_dtype))
     early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
     if adapter_spec is not None and adapter_spec.first_block < tokens.block:
         raise ConfigError(
@@ -288,7 +314,7 @@ def stem(
 def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dtype):
     """`encode` from a `Stem`."""
     params, spec, first = backbone.params, backbone.spec, stem.block
-    if inserts is not None and (inserts.attention or inserts.tokens is not None):
+    if inserts is not None and (inserts.attention or _num_added(inserts)):
         raise ConfigError(
             "inserts: expected adapters only, since they alone share a stem, found other inserts; "
             "start from the inputs instead"
@@ -335,7 +361,7 @@ def encode_all(
 
     Returns:
         L + 2 arrays [B, N, D]: after the embedding, after each block, after the last LayerNorm
-        (inserted tokens are the last rows).
+        (the rows of a prompt follow the input's own, inserted tokens are the last).
     """
     params, spec = backbone.params, backbone.spec
     early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
@@ -343,7 +369,7 @@ def encode_all(
     if adapter_spec is not None:
         adapters[adapter_spec.first_block :] = [*split_blocks(early), last_adapter]
     inserted = _attention_inserts(inserts, spec) or [None] * spec.depth
-    tokens = _with_added(inserts, embed(backbone, inputs, compute_dtype=compute_dtype))
+    tokens = _with_added(inserts, embed(backbone, inputs, inserts, compute_dtype=compute_dtype))
     x = tokens.stream
     results = [x]
     for index, adapter in enumerate(adapters):
@@ -384,14 +410,17 @@ def _positions(rows, tokens, inserts=None):
     """`rows` as indices from 0."""
     count = tokens.stream.shape[1]
     if rows is None:
-        added = (
-            inserts.tokens.shape[-2] if inserts is not None and inserts.tokens is not None else 0
-        )
-        return tuple(range(count - added))
+        return tuple(range(count - _num_added(inserts)))
     rows = tuple(rows)
     if not rows or not all(-count <= row < count for row in rows):
         raise ConfigError(f"rows: expected some of {count} tokens, found {rows}")
     return tuple(row % count for row in rows)
+
+
+def _num_added(inserts):
+    """How many rows the inserted tokens and prompts are."""
+    parts = () if inserts is None else (inserts.tokens, inserts.prompt)
+    return sum(part.shape[-2] for part in parts if part is not None)
 
 
 def _attention_inserts(inserts, spec):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.layers import AttentionInsert
 
@@ -97,3 +98,12 @@ def check_blocks(name: str, needed: int, depth: int) -> None:
         raise ConfigError(
             f"{name}: expected at most {depth}, the blocks of the backbone, found {needed}"
         )
+
+
+def vocabulary_rows(key: jax.Array, backbone: Backbone, count: int) -> jax.Array:
+    """[count, D]: rows of a text encoder's token table, drawn with replacement: a soft prompt that
+    starts as words.
+    """
+    table = backbone.params["token"]
+    drawn = jax.random.randint(key, (count,), 0, table.shape[0])
+    return table[drawn].astype(jnp.float32)

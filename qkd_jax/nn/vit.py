@@ -103,20 +103,31 @@ class ViTSpec:
         pixels.check_pixels(fields["image"], "image", mask)
 
     def embed(
-        self, params: dict, fields: dict[str, jax.Array], preprocessing: Any, compute_dtype: Any
+        self,
+        params: dict,
+        fields: dict[str, jax.Array],
+        preprocessing: Any,
+        compute_dtype: Any,
+        prompt: tuple[jax.Array, jax.Array | None] | None = None,
     ) -> Tokens:
         """Patches, class token, positions and CLIP's first LayerNorm; the class token is row 0.
 
         Args:
             fields: {"image": [B, H, W, 3]}, uint8 in 0..255 or floating point in [0, 1].
             preprocessing: a `Preprocessing`; None = pixels go in as they are, in [0, 1].
+            prompt: None, since patches have no place in front of them; see `Inserts.tokens`.
 
         Returns:
             Tokens [B, N, D] in float32 (float64 when computing in float64).
 
         Raises:
-            ConfigError: images or positions do not fit the spec.
+            ConfigError: images or positions do not fit the spec, or there is a prompt.
         """
+        if prompt is not None:
+            raise ConfigError(
+                "prompt: expected none, since this backbone reads images, found "
+                f"{prompt[0].shape[-2]} rows; insert them as tokens instead"
+            )
         images, side, patch = fields["image"], self.image_size, self.patch_size
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise ConfigError(

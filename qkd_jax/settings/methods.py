@@ -17,11 +17,14 @@ class Method(NamedTuple):
       sections: name -> dataclass of each section that not every method reads.
       defaults: assignments such as "protocol.kind=joint" that hold when a `Config` is first made.
       presets: name of a preset -> its assignments.
+      reads: the field of a batch that the backbone must read, such as "token_ids" of texts; "" =
+        any.
     """
 
     sections: Mapping[str, type]
     defaults: tuple[str, ...]
     presets: Mapping[str, tuple[str, ...]]
+    reads: str = ""
 
 
 _METHODS: dict[str, Method] = {}
@@ -35,6 +38,11 @@ def declare(name: str, method: Method) -> None:
 def method_names() -> tuple[str, ...]:
     """The names of all registered methods, sorted."""
     return tuple(sorted(_METHODS))
+
+
+def methods_reading(fields: Iterable[str]) -> tuple[str, ...]:
+    """The names of the methods that work on a backbone which reads `fields`, sorted."""
+    return tuple(name for name in method_names() if _METHODS[name].reads in ("", *fields))
 
 
 def method_named(name: Any) -> Method:

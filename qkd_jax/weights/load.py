@@ -69,6 +69,16 @@ def tiny_random_text(num_tokens: int = 16) -> Backbone:
     return Backbone(params, spec, Tokenizer(library.to_str()), TINY_RANDOM_TEXT)
 
 
+def fields_of(name: str) -> tuple[str, ...]:
+    """The fields of a batch that a backbone reads, by its registered name; nothing is loaded.
+
+    Raises:
+        WeightsError: unknown name.
+    """
+    random = {TINY_RANDOM: ViTSpec, TINY_RANDOM_TEXT: BertSpec}
+    return (random.get(name) or lookup(name).spec).fields
+
+
 def backbone_of(config: BackboneConfig, weights: str | Path | None = None) -> Backbone:
     """The backbone that the settings name; `weights` is read instead of their file."""
     return load_backbone(

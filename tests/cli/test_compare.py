@@ -20,6 +20,7 @@ from qkd_jax.cli import commands, compare
 from qkd_jax.cli.commands import main
 from qkd_jax.engine.engine import Engine
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners.shape import learner_names
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
@@ -103,6 +104,23 @@ def test_mistakes_are_named_before_anything_runs(capsys, tmp_path, arguments, ex
     assert error.startswith("error: ") and not out
     assert all(part in error for part in expected)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("backbone", ["tiny_random", "tiny_random_text"])
+def test_without_methods_all_that_the_backbone_allows_are_compared(tmp_path, monkeypatch, backbone):
+    """Methods of texts alone are left out where the backbone reads images."""
+    planned = []
+
+    def remembered(configs, *_):
+        planned.extend(config.method for config in configs)
+        raise ConfigError("planned")
+
+    monkeypatch.setattr(compare, "planned_runs", remembered)
+    words = ["compare", "smoke", "--set", f"backbone.name={backbone}", "--out", str(tmp_path)]
+    assert main(words) == 1
+    of_texts = {"prog_prompt", "prompt_per_task", "q_tuning"}
+    left_out = of_texts if backbone == "tiny_random" else set()
+    assert set(planned) == set(learner_names()) - left_out
 
 
 @pytest.mark.parametrize(

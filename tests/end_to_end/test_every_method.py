@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from qkd_jax.engine.engine import Engine
-from qkd_jax.learners.shape import learner_names
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
+from qkd_jax.settings.methods import methods_reading
 from qkd_jax.weights.load import load_backbone
 
 pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 
+METHODS = methods_reading(("image",))
 # Prompts, a survey of the images, sums of a fixed size, nothing trained; the others take minutes.
 DEFAULT = ("coda_prompt", "inflora", "ranpac", "simplecil")
 
@@ -31,7 +32,7 @@ def config(method, devices):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=[] if m in DEFAULT else pytest.mark.slow) for m in learner_names()],
+    [pytest.param(m, marks=[] if m in DEFAULT else pytest.mark.slow) for m in METHODS],
 )
 def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch):
     backbone = load_backbone("tiny_random", image_size=32)

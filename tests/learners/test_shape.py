@@ -8,6 +8,7 @@ import pytest
 import qkd_jax
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.learners.task_heads import HeadSettings
+from qkd_jax.settings.methods import method_named
 
 # What fits two blocks and few classes, and switches that make a method read all it has.
 SETTINGS = {
@@ -16,6 +17,7 @@ SETTINGS = {
     "inflora": ("inflora.rank=2",),
     "l2p": ("l2p.form=gtripl", "l2p.length=4"),
     "qkd": ("gate.kind=pqk", "fusion.kind=routed"),
+    "q_tuning": ("q_tuning.queue_size=2",),
     "ranpac": ("ranpac.projection_dim=16", "max_task_images=8"),
     "simplecil": ("simplecil.whiten=true",),
 }
@@ -52,12 +54,13 @@ def read_by(tiny, config, own):
     if state.trainable:
         state, _ = qkd_jax.train_task(state, batch)
     state = qkd_jax.end_task(state, [batch])
-    qkd_jax.predict(state, batch["image"])
+    qkd_jax.predict(state, {name: batch[name] for name in tiny.backbone.spec.fields})
     return read
 
 
 @pytest.mark.parametrize("method", learner_names())
-def test_every_setting_that_a_method_declares_is_read(tiny, method):
+def test_every_setting_that_a_method_declares_is_read(tiny, texts, method):
+    tiny = texts if method_named(method).reads else tiny
     config = tiny.config(f"method={method}", *SETTINGS.get(method, ()))
     assert settings_of(config.own) - read_by(tiny, config, config.own) == set()
 

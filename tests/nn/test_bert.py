@@ -4,6 +4,7 @@ Error budget against float64 goldens: float32 sums of at most 48 terms in three 
 test_vit: 1e-5 of the largest value.
 """
 
+import math
 from pathlib import Path
 
 import jax
@@ -16,9 +17,17 @@ from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.nn.adapters import AdapterSpec, init_adapter
 from qkd_jax.nn.backbone import Backbone, stack_blocks
 from qkd_jax.nn.bert import BertSpec
-from qkd_jax.nn.encode import Inserts, encode, encode_all, encode_pooled, pooled_rows, stem
+from qkd_jax.nn.encode import (
+    Inserts,
+    embed,
+    encode,
+    encode_all,
+    encode_pooled,
+    pooled_rows,
+    stem,
+)
 from qkd_jax.nn.inputs import Raw
-from qkd_jax.weights.load import assemble
+from qkd_jax.weights.load import assemble, tiny_random
 from qkd_jax.weights.readers import read_bert
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bert_tiny.safetensors"
@@ -105,6 +114,106 @@ def test_inserted_tokens_are_read_but_not_pooled(tiny):
     expected = (rows[:, :10] * weights).sum(axis=1) / weights.sum(axis=1)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(found - encode_pooled(backbone, Raw(fields))).max() > 1e-2
+
+
+def norm(p, x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + SPEC.eps) * p["scale"] + p["bias"]
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def prompted(params, ids, prompt):
+    """Hidden states [P + n, D] of one text of n tokens behind a prompt [P, D], in plain NumPy."""
+    erf = np.vectorize(math.erf)
+    x = np.vstack([prompt, params["token"][ids]])
+    x = norm(params["pre_norm"], x + params["position"][: len(x)])
+    for p in params["blocks"]:
+        q, k, v = (dense(p[name], x) for name in ("query", "key", "value"))
+        mixed = []
+        for h in (slice(8 * head, 8 * head + 8) for head in range(SPEC.num_heads)):
+            weights = np.exp(q[:, h] @ k[:, h].T / math.sqrt(8))
+            mixed.append(weights / weights.sum(1, keepdims=True) @ v[:, h])
+        x = norm(p["norm1"], x + dense(p["out"], np.hstack(mixed)))
+        hidden = dense(p["fc1"], x)
+        hidden = 0.5 * hidden * (1.0 + erf(hidden / math.sqrt(2.0)))
+        x = norm(p["norm2"], x + dense(p["fc2"], hidden))
+    return x
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "of each text"])
+def test_a_prompt_stands_in_front_of_the_text(tiny, own, pooling):
+    """Against NumPy, both in float64: 1e-12 of values near 1. Rows 1 and 4 of the prompt are not
+    there: neither seen nor counted among the positions.
+    """
+    backbone, fields, _ = tiny
+    spec = BertSpec(24, 3, 3, 48, 50, positions=16, num_tokens=10, pooling=pooling)
+    random, batch = np.random.default_rng(0), len(fields["token_ids"])
+    positions = random.standard_normal((16, 24))
+    params = {**jax.tree.map(np.float64, backbone.params), "position": positions}
+    prompt = random.standard_normal((batch, 5, 24) if own else (5, 24))
+    mask = np.array([1, 0, 1, 1, 0], bool)
+    masks = np.stack([np.roll(mask, n) for n in range(batch)]) if own else mask
+    inserts = Inserts(prompt=prompt, prompt_mask=masks)
+    with jax.enable_x64(True):
+        options = {"compute_dtype": jnp.float64}
+        ours, stacked = Backbone(params, spec), Backbone(stack_blocks(params), spec)
+        found = encode_pooled(ours, Raw(fields), inserts, **options)
+        scanned = encode_pooled(stacked, Raw(fields), inserts, **options)
+        rows = encode(ours, Raw(fields), inserts, rows=None, **options)
+        first = encode(ours, Raw(fields), inserts, **options)
+        every = encode_all(ours, Raw(fields), inserts, **options)[-1]
+    for number, (ids, real) in enumerate(
+        zip(fields["token_ids"], fields["token_mask"], strict=True)
+    ):
+        kept = masks[number] if own else mask
+        hidden = prompted(params, ids[real], (prompt[number] if own else prompt)[kept])
+        expected = hidden[3:].mean(0) if pooling == "mean" else hidden[3]
+        np.testing.assert_allclose(found[number], expected, atol=1e-12)
+        np.testing.assert_allclose(scanned[number], expected, atol=1e-12)
+        np.testing.assert_allclose(rows[number][real], hidden[3:], atol=1e-12)
+        np.testing.assert_allclose(first[number, 0], hidden[3], atol=1e-12)
+        np.testing.assert_allclose(every[number, 10:][kept], hidden[:3], atol=1e-12)
+
+
+def test_a_prompt_with_free_room_is_the_shorter_prompt(tiny):
+    """Up to the order of sums; whatever is in the room."""
+    backbone, fields, _ = tiny
+    fields = {name: array[:, :8] for name, array in fields.items()}
+    rows = jax.random.normal(jax.random.key(0), (4, 24))
+    short = encode_pooled(backbone, Raw(fields), Inserts(prompt=rows[:2]))
+    for room in (rows, rows.at[2:].set(1e3)):
+        inserts = Inserts(prompt=room, prompt_mask=jnp.arange(4) < 2)
+        np.testing.assert_allclose(encode_pooled(backbone, Raw(fields), inserts), short, atol=5e-6)
+    none = Inserts(prompt=rows, prompt_mask=jnp.zeros(4, bool))
+    plain = encode_pooled(backbone, Raw(fields))
+    np.testing.assert_allclose(encode_pooled(backbone, Raw(fields), none), plain, atol=5e-6)
+    assert np.abs(short - plain).max() > 1e-2
+    # Inserted tokens are still the last rows.
+    both = Inserts(tokens=rows[2:], prompt=rows[:2])
+    found = encode(backbone, Raw(fields), both, rows=range(-2, 0))
+    every = encode_all(backbone, Raw(fields), both)[-1]
+    assert every.shape[1] == 12 and encode(backbone, Raw(fields), both, rows=None).shape[1] == 8
+    np.testing.assert_allclose(found, every[:, -2:], atol=5e-6)
+
+
+def test_prompts_that_do_not_fit_are_named(tiny):
+    backbone, fields, _ = tiny
+    rows = Inserts(prompt=jnp.zeros((3, 24)))
+    with pytest.raises(ConfigError, match=r"at most 2 rows in front of 10 tokens, .* found 3"):
+        encode_pooled(backbone, Raw(fields), rows)
+    with pytest.raises(ConfigError, match="rows of width 24, found 23"):
+        encode_pooled(backbone, Raw(fields), Inserts(prompt=jnp.zeros((2, 23))))
+    with pytest.raises(ConfigError, match=r"not embedded yet, .* before block 0"):
+        encode_pooled(backbone, embed(backbone, Raw(fields)), rows)
+    with pytest.raises(ConfigError, match="adapters only"):
+        encode_pooled(backbone, stem(backbone, Raw(fields), 1, rows=None), rows)
+    images = tiny_random(16)
+    with pytest.raises(ConfigError, match=r"prompt: expected none, .* reads images, found 3 rows"):
+        encode(images, Raw({"image": jnp.zeros((1, 16, 16, 3))}), rows)
 
 
 def test_a_padded_input_without_tokens_is_finite(tiny):

@@ -227,6 +227,7 @@ def test_all_range_problems_are_listed_at_once():
         "mote.others=1.5",
         "ssiat.kernel_width=0.0",
         "coda_prompt.length=0",
+        "prompt_per_task.temperature=0.0",
     ],
 )
 def test_ranges_of_single_methods(assignment):
