@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def settings(folder, *changes):
-    config = load_experiment("smoke").get_config("qkd")
+def settings(folder, *changes, method="qkd"):
+    config = load_experiment("smoke").get_config(method)
     return override(
         config,
         *("backbone.name=tiny_random_text", "backbone.num_tokens=20", "data.source=texts"),
@@ -48,8 +48,9 @@ def settings(folder, *changes):
     )
 
 
-def test_killed_on_two_devices_a_run_on_texts_ends_as_on_one(folder, tmp_path, monkeypatch):
-    one, two = settings(folder, "train.devices=1"), settings(folder, "train.devices=2")
+@pytest.mark.parametrize("method", ["qkd", "q_tuning"])
+def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, method):
+    one, two = (settings(folder, f"train.devices={n}", method=method) for n in (1, 2))
     backbone = backbone_of(one.backbone)
     whole = run(one, backbone, tmp_path / "whole")
     finish, ended = Engine.finish, []
