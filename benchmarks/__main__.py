@@ -16,6 +16,7 @@ from benchmarks.pairs import RESULTS, Row, read, table, write
 SUBJECTS = (
     "gate",
     "transformer",
+    "text",
     "start",
     "qkd_step",
     "compile_time",

@@ -24,7 +24,30 @@ COMMON = (
     "train.batch_size=16",
     "train.checkpoint_every=100",
 )
-METHODS = {"qkd": ("adapter.first_block=3",)}
+PROMPTED = ("train.optimizer=adam", "train.weight_decay=0", "train.epochs=3")
+METHODS = {
+    "qkd": ("adapter.first_block=3",),
+    "q_tuning": (
+        *PROMPTED,
+        "q_tuning.prompt_length=4",
+        "q_tuning.prefix_length=4",
+        "q_tuning.queue_size=3",
+        "q_tuning.reparametrise=0",
+        "train.learning_rate=0.01",
+    ),
+    "prog_prompt": (
+        *PROMPTED,
+        "prog_prompt.prompt_length=4",
+        "prog_prompt.reparametrise=0",
+        "train.learning_rate=0.01",
+    ),
+    "prompt_per_task": (
+        *PROMPTED,
+        "prompt_per_task.prompt_length=4",
+        "prompt_per_task.reparametrise=0",
+        "train.learning_rate=0.01",
+    ),
+}
 
 
 def get_config(method: str = "qkd") -> Config:
