@@ -48,7 +48,7 @@ def settings(folder, *changes, method="qkd"):
     )
 
 
-@pytest.mark.parametrize("method", ["qkd", "q_tuning"])
+@pytest.mark.parametrize("method", [pytest.param("qkd", marks=pytest.mark.slow), "q_tuning"])
 def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, method):
     one, two = (settings(folder, f"train.devices={n}", method=method) for n in (1, 2))
     backbone = backbone_of(one.backbone)

@@ -58,7 +58,18 @@ def scores_of(tiny, method, num_tokens, junk):
     return np.concatenate(scores)
 
 
-@pytest.mark.parametrize("method", qkd_jax.learner_names())
+# One of each way to read a text: an adapter per task and a gate, moments, prefixes, added tokens, a
+# projection, the class token's keys, a prompt in front. The others take minutes.
+DEFAULT = ("qkd", "inflora", "coda_prompt", "l2p", "ranpac", "apt", "q_tuning")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=[] if m in DEFAULT else pytest.mark.slow)
+        for m in qkd_jax.learner_names()
+    ],
+)
 def test_the_content_of_padding_changes_no_bit(tiny, method):
     scores = scores_of(tiny, method, 10, junk=0)
     assert np.isfinite(scores).any(axis=1).all() and np.ptp(scores[np.isfinite(scores)]) > 1e-3
