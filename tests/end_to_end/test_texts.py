@@ -17,7 +17,7 @@ from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import backbone_of
 
-pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
+pytestmark = pytest.mark.usefixtures("compiled")
 
 SPOKEN = {
     "birds": "the {0} sings & flies <fast>",
@@ -48,6 +48,7 @@ def settings(folder, *changes, method="qkd"):
     )
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("method", [pytest.param("qkd", marks=pytest.mark.slow), "q_tuning"])
 def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, method):
     one, two = (settings(folder, f"train.devices={n}", method=method) for n in (1, 2))
@@ -70,19 +71,6 @@ def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, 
     np.testing.assert_array_equal(files["parts"].correct, files["whole"].correct)
     assert parts["extracted_features"] == whole["extracted_features"]
 
-    # What a reader of the report sees: texts, as they are and escaped, and how many were cut.
-    page = write_report(files["whole"].folder).read_text("utf-8")
-    shown = files["whole"].examples
-    assert len(shown) == 12 and {e["class"] for e in shown} == set(SPOKEN)
-    assert all(
-        e["text"] in (folder / "test" / f"{e['class']}.txt").read_text("utf-8") for e in shown
-    )
-    assert "sings &amp; flies &lt;fast&gt;" in page and "<fast>" not in page
-    environment = files["whole"].environment
-    assert environment["examples"] == "texts" and environment["cut_texts"][0] >= 9
-    assert f"were cut: {environment['cut_texts'][0]} to train on" in page
-    assert "test texts" in page
-
     # The trained run answers as it did in the run.
     trained = qkd_jax.load_run(files["whole"].folder)
     test = load_split("texts", path=folder).test
@@ -94,6 +82,22 @@ def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, 
         assert predicted[name] == label
 
 
+def test_the_report_shows_texts(folder, tmp_path):
+    """As they are and escaped, and how many were cut."""
+    config = settings(folder, "train.devices=1", method="linear_probe")
+    run(config, backbone_of(config.backbone), tmp_path)
+    files = read_run(run_folder(tmp_path, config))
+    page, shown = write_report(files.folder).read_text("utf-8"), files.examples
+    assert len(shown) == 12 and {entry["class"] for entry in shown} == set(SPOKEN)
+    for entry in shown:
+        assert entry["text"] in (folder / "test" / f"{entry['class']}.txt").read_text("utf-8")
+    assert "sings &amp; flies &lt;fast&gt;" in page and "<fast>" not in page
+    assert files.environment["examples"] == "texts" and files.environment["cut_texts"][0] >= 9
+    assert f"were cut: {files.environment['cut_texts'][0]} to train on" in page
+    assert "test texts" in page
+
+
+@pytest.mark.floor
 def test_a_table_runs_from_the_command_line(folder, tmp_path, capsys):
     for part in ("train", "test"):
         with open(tmp_path / f"{part}.csv", "w", newline="", encoding="utf-8") as file:
@@ -107,7 +111,7 @@ def test_a_table_runs_from_the_command_line(folder, tmp_path, capsys):
         *("train.epochs=1", "protocol.increment=2", "train.devices=1"),
     ]
     command = ["run", "texts", "--method", "simplecil", "--data", str(tmp_path)]
-    command += ["--out", str(tmp_path / "runs"), "--no-report"]
+    command += ["--out", str(tmp_path / "runs"), "--bare"]
     read = [s for s in chosen if not s.startswith("train.epochs")]
     command += [part for setting in read for part in ("--set", setting)]
     assert main(command) == 0
