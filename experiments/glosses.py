@@ -30,7 +30,7 @@ PROMPTED = ("train.optimizer=adam", "train.weight_decay=0", "train.epochs=3")
 METHODS = {
     "qkd": ("adapter.first_block=3", "train.learning_rate=0.8"),
     "mos": ("train.learning_rate=0.8",),
-    "ranpac": ("train.learning_rate=0.2",),
+    "ranpac": ("train.learning_rate=3.2",),
     "q_tuning": (
         *PROMPTED,
         "q_tuning.prompt_length=4",
