@@ -294,6 +294,7 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     names = ("qkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+    names += ("tokenizers",)
     for name in names:
         try:
             found[name] = metadata.version(name)
