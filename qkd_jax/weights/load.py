@@ -48,7 +48,7 @@ def tiny_random(image_size: int = 32) -> Backbone:
     return Backbone(params=init_random(jax.random.key(0), spec), spec=spec, name=TINY_RANDOM)
 
 
-def tiny_random_text(num_tokens: int = 16) -> Backbone:
+def tiny_random_text(num_tokens: int = 16, pooling: str = "mean") -> Backbone:
     """A small text encoder with fixed random weights, whose tokens are single characters."""
     from tokenizers.implementations import BertWordPieceTokenizer
 
@@ -64,6 +64,7 @@ def tiny_random_text(num_tokens: int = 16) -> Backbone:
         vocabulary=len(words),
         positions=64,
         num_tokens=num_tokens,
+        pooling=pooling,
     )
     params = init_random(jax.random.key(0), spec)
     return Backbone(params, spec, Tokenizer(library.to_str()), TINY_RANDOM_TEXT)
@@ -133,7 +134,8 @@ def load_backbone(
         _refuse(name, "texts", of_text)
         return tiny_random(image_size or 32)
     if name == TINY_RANDOM_TEXT:
-        return tiny_random_text(num_tokens or 16)
+        _refuse(name, "images", {"preprocessing": preprocessing})
+        return tiny_random_text(num_tokens or 16, pooling or "mean")
     entry = lookup(name)
     # Checks the settings before anything is fetched.
     if isinstance(entry.spec, BertSpec):

@@ -100,6 +100,10 @@ def test_the_settings_of_a_run_name_the_backbone():
         qkd_jax.Config(), "backbone.name=tiny_random_text", "backbone.num_tokens=7"
     )
     assert backbone_of(config.backbone).spec.num_tokens == 7
+    config = qkd_jax.override(config, "backbone.pooling=first")
+    assert backbone_of(config.backbone).spec.pooling == "first"
+    with pytest.raises(ConfigError, match="preprocessing: expected none"):
+        backbone_of(qkd_jax.override(config, "backbone.preprocess=clip").backbone)
     assert backbone_of(qkd_jax.Config(method="qkd").backbone.__class__(name="tiny_random")).spec
 
 
