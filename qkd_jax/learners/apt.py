@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.shape import Learner, Slots, register
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, new_linear_head
-from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import AttentionInsert, standardize
 from qkd_jax.settings.ranges import setting
 

@@ -37,8 +37,8 @@ from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.prompted import classification, prompt_learner, query_of
 from qkd_jax.learners.shape import register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
-from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.prompts import check_blocks, in_blocks, split_prefix
 from qkd_jax.settings.ranges import Conflicts, setting
 

@@ -42,7 +42,7 @@ from qkd_jax.learners.prompted import (
 )
 from qkd_jax.learners.shape import register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
-from qkd_jax.nn.encode import Inserts
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import AttentionInsert
 from qkd_jax.nn.prompts import check_blocks, cosines, in_blocks, key_loss, nearest, new_rows
 from qkd_jax.settings.ranges import Conflicts, setting

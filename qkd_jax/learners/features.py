@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.nn.encode import Inserts, encode, encode_pooled
+from qkd_jax.nn.encode import encode, encode_pooled
 from qkd_jax.nn.inputs import Raw, Stem
+from qkd_jax.nn.inserts import Inserts
 
 
 def pooled_feature(

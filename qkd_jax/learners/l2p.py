@@ -40,7 +40,7 @@ from qkd_jax.learners.features import added_feature, pooled_feature
 from qkd_jax.learners.prompted import classification, prompt_learner, query_of, query_slots
 from qkd_jax.learners.shape import Sums, register
 from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, stored_head, with_term
-from qkd_jax.nn.encode import Inserts
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.prompts import (
     check_blocks,
     chosen_rows,

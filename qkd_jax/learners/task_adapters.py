@@ -15,9 +15,9 @@ from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_heads import new_head
 from qkd_jax.nn.adapters import init_adapter
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.inputs import Raw, Stem
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.losses import MASKED
 from qkd_jax.settings.config import Config
 

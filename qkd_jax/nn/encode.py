@@ -17,16 +17,22 @@ says "highest"; parity with the reference implementations holds at that setting.
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, dropout_mask, split_blocks
+from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, split_blocks
 from qkd_jax.nn.backbone import Backbone, Spec, block_at
 from qkd_jax.nn.inputs import Raw, Stem, Tokens
+from qkd_jax.nn.inserts import (
+    Inserts,
+    attention_inserts,
+    dropout_factors,
+    num_added,
+    split_adapter,
+    with_added,
+)
 from qkd_jax.nn.layers import (
     ACTIVATIONS,
     AttentionInsert,
@@ -37,35 +43,6 @@ from qkd_jax.nn.layers import (
 )
 
 CLASS_TOKEN = (0,)  # rows
-
-
-@struct.dataclass
-class Inserts:
-    """What is inserted in a frozen transformer, as data.
-
-    `adapter` is one adapter set (see `adapters.py`) and may be differentiated, mapped or stacked;
-    its spec is static.
-
-    Attributes:
-        adapter, adapter_spec: one adapter for each block from `adapter_spec.first_block` on.
-        hidden_factors: [B, R], for each input a factor on each hidden unit of the adapter.
-        attention: one `AttentionInsert` or None for each block; empty = none in any block.
-        tokens: [F, D] or [B, F, D], more tokens, without positions. They become the last F rows,
-            -F to -1; attention does not depend on the order of tokens.
-        prompt: [P, D] or [B, P, D], a soft prompt in front of a text's own tokens: it goes through
-            the embedding as they do (`BertSpec.embed`). Its rows stand behind those of the text,
-            so that row 0 is the class token as ever.
-        prompt_mask: bool [P] or [B, P], False for rows that are not there; None is all. A prompt
-            with such rows gives what one without them gives, up to the order of sums.
-    """
-
-    adapter: Any = None
-    adapter_spec: AdapterSpec = struct.field(pytree_node=False, default=AdapterSpec())
-    hidden_factors: Any = None
-    attention: tuple[AttentionInsert | None, ...] = ()
-    tokens: Any = None
-    prompt: Any = None
-    prompt_mask: Any = None
 
 
 def embed(
@@ -205,16 +182,16 @@ def encode(
             backbone, inputs, inserts, rows, dropout_key=dropout_key, compute_dtype=compute_dtype
         )
     params, spec = backbone.params, backbone.spec
-    tokens = _with_added(inserts, embed(backbone, inputs, inserts, compute_dtype=compute_dtype))
-    early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
+    tokens = with_added(inserts, embed(backbone, inputs, inserts, compute_dtype=compute_dtype))
+    early, last_adapter, adapter_spec = split_adapter(inserts, spec)
     if adapter_spec is not None and adapter_spec.first_block < tokens.block:
         raise ConfigError(
             f"adapter.first_block: expected at least {tokens.block}, since the blocks before it "
             f"were run already, found {adapter_spec.first_block}"
         )
     last, chosen = spec.depth - 1, _positions(rows, tokens, inserts)
-    mask_of = partial(_dropout, inserts, dropout_key, compute_dtype)
-    inserted = _attention_inserts(inserts, spec)
+    mask_of = partial(dropout_factors, inserts, dropout_key, compute_dtype)
+    inserted = attention_inserts(inserts, spec)
     if any(insert is not None for insert in inserted[: tokens.block]):
         raise ConfigError(
             f"attention inserts: expected none before block {tokens.block}, since the blocks "
@@ -314,12 +291,12 @@ def stem(
 def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dtype):
     """`encode` from a `Stem`."""
     params, spec, first = backbone.params, backbone.spec, stem.block
-    if inserts is not None and (inserts.attention or _num_added(inserts)):
+    if inserts is not None and (inserts.attention or num_added(inserts)):
         raise ConfigError(
             "inserts: expected adapters only, since they alone share a stem, found other inserts; "
             "start from the inputs instead"
         )
-    early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
+    early, last_adapter, adapter_spec = split_adapter(inserts, spec)
     if adapter_spec is not None and adapter_spec.first_block != first:
         raise ConfigError(
             f"adapter.first_block: expected {first}, the block of the stem, found "
@@ -335,7 +312,7 @@ def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dty
         if adapter_spec.input == "norm":
             normed = stem.residual
             normed = normed if spec.post_norm else layer_norm(p["norm2"], normed, spec.eps)
-    dropout = _dropout(inserts, dropout_key, compute_dtype, first, stem.residual.shape[1])
+    dropout = dropout_factors(inserts, dropout_key, compute_dtype, first, stem.residual.shape[1])
     x = _block_output(p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype)
     if in_last:
         return _last_norm(backbone, x)
@@ -364,18 +341,18 @@ def encode_all(
         (the rows of a prompt follow the input's own, inserted tokens are the last).
     """
     params, spec = backbone.params, backbone.spec
-    early, last_adapter, adapter_spec = _split_inserts(inserts, spec)
+    early, last_adapter, adapter_spec = split_adapter(inserts, spec)
     adapters = [None] * spec.depth
     if adapter_spec is not None:
         adapters[adapter_spec.first_block :] = [*split_blocks(early), last_adapter]
-    inserted = _attention_inserts(inserts, spec) or [None] * spec.depth
-    tokens = _with_added(inserts, embed(backbone, inputs, inserts, compute_dtype=compute_dtype))
+    inserted = attention_inserts(inserts, spec) or [None] * spec.depth
+    tokens = with_added(inserts, embed(backbone, inputs, inserts, compute_dtype=compute_dtype))
     x = tokens.stream
     results = [x]
     for index, adapter in enumerate(adapters):
         dropout = None
         if adapter is not None:
-            dropout = _dropout(inserts, dropout_key, compute_dtype, index, x.shape[1])
+            dropout = dropout_factors(inserts, dropout_key, compute_dtype, index, x.shape[1])
         x = block(
             block_at(params, index),
             spec,
@@ -410,72 +387,11 @@ def _positions(rows, tokens, inserts=None):
     """`rows` as indices from 0."""
     count = tokens.stream.shape[1]
     if rows is None:
-        return tuple(range(count - _num_added(inserts)))
+        return tuple(range(count - num_added(inserts)))
     rows = tuple(rows)
     if not rows or not all(-count <= row < count for row in rows):
         raise ConfigError(f"rows: expected some of {count} tokens, found {rows}")
     return tuple(row % count for row in rows)
-
-
-def _num_added(inserts):
-    """How many rows the inserted tokens and prompts are."""
-    parts = () if inserts is None else (inserts.tokens, inserts.prompt)
-    return sum(part.shape[-2] for part in parts if part is not None)
-
-
-def _attention_inserts(inserts, spec):
-    """One entry for each block, or an empty tuple."""
-    attention = () if inserts is None else inserts.attention
-    if attention and len(attention) != spec.depth:
-        raise ConfigError(
-            f"attention inserts: expected {spec.depth}, one or None for each block, found "
-            f"{len(attention)}"
-        )
-    return attention
-
-
-def _with_added(inserts, tokens):
-    """The tokens, followed by the inserted ones."""
-    if inserts is None or inserts.tokens is None:
-        return tokens
-    if tokens.block != 0:
-        raise ConfigError(f"inserted tokens: expected block 0 next, found block {tokens.block}")
-    x, mask = tokens.stream, tokens.mask
-    added = jnp.broadcast_to(
-        inserts.tokens.astype(x.dtype), (x.shape[0], *inserts.tokens.shape[-2:])
-    )
-    if mask is not None:
-        mask = jnp.concatenate([mask, jnp.ones(added.shape[:2], bool)], axis=1)
-    return Tokens(jnp.concatenate([x, added], axis=1), mask)
-
-
-def _split_inserts(inserts, spec):
-    """(adapters of all blocks but the last, adapter of the last block, adapter spec or None)."""
-    if inserts is None or inserts.adapter is None:
-        return None, None, None
-    found = {leaf.shape[0] for leaf in jax.tree.leaves(inserts.adapter)}
-    expected = spec.depth - inserts.adapter_spec.first_block
-    if found != {expected}:
-        raise ConfigError(
-            f"adapter: expected {expected} blocks, as {spec.depth} blocks with first_block "
-            f"{inserts.adapter_spec.first_block} need, found {sorted(found)}"
-        )
-    leaves, treedef = jax.tree.flatten(inserts.adapter)
-    parts = [jnp.split(leaf, [expected - 1], axis=0) for leaf in leaves]
-    early = treedef.unflatten([part[0] for part in parts])
-    last = treedef.unflatten([jnp.squeeze(part[1], axis=0) for part in parts])
-    return early, last, inserts.adapter_spec
-
-
-def _dropout(inserts, dropout_key, dtype, index, num_tokens):
-    """Factors on the adapter's hidden units in one block: the given ones, dropout, or None."""
-    if inserts is None or inserts.adapter is None:
-        return None
-    if inserts.hidden_factors is not None:
-        return inserts.hidden_factors[:, None, :].astype(dtype)
-    if dropout_key is None or inserts.adapter_spec.dropout == 0.0:
-        return None
-    return dropout_mask(dropout_key, inserts.adapter_spec, index, num_tokens, dtype)
 
 
 def _run(params, spec, tokens, stop, adapters, adapter_spec, mask_of, dtype, inserted=()):

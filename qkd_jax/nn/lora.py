@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.nn.backbone import Backbone, block_at
-from qkd_jax.nn.encode import Inserts, embed, encode_all
+from qkd_jax.nn.encode import embed, encode_all
 from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import AttentionInsert, layer_norm
 
 

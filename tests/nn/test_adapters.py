@@ -16,8 +16,9 @@ from qkd_jax.nn.adapters import (
     split_blocks,
 )
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.encode import encode
 from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.settings.config import Config

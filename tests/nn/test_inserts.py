@@ -18,8 +18,9 @@ import pytest
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, init_adapter
 from qkd_jax.nn.backbone import Backbone, stack_blocks
-from qkd_jax.nn.encode import CLASS_TOKEN, Inserts, encode, encode_all, prefix, stem
+from qkd_jax.nn.encode import CLASS_TOKEN, encode, encode_all, prefix, stem
 from qkd_jax.nn.inputs import Raw, Stem, Tokens
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import AttentionInsert
 from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.vit import ViTSpec

@@ -6,8 +6,9 @@ import numpy as np
 
 from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, init_adapter, mixed_adapter
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.encode import Inserts, encode
+from qkd_jax.nn.encode import encode
 from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.vit import ViTSpec
 

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.adapters import AdapterSpec, init_adapter
 from qkd_jax.nn.backbone import Backbone, stack_blocks
-from qkd_jax.nn.encode import CLASS_TOKEN, Inserts, block, encode, encode_all, prefix
+from qkd_jax.nn.encode import CLASS_TOKEN, block, encode, encode_all, prefix
 from qkd_jax.nn.inputs import Raw, Stem, Tokens
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import ACTIVATIONS, layer_norm, matmul_trainable, standardize
 from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.pixels import Preprocessing, normalize

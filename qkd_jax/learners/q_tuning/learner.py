@@ -59,8 +59,8 @@ from qkd_jax.learners.task_heads import (
     new_linear_head,
     with_term,
 )
-from qkd_jax.nn.encode import Inserts
 from qkd_jax.nn.heads import linear_logits
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.losses import MASKED, entropy
 from qkd_jax.nn.prompts import vocabulary_rows
 from qkd_jax.settings.ranges import Conflicts, setting

@@ -18,8 +18,9 @@ from qkd_jax.learners.q_tuning import learner
 from qkd_jax.learners.q_tuning.queue import principal_rows, random_rows
 from qkd_jax.learners.shape import Context, learner_of
 from qkd_jax.learners.state import split
-from qkd_jax.nn.encode import Inserts, encode_pooled
+from qkd_jax.nn.encode import encode_pooled
 from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.settings.sections import TrainConfig
 
