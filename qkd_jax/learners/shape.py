@@ -84,6 +84,20 @@ class Survey(NamedTuple):
     after: Callable
 
 
+class Teacher(NamedTuple):
+    """What makes a learner a student: another learner, on a backbone of its own, that learns every
+    task first.
+
+    Attributes:
+      config: the student's config -> the teacher's; None where these settings have no teacher.
+      outputs: (state, inputs) -> pytree of arrays [B, ...], what `Learner.loss` reads of
+        `state.teacher` for these inputs, as `batch["teacher"]`.
+    """
+
+    config: Callable
+    outputs: Callable
+
+
 class Learner(NamedTuple):
     """A method, as its parts.
 
@@ -115,6 +129,7 @@ class Learner(NamedTuple):
         slots and computed once. None if anything else is inserted.
       trains: (config, task) -> whether the task has optimisation steps.
       describe: config -> {file name: text}, files that a run writes beside its settings.
+      teacher: of a student; None for a method that learns alone.
     """
 
     name: str
@@ -133,6 +148,7 @@ class Learner(NamedTuple):
     first_block: Callable = lambda config: None
     trains: Callable = lambda config, task: True
     describe: Callable = lambda config: {}
+    teacher: Teacher | None = None
 
     def num_slots(self, config: Config) -> int:
         """S, the number of slots in an array of features."""

@@ -15,8 +15,9 @@ class LearnerState:
     """Everything a learner knows. Shapes depend on the config only, never on the task.
 
     Attributes:
-      frozen: {"backbone": ...}, what no task ever writes and no checkpoint holds; a student's
-        teacher would be one more entry.
+      frozen: what no step of this learner changes: "backbone", and where there are such, "query",
+        the backbone that gives queries in place of the own one, and "teacher", the `LearnerState`
+        of a student's teacher.
       config: static settings.
       key: typed PRNG key of the run; never advanced. Keys are derived from (key, task, step), so a
         resumed run draws the same numbers.
@@ -30,7 +31,7 @@ class LearnerState:
       memory: what finished tasks leave; frozen while a task trains.
     """
 
-    frozen: dict[str, Backbone]
+    frozen: dict[str, Any]
     config: Config = flax.struct.field(pytree_node=False)
     key: jax.Array
     task: jax.Array
@@ -46,6 +47,27 @@ class LearnerState:
     def backbone(self) -> Backbone:
         """The frozen transformer."""
         return self.frozen["backbone"]
+
+    @property
+    def query(self) -> Backbone:
+        """The frozen transformer whose features are queries: the own one, or a student's."""
+        return self.frozen.get("query", self.backbone)
+
+    @property
+    def teacher(self) -> "LearnerState | None":
+        """The state of a student's teacher."""
+        return self.frozen.get("teacher")
+
+    @property
+    def feature_width(self) -> int:
+        """The last axis of slot features: narrower ones, of the backbone or of queries, are padded
+        with zeros.
+        """
+        return max(self.backbone.spec.width, self.query.spec.width)
+
+    def taught_by(self, teacher: "LearnerState") -> "LearnerState":
+        """This student with its teacher in another state."""
+        return self.replace(frozen={**self.frozen, "teacher": teacher})
 
 
 @flax.struct.dataclass
