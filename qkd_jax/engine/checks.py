@@ -20,7 +20,7 @@ Batch = Mapping[str, Any]
 
 def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) -> dict[str, Any]:
     """The batch of the current task as a compiled step takes it, after all checks: {"inputs",
-    "label", "mask"}, and "features" if they are given.
+    "label", "mask"}, and "features" and "teacher" if they are given.
 
     Args:
       batch: the backbone's fields, such as "image" [B, H, W, 3], and "label" [B]; optionally "mask"
@@ -33,13 +33,13 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
     """
     if int(state.task) < 0:
         raise ProtocolError("no task has begun: call begin_task first")
-    wanted = (*state.backbone.spec.fields, "label")
+    spec = state.reader.spec
+    wanted = (*spec.fields, "label")
     names = " and ".join(map(repr, wanted))
     if not isinstance(batch, Mapping):
         raise DataError(f"batch: expected a dict with {names}, found {type(batch).__name__}")
     if not all(name in batch for name in wanted):
         raise DataError(f"batch: expected {names}, found {sorted(map(str, batch))}")
-    spec = state.backbone.spec
     fields, rows = spec.check_form({name: batch[name] for name in spec.fields}, of_steps=of_steps)
     label = _on_host("label", batch["label"])
     if label.shape != rows:
@@ -69,8 +69,9 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
             f"found {found}"
         )
     spec.check_values(fields, mask)
-    checked = {"inputs": Raw(fields), "label": label.astype(np.int32), "mask": mask}
-    return checked if features is None else checked | {"features": features}
+    checked = {"inputs": state.raw(fields), "label": label.astype(np.int32), "mask": mask}
+    kept = {name: batch[name] for name in ("features", "teacher") if batch.get(name) is not None}
+    return checked | kept
 
 
 def check_batches(batches: Any) -> Iterable[Batch]:
@@ -91,14 +92,14 @@ def check_inputs(state: LearnerState, inputs: Any) -> Raw:
     Raises:
       DataError: as `check_batch`.
     """
-    spec = state.backbone.spec
+    spec = state.reader.spec
     fields = dict(inputs) if isinstance(inputs, Mapping) else {spec.fields[0]: inputs}
     if set(fields) != set(spec.fields):
         raise DataError(f"inputs: expected {sorted(spec.fields)}, found {sorted(fields)}")
     fields, rows = spec.check_form(fields)
     if not any(isinstance(field, jax.core.Tracer) for field in fields.values()):
         spec.check_values(fields, np.ones(rows, bool))
-    return Raw(fields)
+    return state.raw(fields)
 
 
 def check_task(state: LearnerState, task: Task, num_steps: int) -> jax.Array:

@@ -31,13 +31,28 @@ def one_device() -> Engine:
     return Engine()
 
 
-def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerState:
+def init_state(
+    key: jax.Array,
+    backbone: Backbone,
+    config: Config,
+    *,
+    teacher: Backbone | None = None,
+    query: Backbone | None = None,
+) -> LearnerState:
     """The state before the first task; every shape is final.
+
+    A student's state holds that of its teacher, which learns each task first:
+
+        teacher = end_task(...)                     # begun from state.teacher, trained as ever
+        state = begin_task(state.taught_by(teacher), task)
 
     Args:
       key: typed PRNG key (`jax.random.key(seed)`).
       backbone: from `load_backbone`.
       config: its `method` chooses the learner; its `shapes` fix those of all arrays.
+      teacher: the teacher's backbone, of methods that learn from one.
+      query: the backbone that gives queries in place of the own one, where `shapes.query_width`
+        says so.
 
     Raises:
       ConfigError: unknown method, or a backbone that does not fit the method or the settings.
@@ -50,9 +65,18 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
             f"backbone: expected one that reads {needed}, as {config.method} needs, found "
             f"{backbone.name or 'one'} that reads {' and '.join(fields)}; set backbone.name"
         )
-    trainable, memory = learner_of(config).init(jax.random.fold_in(key, 0), backbone, config)
+    frozen: dict[str, Any] = {"backbone": backbone}
+    if width := config.shapes.query_width:
+        found = None if query is None else query.spec.width
+        if found != width:
+            raise ConfigError(f"query: expected a backbone {width} wide, found {found}")
+        frozen["query"] = query
+    learner = learner_of(config)
+    if taught := teacher_config(config, backbone):
+        frozen["teacher"] = _teacher_state(key, backbone, taught, teacher)
+    trainable, memory = learner.init(jax.random.fold_in(key, 0), backbone, config)
     return LearnerState(
-        frozen={"backbone": backbone},
+        frozen=frozen,
         config=config,
         key=key,
         task=jnp.int32(-1),
@@ -64,6 +88,37 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
         opt_state=optimiser(config.train).init(trainable),
         memory=memory,
     )
+
+
+def teacher_config(config: Config, backbone: Backbone) -> Config | None:
+    """The settings of the teacher of a student with this backbone; None if it learns alone."""
+    teacher = learner_of(config).teacher
+    return None if teacher is None else teacher.config(config, backbone)
+
+
+def _teacher_state(key, backbone, config, teacher):
+    """The state of a teacher before the first task, for a student with this backbone."""
+    if teacher is None:
+        raise ConfigError(
+            "teacher: expected a backbone, as these settings have a teacher, found None; load "
+            f"{config.backbone.name!r} and give it as `teacher`"
+        )
+    own, other = backbone.spec, teacher.spec
+    if own.fields != other.fields:
+        raise ConfigError(
+            f"teacher: expected a backbone that reads {' and '.join(own.fields)}, as the student "
+            f"does, found {teacher.name or 'one'} that reads {' and '.join(other.fields)}"
+        )
+    resizable = own.unit == "px"
+    if not resizable and (own.input_size, backbone.preprocessing) != (
+        other.input_size,
+        teacher.preprocessing,
+    ):
+        raise ConfigError(
+            f"teacher: expected the student's tokenizer and {own.input_size} {own.unit}, found "
+            f"{teacher.name or 'one'} with {other.input_size} or another tokenizer"
+        )
+    return init_state(key, teacher, config, query=backbone if config.shapes.query_width else None)
 
 
 def begin_task(
@@ -108,7 +163,8 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
     Args:
       state: after `begin_task`.
       batch: {"image": [B, H, W, 3] uint8 or float in [0, 1], "label": [B] int}, optionally "mask"
-        [B] bool (False = padding) and "features" [B, S, D] (cached features of the filled slots).
+        [B] bool (False = padding), "features" [B, S, D] (cached features of the filled slots) and,
+        for a student, "teacher" (`teacher_outputs` of these images, else computed in the step).
         With a leading axis of steps, [S, B, ...], the steps are scanned in one call.
 
     Returns:
@@ -171,6 +227,19 @@ def slot_features(
         slots = learner_of(state.config).slots.score(int(state.task))
     inputs = jax.tree.map(jnp.asarray, check_inputs(state, inputs))
     return one_device().features(state, inputs, tuple(slots))
+
+
+def teacher_outputs(state: LearnerState, inputs: Any) -> Any:
+    """What a student's step reads of its teacher for these inputs, to be kept and given to
+    `train_task` as `batch["teacher"]`: a pytree of arrays [B, ...].
+
+    Raises:
+      ConfigError: the state has no teacher.
+      DataError: as `predict`.
+    """
+    if state.teacher is None:
+        raise ConfigError(f"teacher_outputs: expected a student, found {state.config.method}")
+    return one_device().teach(state, jax.tree.map(jnp.asarray, check_inputs(state, inputs)))
 
 
 def predict_with_relevance(

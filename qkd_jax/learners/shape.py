@@ -89,7 +89,9 @@ class Teacher(NamedTuple):
     task first.
 
     Attributes:
-      config: the student's config -> the teacher's; None where these settings have no teacher.
+      config: (the student's config, its backbone) -> the teacher's config, or None where these
+        settings have no teacher. A teacher with `shapes.query_width` takes its queries from the
+        student's backbone.
       outputs: (state, inputs) -> pytree of arrays [B, ...], what `Learner.loss` reads of
         `state.teacher` for these inputs, as `batch["teacher"]`.
     """

@@ -97,6 +97,7 @@ def begun_run(
     planned: Plan,
     contents: SplitContents,
     backbone: Backbone | None = None,
+    teacher: Backbone | None = None,
     *,
     allow_removed: bool = False,
 ) -> Begun | None:
@@ -131,13 +132,14 @@ def begun_run(
         )
     environment_then = read_json(folder / "environment.json")
     if backbone is not None:
-        # Runs older than this entry are only checked for the name of the weights, a setting.
-        then, now = environment_then.get("weights_fingerprint"), fingerprint(backbone)
-        if then not in (None, now):
-            raise CheckpointError(
-                f"{folder} was begun with another backbone (weights_fingerprint: {then} -> "
-                f"{now}); use the weights it began with, or another --out or --variant"
-            )
+        for name, now in fingerprints(backbone, teacher).items():
+            # Runs older than this entry are only checked for the name of the weights, a setting.
+            then = environment_then.get(name)
+            if then not in (None, now):
+                raise CheckpointError(
+                    f"{folder} was begun with another backbone ({name}: {then} -> {now}); use the "
+                    "weights it began with, or another --out or --variant"
+                )
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     finished = bool(summary.get("finished"))
     data, removed, content = _same_images(
@@ -235,6 +237,7 @@ def begin_folder(
     planned: Plan,
     contents: SplitContents,
     backbone: Backbone,
+    teacher: Backbone | None,
     leaked: list[list[str]],
     cut: tuple[int, ...],
 ) -> None:
@@ -257,7 +260,7 @@ def begin_folder(
         folder / "environment.json",
         environment(backbone)
         | {
-            "weights_fingerprint": fingerprint(backbone),
+            **fingerprints(backbone, teacher),
             "data_fingerprint": data_fingerprint(planned.data),
             "data_content": contents.sha256(),
             "leaked_test_images": leaked,
@@ -324,6 +327,12 @@ def fingerprint(backbone: Backbone) -> str:
         array = np.asarray(leaf, np.float32).ravel()
         digest.update(np.ascontiguousarray(array[:: max(1, array.size // 4096)]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprints(backbone: Backbone, teacher: Backbone | None = None) -> dict[str, str]:
+    """The hashes of a run's weights, by their names in environment.json."""
+    found = {"weights_fingerprint": fingerprint(backbone)}
+    return found if teacher is None else found | {"teacher_fingerprint": fingerprint(teacher)}
 
 
 def trim_log(path: Path, task: int, step: int) -> None:
