@@ -359,21 +359,24 @@ class Writer:
 
     def json(self, name: str, value: Any) -> None:
         if self.writes:
-            write_json(self.folder / name, value)
+            write_json(self._path(name), value)
 
     def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         if self.writes:
-            path = self.folder / name
-            path.parent.mkdir(exist_ok=True)
-            save_arrays(path, arrays)
+            save_arrays(self._path(name), arrays)
 
     def log(self, name: str) -> TextIO:
         """A file to append lines to, each of which is written at once."""
-        return open(self.folder / name if self.writes else os.devnull, "a", buffering=1)
+        return open(self._path(name) if self.writes else os.devnull, "a", buffering=1)
 
     def trim_log(self, name: str, task: int, step: int) -> None:
         if self.writes:
             trim_log(self.folder / name, task, step)
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 @contextmanager

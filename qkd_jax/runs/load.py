@@ -89,10 +89,12 @@ def load_run(
     if found is None:
         raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint; run it again")
     state, meta = found
-    if meta["finished_tasks"] != int(state.task) + 1 or meta.get("finished_teachers"):
+    # The learner that is furthest: a teacher is a task ahead of its student while it learns.
+    ahead = state if state.teacher is None else state.teacher
+    if meta["finished_tasks"] != int(ahead.task) + 1:
         raise CheckpointError(
             f"{folder}: expected a run at the end of a task, found it in the middle of task "
-            f"{int(state.task) + 1} (step {int(state.step)}); continue it with the command that "
+            f"{int(ahead.task) + 1} (step {int(ahead.step)}); continue it with the command that "
             "began it, at least to the end of this task"
         )
     return LoadedRun(state, tuple(order["class_names"]), config)
