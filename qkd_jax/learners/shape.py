@@ -92,11 +92,14 @@ class Teacher(NamedTuple):
       config: (the student's config, its backbone) -> the teacher's config, or None where these
         settings have no teacher. A teacher with `shapes.query_width` takes its queries from the
         student's backbone.
+      alone: config -> the config of the same student that learns alone, with all that only a
+        taught one reads at its default, so that runs of one student have the same.
       outputs: (state, inputs) -> pytree of arrays [B, ...], what `Learner.loss` reads of
         `state.teacher` for these inputs, as `batch["teacher"]`.
     """
 
     config: Callable
+    alone: Callable
     outputs: Callable
 
 

@@ -26,7 +26,7 @@ from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import plan
 from qkd_jax.runs.progress import NullProgress, Progress, counting
 from qkd_jax.runs.signals import StopRequest
-from qkd_jax.settings.config import Config
+from qkd_jax.settings.config import Config, digest
 
 logger = logging.getLogger("qkd_jax")
 
@@ -215,7 +215,9 @@ class _Loop:
 
     def _summary(self, finished: bool, rate: float | None = None) -> dict[str, Any]:
         """The content of summary.json; docs/metrics.md defines every number."""
-        taught = {teacher.name: teacher.summary() for teacher in self.learnings[:-1]}
+        taught: dict[str, Any] = {t.name: t.summary() for t in self.learnings[:-1]}
+        if self.own.learner.teacher is not None:
+            taught["student"] = digest(self.own.learner.teacher.alone(self.config))
         return {
             "experiment": self.config.experiment,
             "variant": self.variant,
