@@ -143,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
     shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
     backbone = backbone_of(configs[0].backbone)
-    taught = teacher_config(configs[0], backbone)
+    taught = teacher_config(configs[0])
     teacher = None if taught is None else backbone_of(taught.backbone)
     import jax
 

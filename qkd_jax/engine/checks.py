@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qkd_jax.errors import DataError, ProtocolError
+from qkd_jax.errors import ConfigError, DataError, ProtocolError
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.protocol.tasks import Task
+from qkd_jax.settings.config import Config
 
 Batch = Mapping[str, Any]
 
@@ -100,6 +102,29 @@ def check_inputs(state: LearnerState, inputs: Any) -> Raw:
     if not any(isinstance(field, jax.core.Tracer) for field in fields.values()):
         spec.check_values(fields, np.ones(rows, bool))
     return state.raw(fields)
+
+
+def check_teacher(backbone: Backbone, teacher: Backbone | None, config: Config) -> None:
+    """Raises ConfigError unless `teacher` can teach a student with `backbone`: both read the same
+    inputs, of which only images may have other sizes. `config`: the teacher's.
+    """
+    if teacher is None:
+        raise ConfigError(
+            "teacher: expected a backbone, as these settings have a teacher, found None; load "
+            f"{config.backbone.name!r} and give it as `teacher`"
+        )
+    own, other = backbone.spec, teacher.spec
+    if own.fields != other.fields:
+        raise ConfigError(
+            f"teacher: expected a backbone that reads {' and '.join(own.fields)}, as the student "
+            f"does, found {teacher.name or 'one'} that reads {' and '.join(other.fields)}"
+        )
+    texts = (own.input_size, backbone.preprocessing), (other.input_size, teacher.preprocessing)
+    if own.unit == "tokens" and texts[0] != texts[1]:
+        raise ConfigError(
+            f"teacher: expected the student's tokenizer and {own.input_size} tokens, found "
+            f"{teacher.name or 'one'} with {other.input_size} or another tokenizer"
+        )
 
 
 def check_task(state: LearnerState, task: Task, num_steps: int) -> jax.Array:

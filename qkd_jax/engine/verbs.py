@@ -6,6 +6,7 @@ of one `LearnerState`. The task index is a traced integer and everything per tas
 `max_tasks`, so a run compiles its step once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.engine.checks import Batch, check_batch, check_batches, check_inputs
+from qkd_jax.engine.checks import (
+    Batch,
+    check_batch,
+    check_batches,
+    check_inputs,
+    check_teacher,
+)
 from qkd_jax.engine.engine import Engine
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.optimiser import optimiser
@@ -71,9 +78,15 @@ def init_state(
         if found != width:
             raise ConfigError(f"query: expected a backbone {width} wide, found {found}")
         frozen["query"] = query
-    learner = learner_of(config)
-    if taught := teacher_config(config, backbone):
-        frozen["teacher"] = _teacher_state(key, backbone, taught, teacher)
+    learner, teaching = learner_of(config), teacher_config(config)
+    if teaching is not None:
+        check_teacher(backbone, teacher, teaching)
+        shares = learner.teacher.shares_query(config)
+        if shares:
+            teaching = _with_shapes(teaching, query_width=backbone.spec.width)
+        own = backbone if shares else None
+        frozen["teacher"] = init_state(key, teacher, teaching, query=own)
+        config = _with_shapes(config, teacher_width=teacher.spec.width)
     trainable, memory = learner.init(jax.random.fold_in(key, 0), backbone, config)
     return LearnerState(
         frozen=frozen,
@@ -90,35 +103,14 @@ def init_state(
     )
 
 
-def teacher_config(config: Config, backbone: Backbone) -> Config | None:
-    """The settings of the teacher of a student with this backbone; None if it learns alone."""
+def teacher_config(config: Config) -> Config | None:
+    """The settings of a student's teacher; None for a learner that learns alone."""
     teacher = learner_of(config).teacher
-    return None if teacher is None else teacher.config(config, backbone)
+    return None if teacher is None else teacher.config(config)
 
 
-def _teacher_state(key, backbone, config, teacher):
-    """The state of a teacher before the first task, for a student with this backbone."""
-    if teacher is None:
-        raise ConfigError(
-            "teacher: expected a backbone, as these settings have a teacher, found None; load "
-            f"{config.backbone.name!r} and give it as `teacher`"
-        )
-    own, other = backbone.spec, teacher.spec
-    if own.fields != other.fields:
-        raise ConfigError(
-            f"teacher: expected a backbone that reads {' and '.join(own.fields)}, as the student "
-            f"does, found {teacher.name or 'one'} that reads {' and '.join(other.fields)}"
-        )
-    resizable = own.unit == "px"
-    if not resizable and (own.input_size, backbone.preprocessing) != (
-        other.input_size,
-        teacher.preprocessing,
-    ):
-        raise ConfigError(
-            f"teacher: expected the student's tokenizer and {own.input_size} {own.unit}, found "
-            f"{teacher.name or 'one'} with {other.input_size} or another tokenizer"
-        )
-    return init_state(key, teacher, config, query=backbone if config.shapes.query_width else None)
+def _with_shapes(config, **changes):
+    return dataclasses.replace(config, shapes=dataclasses.replace(config.shapes, **changes))
 
 
 def begin_task(

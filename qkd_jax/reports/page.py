@@ -79,7 +79,10 @@ def _draw(run: RunFiles) -> dict[str, Any]:
     )
     suffix = f" — {name}" if name else ""
     if run.stages:
-        curves = {"all classes seen": metrics.accuracy_curve(run.correct, run.total).tolist()}
+        taught = "student, " * ("teacher" in run.summary)
+        curves = {
+            f"{taught}all classes seen": metrics.accuracy_curve(run.correct, run.total).tolist()
+        }
         if run.summary.get("within_task_accuracy_curve"):
             curves["task given (task-aware)"] = run.summary["within_task_accuracy_curve"]
         if teacher := run.summary.get("teacher"):

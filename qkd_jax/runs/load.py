@@ -64,7 +64,7 @@ def load_run(
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     backbone = backbone_of(config.backbone, weights)
-    teaching = teacher_config(config, backbone)
+    teaching = teacher_config(config)
     teacher = None if teaching is None else backbone_of(teaching.backbone, teacher_weights)
     for name, now in fingerprints(backbone, teacher).items():
         if environment.get(name) not in (None, now):

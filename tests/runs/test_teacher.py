@@ -33,9 +33,10 @@ pytestmark = pytest.mark.usefixtures("compiled", "pupil")
 OWN_TO_A_SESSION = {"wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb"} | {
     *("compilations", "training_images_per_second", "inference_images_per_second")
 }
+NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report")
 
 
-def teaching(config, backbone):
+def teaching(config):
     """The teacher's settings: those that are shared, with larger images."""
     shared = ("experiment", "seed", "shapes", "data", "protocol", "train")
     return dataclasses.replace(
@@ -97,7 +98,7 @@ def files_of(folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name.startswith(("checkpoints/", ".lock", "environment")):
+        if not path.is_file() or name.startswith(NOT_OF_THE_RUN):
             continue
         content = path.read_bytes()
         if name == "summary.json":
@@ -178,7 +179,7 @@ def test_stopped_in_either_phase_a_run_ends_with_the_same_bytes(
 def test_a_loaded_student_predicts_what_the_run_predicted(finished, monkeypatch):
     folder, _ = finished
     state, _, config = qkd_jax.load_run(folder)
-    assert teacher_config(config, state.backbone).backbone.image_size == 48
+    assert teacher_config(config).backbone.image_size == 48
     assert int(state.teacher.task) == int(state.task) == 2
     images = np.random.default_rng(0).random((2, 48, 48, 3), np.float32)
     assert qkd_jax.predict(state, images).shape == (2, 6)
