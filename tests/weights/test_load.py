@@ -457,7 +457,9 @@ def test_image_size_resamples_positions_once(tiny):
 
 
 def test_the_first_blocks_alone_end_in_the_last_norm(tiny):
-    """Both computations are the same, up to the last block's, which needs one row: 1e-6."""
+    """The last block computes one row in place of all: sums of 48 terms of values up to 3 differ in
+    their order by some 1e-6; budget 1e-5.
+    """
     arrays, images, _ = augreg()
     np.savez(tiny / "tiny.npz", **arrays)
     whole, cut = load_backbone("tiny", path=tiny), load_backbone("tiny", path=tiny, blocks=2)
@@ -465,7 +467,7 @@ def test_the_first_blocks_alone_end_in_the_last_norm(tiny):
     inputs = Raw({"image": jnp.asarray(images)})
     after = encode_all(whole, inputs)[2][:, 0]
     expected = layer_norm(whole.params["norm"], after, whole.spec.eps)
-    np.testing.assert_allclose(encode(cut, inputs)[:, 0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(encode(cut, inputs)[:, 0], expected, rtol=0, atol=1e-5)
     for count in (0, 4):
         with pytest.raises(ConfigError, match=f"blocks: expected 1 to 3, .* found {count}"):
             load_backbone("tiny", blocks=count)  # before any file is looked for
