@@ -37,6 +37,10 @@ class Shapes:
     max_task_classes: int = setting(10, low=1)
     # Training images of the largest task; 0 = not known (ranpac needs it).
     max_task_images: int = setting(0, low=0, zero="not known")
+    # The width of queries, where another backbone gives them.
+    query_width: int = setting(0, low=0, zero="the backbone's")
+    # The width of a student's teacher.
+    teacher_width: int = setting(0, low=0, zero="the backbone's")
 
     def conflicts(self) -> Conflicts:
         if self.max_task_classes > self.num_classes:
