@@ -246,6 +246,7 @@ HOST = PromptHost(
     trained=trained,
     learned=lambda state, query: inserts_of(state, state.memory["prompt"], query),
     new_head=new_linear_head,
+    prefix_blocks=lambda config: config.coda_prompt.blocks,
     freeze=freeze,
 )
 LEARNER = register(prompt_learner(HOST), coda_prompt=CodaPromptSettings)

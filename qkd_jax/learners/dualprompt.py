@@ -182,6 +182,7 @@ HOST = PromptHost(
     trained=trained,
     learned=learned,
     new_head=new_head,
+    prefix_blocks=lambda config: config.dualprompt.general_blocks + config.dualprompt.expert_blocks,
     freeze=freeze,
     relevance=relevance,
 )

@@ -189,6 +189,7 @@ HOST = PromptHost(
     trained=trained,
     learned=learned,
     new_head=new_head,
+    prefix_blocks=lambda config: 0 if config.l2p.form == "official" else config.l2p.blocks,
     reads_added=lambda config: config.l2p.form == "official",
     finish=finish,
     sums=Sums(empty_counts, count_choices),

@@ -50,6 +50,7 @@ class PromptHost(NamedTuple):
       logits: (head, features [B, D]) -> [B, M], or [B, C] of a memory with all rows.
       reads_added: config -> whether the feature is the mean output of the inserted tokens, and not
         the pooled one.
+      prefix_blocks: config -> how many of the first blocks get prefixes.
       has_query: False where prompts are not chosen by a query; `trained` and `learned` get None.
       freeze, finish, sums: as of `Learner`.
       at_end: the slots that `sums` reads.
@@ -64,6 +65,7 @@ class PromptHost(NamedTuple):
     new_head: Callable
     logits: Callable = lambda head, features: linear_logits(features, head["rows"], head["bias"])
     reads_added: Callable = lambda config: False
+    prefix_blocks: Callable = lambda config: 0
     has_query: bool = True
     freeze: Callable = lambda state: state
     finish: Callable = finish_with_head
