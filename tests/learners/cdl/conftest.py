@@ -1,4 +1,4 @@
-"""Teachers and students on two small transformers, stepped by the passes that an engine compiles."""
+"""Teachers and students on two small transformers, stepped by the passes of an engine."""
 
 from dataclasses import replace
 from types import SimpleNamespace
