@@ -5,9 +5,9 @@ CVPR24-Ease (ease), sun-hailong/AAAI25-MOS (mos), Frank-lilinjie/MoTE (mote), HA
 (ssiat), LAMDA-CL/ICCV2025-TUNA in its first commit (tuna; CUB and VTAB from the paper's text),
 LAMDA-CL/LAMDA-PILOT (aper, l2p, dualprompt, coda_prompt), RanPAC/RanPAC `args/*.csv` with PILOT's
 row for ImageNet-R, where the csv has no adapter (ranpac), liangyanshuo/InfLoRA (inflora), and the
-scripts of Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL (cdl, for teacher and student alike; its
-hosts are set where the method is declared). With tasks of one size, EASE and MoTE read `init_lr` and
-`init_epochs` in every task, whatever their `later_lr` says.
+scripts of Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL (cdl, for teacher and student alike; the
+settings of its hosts stand where the method is declared). With tasks of one size, EASE and MoTE
+read `init_lr` and `init_epochs` in every task, whatever their `later_lr` says.
 
 A data set that a method's authors did not publish settings for takes those of `STANDS_IN`.
 Finetune, joint and linear probe are references without published settings: the first two train
