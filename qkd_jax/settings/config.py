@@ -10,6 +10,7 @@ code that reads them: `config.ease.alpha`, `config.adapter.bottleneck`. `overrid
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import types
 import typing
@@ -194,6 +195,13 @@ def difference(old: Config, new: Config) -> list[str]:
         for key in {**left, **right}
         if left.get(key) != right.get(key)
     ]
+
+
+def digest(config: Config) -> str:
+    """A short hash of all settings that can change a result, but for the seed."""
+    left_out = changeable_settings() | {"seed", "experiment"}
+    kept = [(key, value) for key, value, _ in _leaves(config) if key not in left_out]
+    return hashlib.sha256(json.dumps(sorted(kept)).encode()).hexdigest()[:16]
 
 
 def changeable_settings() -> frozenset[str]:
