@@ -109,13 +109,19 @@ def teacher_config(config: Config) -> Config | None:
         experiment=config.experiment,
         method=settings.host,
         seed=config.seed,
-        shapes=replace(config.shapes, teacher_width=0),
+        shapes=config.shapes,
         backbone=config.teacher,
         data=config.data,
         protocol=config.protocol,
         train=replace(config.train, learning_rate=rate),
         own=((settings.host, getattr(config, settings.host)),),
     )
+
+
+def alone(config: Config) -> Config:
+    """The settings of the same student without a teacher."""
+    plain = CdlSettings(host=config.cdl.host, form="none")
+    return config.replace(cdl=plain, teacher=BackboneConfig())
 
 
 def teacher_width(config: Config, backbone: Backbone) -> int:
@@ -223,8 +229,7 @@ def distilled(host: PromptHost, form: Form) -> Learner:
             found = {"prompts": prompt_means(host, teacher, query)}
         return {"logits": host.logits(teacher.memory, feature), **found}
 
-    alone = prompt_learner(host)
-    return alone._replace(
+    return prompt_learner(host)._replace(
         name="cdl",
         init=init,
         begin=begin,
@@ -232,7 +237,7 @@ def distilled(host: PromptHost, form: Form) -> Learner:
         finish=finish,
         extract=extract_with(host, prompted),
         score=score,
-        teacher=Teacher(teacher_config, outputs, shares_query),
+        teacher=Teacher(teacher_config, alone, outputs, shares_query),
     )
 
 
@@ -363,8 +368,8 @@ def _student(name: str, form: str) -> Learner:
     host = HOSTS[name]
     if form != "none":
         return distilled(host, FORMS[form])
-    no_outputs = Teacher(teacher_config, outputs=lambda state, inputs: {})
-    return prompt_learner(host)._replace(name="cdl", teacher=no_outputs)
+    no_teacher = Teacher(teacher_config, alone, outputs=lambda state, inputs: {})
+    return prompt_learner(host)._replace(name="cdl", teacher=no_teacher)
 
 
 LEARNER = register(

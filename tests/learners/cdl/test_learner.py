@@ -4,6 +4,7 @@ Budget of a repeated float32 pass through two blocks of width 12 in another prog
 of scores near 1; twice that against float64.
 """
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners import passes
 from qkd_jax.learners.cdl.learner import HOSTS
 from qkd_jax.learners.cdl.settings import FORMS, CdlSettings
 from qkd_jax.learners.shape import Context, learner_of
@@ -48,7 +50,7 @@ def apt(cdl):
 
 def terms_of(cdl, state, batch, **changes):
     """The terms [B] of the student's loss on a batch."""
-    batch = cdl.with_teacher(state, batch)
+    batch = {**batch, "teacher": passes.teach(state, batch["inputs"])}
     state = state.replace(**changes)
     learner = learner_of(state.config)
     return learner.loss(state.trainable, state, batch["inputs"], batch, REAL)
@@ -106,7 +108,7 @@ def test_forward_against_loops(cdl, tiny, host, request):
     name, task = state.config.cdl.host, int(state.task)
     images = jnp.asarray(tiny.batch(TASKS[0], 9)["image"][:2])
     slots = learner_of(state.config).slots.score(task)
-    features = np.asarray(cdl.slots(state, Raw({"image": images}), slots))
+    features = np.asarray(cdl.slots(state, images, slots))
     query = jnp.asarray(features[:, 0, :12]) if HOSTS[name].has_query else None
     host_inserts = jax.jit(HOSTS[name].learned)(state, query)
     found = features[:, slots[-1]]
@@ -160,7 +162,7 @@ def test_loss_of_a_step(cdl, coda):
     terms = jax.jit(lambda s: terms_of(cdl, s, batch))(state)
     learner = learner_of(state.config)
     frozen = jax.jit(learner.freeze)(state)
-    features = np.float64(cdl.slots(frozen, batch["inputs"], (0, 2)))[:, 2]
+    features = np.float64(cdl.slots(frozen, batch["inputs"].fields["image"], (0, 2)))[:, 2]
     outputs = jax.jit(learner.teacher.outputs)(state, batch["inputs"])
     heads = float64([state.trainable["head"], state.trainable["kd"]["head"]])
     own, student = (
@@ -200,7 +202,7 @@ def test_in_every_task_labels_move_the_prompts_for_distillation(cdl, l2p):
     """The paper's reason for them. Prompts of L2P that no image chose get exactly no gradient."""
     for task, stage in zip(TASKS, l2p, strict=True):
         state, batch = stage.student.begun, cdl.batch(task, 0)
-        batch = cdl.with_teacher(state, batch)
+        batch = {**batch, "teacher": jax.jit(passes.teach)(state, batch["inputs"])}
         learner = learner_of(state.config)
 
         def mean_ce(trainable, state=state, batch=batch, learner=learner):
@@ -211,7 +213,7 @@ def test_in_every_task_labels_move_the_prompts_for_distillation(cdl, l2p):
         gradient = jax.jit(jax.grad(mean_ce))({**state.trainable, "head": head})
         assert (np.abs(gradient["kd"]["prompts"]).max((1, 2)) > 1e-6).all()
         assert np.abs(gradient["kd"]["token"]).max() > 1e-6
-        query = cdl.slots(state, batch["inputs"], (0,))[:, 0, :12]
+        query = cdl.slots(state, batch["inputs"].fields["image"], (0,))[:, 0, :12]
         keys = np.float64(state.trainable["keys"][0])
         cosine = np.float64(query) @ keys.T / np.linalg.norm(keys, axis=1)
         chosen = np.unique(np.argsort(-cosine, axis=1)[:, :2])
@@ -261,9 +263,11 @@ def test_frozen_parts_stay_as_they_were(cdl, tiny, coda):
 @pytest.mark.parametrize("form", ["kdp", "cdl_prompt", "fitnets", "dkd"])
 def test_no_gradient_reaches_the_teacher(cdl, form):
     """Even where a caller does not stop it, as the step does."""
-    teacher, student = cdl.start(cdl.config("coda_prompt", form))
-    teacher = cdl.learn(teacher, TASKS[0], steps=1).ended
-    state, batch = cdl.begin(student.taught_by(teacher), TASKS[0]), cdl.batch(TASKS[0], 0)
+    stage, batch = (
+        cdl.run(cdl.config("coda_prompt", form), TASKS[:1], steps=1)[0],
+        cdl.batch(TASKS[0], 0),
+    )
+    teacher, state = stage.teacher.ended, stage.student.begun
     learner = learner_of(state.config)
 
     def loss(trainable, parts):
@@ -317,11 +321,9 @@ def test_without_a_teacher_the_host_is_as_by_itself(cdl, tiny, host):
     alone = alone.replace(backbone=config.backbone, **{host: getattr(config, host)})
     images, states = tiny.batch(TASKS[0], 7)["image"], []
     for settings in (config, alone):
-        state, losses = cdl.new_state(settings, tiny.backbone), []
-        for task in TASKS[:2]:
-            learned = cdl.learn(state, task)
-            state = learned.ended
-            losses.append(learned.metrics)
+        history = cdl.run(settings, TASKS[:2])
+        state = history[-1].student.ended
+        losses = [stage.student.metrics for stage in history]
         states.append((losses, state.trainable, state.memory, cdl.scores(state, images)))
     jax.tree.map(np.testing.assert_array_equal, *states)
 
@@ -362,8 +364,8 @@ def test_every_form_and_host_has_the_numbers_that_it_is_said_to_have():
 
 @pytest.mark.parametrize("host", list(HOSTS))
 def test_keys_have_the_width_of_the_students_query(cdl, host):
-    teacher, _ = cdl.start(cdl.config(host, "kdp"))
-    own, _ = cdl.start(cdl.config(host, "kdp", "cdl.query=own"))
+    teacher = cdl.start(cdl.config(host, "kdp")).teacher
+    own = cdl.start(cdl.config(host, "kdp", "cdl.query=own")).teacher
     keys = {"l2p": lambda t: t["keys"], "dualprompt": lambda t: t["keys"]}
     keys |= {"coda_prompt": lambda t: (t["prompt"]["keys"], t["prompt"]["attention"])}
     widths = lambda state: {  # noqa: E731
@@ -378,10 +380,12 @@ def test_keys_have_the_width_of_the_students_query(cdl, host):
 
 
 def test_the_query_of_both_is_the_students_feature(cdl, coda):
-    batch = cdl.batch(TASKS[0], 2)
+    images = cdl.batch(TASKS[0], 2)["inputs"].fields["image"]
     student, teacher = coda[0].student.ended, coda[0].teacher.ended
     assert (student.feature_width, teacher.feature_width) == (24, 16)
-    first, second = (cdl.slots(s, batch["inputs"], (0,))[:, 0] for s in (student, teacher))
+    first, second = (
+        cdl.slots(s, batch["inputs"].fields["image"], (0,))[:, 0] for s in (student, teacher)
+    )
     np.testing.assert_array_equal(first[:, :12], second[:, :12])
     assert not np.asarray(first[:, 12:]).any() and not np.asarray(second[:, 12:]).any()
 
@@ -389,11 +393,13 @@ def test_the_query_of_both_is_the_students_feature(cdl, coda):
 @pytest.mark.parametrize("host", ["coda_prompt", "l2p", "dualprompt"])
 def test_a_teacher_that_is_narrower_than_its_query(cdl, tiny, host):
     """Prompted features are padded, and read without the padding."""
-    config = cdl.config(host, "none", query_width=16)
-    state = cdl.new_state(config, tiny.backbone, query=cdl.teacher)
+    config = cdl.config(host, "none")
+    config = config.replace(shapes=dataclasses.replace(config.shapes, query_width=16))
+    key = jax.random.key(7)
+    state = qkd_jax.init_state(key, tiny.backbone, config, query=cdl.teacher)
     learned = cdl.learn(state, TASKS[0])
     batch = cdl.batch(TASKS[0], 3)
-    features = cdl.slots(learned.ended, batch["inputs"], (0, 1))
+    features = cdl.slots(learned.ended, batch["inputs"].fields["image"], (0, 1))
     assert features.shape[-1] == 16 and np.asarray(features[:, 0, 12:]).all()
     assert not np.asarray(features[:, 1, 12:]).any()
     kept = float64(learned.ended.memory)
@@ -406,10 +412,9 @@ def test_tokens_of_the_teacher(cdl):
     """After its last block, before the last LayerNorm; as many blocks as the student has."""
     batch, found = cdl.batch(TASKS[0], 0), {}
     for form in ("fitnets", "reviewkd"):
-        teacher, student = cdl.start(cdl.config("apt", form))
-        teacher = cdl.learn(teacher, TASKS[0], steps=1).ended
-        state = student.taught_by(teacher)
-        found[form] = jax.jit(learner_of(state.config).teacher.outputs)(state, batch["inputs"])
+        student = cdl.start(cdl.config("apt", form))
+        teacher = cdl.learn(student.teacher, TASKS[0], steps=1).ended
+        found[form] = jax.jit(passes.teach)(student.taught_by(teacher), batch["inputs"])
     inserts = HOSTS["apt"].learned(teacher, None)
     blocks = jax.jit(lambda x: encode_all(cdl.teacher, x, inserts))(batch["inputs"])[1:-1]
     assert len(blocks) == 3 and len(found["reviewkd"]["blocks"]) == 2
@@ -420,9 +425,8 @@ def test_tokens_of_the_teacher(cdl):
 
 
 def test_at_test_time_cdl_prompt_needs_no_transformer_of_the_teacher(cdl, tiny):
-    teacher, student = cdl.start(cdl.config("dualprompt", "cdl_prompt"))
-    teacher = cdl.learn(teacher, TASKS[0], steps=1).ended
-    state = cdl.learn(student.taught_by(teacher), TASKS[0], steps=1).ended
+    stage = cdl.run(cdl.config("dualprompt", "cdl_prompt"), TASKS[:1], steps=1)[0]
+    teacher, state = stage.teacher.ended, stage.student.ended
     images = tiny.batch(TASKS[0], 8)["image"]
     broken = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), teacher.backbone)
     frozen = {**teacher.frozen, "backbone": broken}
@@ -436,7 +440,7 @@ def test_at_test_time_cdl_prompt_needs_no_transformer_of_the_teacher(cdl, tiny):
 
 def test_teachers_settings():
     config = qkd_jax.override(
-        qkd_jax.Config(method="cdl", shapes=qkd_jax.Shapes(teacher_width=768)),
+        qkd_jax.Config(method="cdl"),
         *("cdl.host=apt", "apt.merge=0.2", "teacher.image_size=224", "teacher.name=dinov2_vit_s14"),
         *("train.learning_rate=0.1", "train.epochs=3", "seed=5", "data.augment=true"),
     )
@@ -447,6 +451,17 @@ def test_teachers_settings():
     assert teacher.shapes == qkd_jax.Shapes()
     config = qkd_jax.override(config, "cdl.teacher_rate=0.02")
     assert learner_of(config).teacher.config(config).train.learning_rate == 0.02
+
+
+def test_the_student_that_learns_alone_is_the_same_for_all_that_are_taught(cdl):
+    """By it the report finds the run to compare with."""
+    teacher = learner_of(cdl.config("l2p", "kdp")).teacher
+    expected = teacher.alone(cdl.config("l2p", "none"))
+    assert expected.cdl == CdlSettings(host="l2p", form="none")
+    for settings in (("cdl.alpha=0.3",), ("teacher.name=augreg", "cdl.teacher_rate=0.1")):
+        assert teacher.alone(cdl.config("l2p", "dkd", *settings)) == expected
+    assert teacher.alone(cdl.config("l2p", "kdp", "l2p.pool=7")) != expected
+    assert teacher.alone(cdl.config("apt", "kdp")) != expected
 
 
 def test_hosts_start_as_in_the_code_of_coda_prompt():
@@ -478,14 +493,16 @@ def test_settings_that_do_not_fit_are_named(cdl, tiny):
         with pytest.raises(ConfigError, match=message):
             start(*settings)
     # Tokens that cannot be compared one by one.
-    teacher, student = start("cdl.form=fitnets")
+    student = start("cdl.form=fitnets")
+    teacher = student.teacher
     spec = ViTSpec(width=16, depth=3, num_heads=2, mlp_width=16, patch_size=2, image_size=8, grid=4)
     other = teacher.replace(frozen={**teacher.frozen, "backbone": Backbone({}, spec)})
     outputs = learner_of(student.config).teacher.outputs
     images = Raw({"image": jnp.zeros((1, 8, 8, 3))})
     with pytest.raises(ConfigError, match=r"teacher.image_size: expected .* \(5\).* found 17"):
         outputs(student.taught_by(other), images)
-    teacher, student = start("cdl.form=reviewkd")
+    student = start("cdl.form=reviewkd")
+    teacher = student.teacher
     shallow = teacher.replace(
         frozen={
             **teacher.frozen,
@@ -514,8 +531,9 @@ def test_every_setting_is_read(cdl, monkeypatch):
     monkeypatch.setattr(CdlSettings, "__getattribute__", recording)
     for form in FORMS:
         # Another rate than in other tests, so that everything is traced anew.
-        teacher, student = cdl.start(cdl.config("coda_prompt", form, "cdl.teacher_rate=0.003"))
-        state = cdl.begin(student.taught_by(cdl.begin(teacher, TASKS[0])), TASKS[0])
+        student = cdl.start(cdl.config("coda_prompt", form, "cdl.teacher_rate=0.003"))
+        teacher = qkd_jax.begin_task(student.teacher, TASKS[0])
+        state = qkd_jax.begin_task(student.taught_by(teacher), TASKS[0])
         jax.eval_shape(lambda s: terms_of(cdl, s, cdl.batch(TASKS[0], 0)), state)
         features = jnp.zeros((4, 1 + 4, state.feature_width))
         jax.eval_shape(learner_of(state.config).score, state, features)
