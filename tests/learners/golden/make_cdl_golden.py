@@ -4,11 +4,15 @@ distillation learning (CDL, arXiv 2407.13911) computes on two small random trans
 The authors' code is read from folders and none of it is kept here. Run it in an environment of its
 own, never in the tests: `pip install torch numpy`, then
 
-    python tests/learners/golden/make_cdl_golden.py MAIN STUDY
+    python tests/learners/golden/make_cdl_golden.py MAIN STUDY FIRST
 
-MAIN is a checkout of IRVLUTD/CDL at d9805774be9a3b8d9ca3506835bf35fa64031da8 (all hosts; forms none,
-kd, kdp, dkd, fitnets, reviewkd), STUDY one at bebe528206ee1acaf17e4ef937d33f5a6f0b6471, which is
-also the head of IRVLUTD/CDL_Empirical_Study (form kd_token).
+MAIN is a checkout of IRVLUTD/CDL at d9805774be9a3b8d9ca3506835bf35fa64031da8: all hosts; forms
+none, kd, kdp, dkd, fitnets, reviewkd. STUDY is one at bebe528206ee1acaf17e4ef937d33f5a6f0b6471,
+which is also the head of IRVLUTD/CDL_Empirical_Study: form kd_token. FIRST is the generation of
+July 2024, form cdl_prompt, which is no longer in the repository's history: models/zoo.py at
+9511a55e3c4714ad623bc02f03bcc37315e79cad, models/vit.py at d62e6ac745dd7978d67622bcd043d621ec20cd23
+and learners/ at 908e3147c5429f90c602826c89a0eff71d1061c0. For the stored arrays FIRST was put
+together from STUDY and from the text of these files where they differ.
 
 How it is called: `learners.prompt.<Host>(config).learn_batch` in the second of two tasks with three
 classes each (two classes would leave nothing for the second term of DKD), one batch of four images,
@@ -21,6 +25,9 @@ What is replaced in the authors' code, and nothing else: the sizes of their tran
 heads), the MLP's width (twice the width), the image (8 px, patch 4), timm (its pretrained weights
 are the random ones below, its PatchEmbed a convolution) and `Tensor.cuda`.
 
+In cdl_prompt each batch trains both: the student is given the logits and prompts of the teacher's
+training pass, which for these two hosts are those of its evaluation; key losses are sums.
+
 Sizes: L2P++ pool 6, length 4 (2 + 2 rows), top 5, block 0; DualPrompt pool 2, length 6 in blocks
 2-4, general length 4 in blocks 0-1; CODA-Prompt pool 5 (of which two components are in a task and
 the last in none), length 4, mu 0, blocks 0-4; APT with ema_coeff 0.7; KD prompts "12 6".
@@ -29,12 +36,17 @@ The arrays. Inputs are float32 numbers, used in float64; outputs are float64. Na
 slash are the authors' own.
 
 images [4, 8, 8, 3], labels [4], query [4, 8]
-weights/{teacher,student}/NAME      the frozen transformers under timm's names
+weights/{teacher,student}/NAME      the frozen transformers under timm's names, where blocks.*.REST
+                                    has blocks.0.REST to the last, with an axis for them in front
 host/HOST/{teacher,student}/NAME    prompts and keys of l2p, dualprompt, coda_prompt, apt before the
                                     update; for apt also global_merged_prompt as of the first task
-head/{teacher,student}/{weight,bias}      classes 0-5 (apt divides a row by its norm)
-extra/NAME                          what a form adds to the student: kd_prompt.kd_p_0 (the token) to
+host/HOST/mapper/NAME               the mapper of cdl_prompt: e_k, e_a, e_p of each block, of which
+                                    only the first pool / 2 components are ever used
+head/{teacher,student}/{weight,bias}      classes 0-5; apt divides a row by its norm, and its biases
+                                    were 0 in place of these
+extra/NAME                          what a form adds to the student: kd_prompt/kd_p_0 (the token) to
                                     kd_p_11, add_T_token, kd_last, project_t_s, ReviewKD_layers
+                                    (abfs.0 is of the last block, abfs.11 of the first)
 teacher/HOST/...                    the teacher's update: logits [4, 6] before the mask, loss,
                                     loss_ce, loss_key, gradient/NAME; then `distilled` [4, 3], its
                                     logits of the task's classes that the student learns from, and
@@ -74,7 +86,7 @@ HOSTS = {
     "apt": ("APT", [0.01]),
 }
 METHODS = {"kd": "KD", "dkd": "DKD", "fitnets": "FitNets", "reviewkd": "ReviewKD"}
-METHODS |= {"kdp": "KD_Token", "kd_token": "KD_Token"}
+METHODS |= {"kdp": "KD_Token", "kd_token": "KD_Token", "cdl_prompt": "KD_Token"}
 OF_STUDENT = ("kd_prompt", "kd_last", "project_t_s", "ReviewKD_layers")
 LABELS = torch.tensor([3, 5, 4, 3])
 
@@ -180,7 +192,7 @@ def authors_code(folder: str) -> types.ModuleType:
     return code
 
 
-def learner_of(code: types.ModuleType, host: str, form: str, teacher: str):
+def learner_at(code: types.ModuleType, host: str, form: str, teacher: str):
     """Their learner at the start of the second task, with the drawn weights."""
     name, prompt = HOSTS[host]
     learner = getattr(code, name)(
@@ -231,6 +243,12 @@ def learner_of(code: types.ModuleType, host: str, form: str, teacher: str):
         module = getattr(learner.s_model, part, None)
         if module is not None and "teacher" in roles:
             fill(f"extra/{part}", module)
+    if form == "cdl_prompt":
+        fill(f"host/{host}/mapper", learner.s_model.project_fc_layers, 0.5)
+    if host == "apt":
+        for model in (learner.model, learner.s_model):
+            model.last.bias.data.zero_()
+            model.kd_last.bias.data.zero_()
     if form == "kd_token":
         token = learner.s_model.feat.add_T_token
         token.data = drawn("extra/add_T_token", tuple(token.shape), 0.5)
@@ -249,7 +267,7 @@ def gradients_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
 def run(code: types.ModuleType, host: str, form: str, teacher: str = TEACHER):
     """Results of one update of the teacher and one of the student: (of teacher, of student)."""
     with contextlib.redirect_stdout(io.StringIO()):
-        learner = learner_of(code, host, form, teacher)
+        learner = learner_at(code, host, form, teacher)
     model, student = learner.model, learner.s_model
     images = torch.tensor(ARRAYS["images"], dtype=torch.float64).permute(0, 3, 1, 2)
     found = {"teacher": {}, "student": {}}
@@ -295,8 +313,10 @@ def run(code: types.ModuleType, host: str, form: str, teacher: str = TEACHER):
     with contextlib.redirect_stdout(io.StringIO()):
         learner.learn_batch([(images, LABELS, None)], None, "", None)
     with torch.no_grad():
-        found["teacher"] |= {"scores": model(images)[0].numpy()}
-        found["student"] |= {"scores": student(images).numpy()}
+        scores, prompts, *_ = model(images)
+        given = {"t_p_list_": prompts} if form == "cdl_prompt" else {}
+        found["teacher"] |= {"scores": scores.numpy()}
+        found["student"] |= {"scores": student(images, **given).numpy()}
         query = student.s_feat(images)[0][:, 0].numpy()
     np.testing.assert_array_equal(query, ARRAYS.setdefault("query", query))
     if host == "apt":
@@ -314,7 +334,21 @@ def store(prefix: str, found: dict[str, np.ndarray]) -> None:
         ARRAYS[key] = np.asarray(value)
 
 
-def main(main_folder: str, study_folder: str) -> None:
+def stacked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`arrays` with the weights of all blocks of a transformer in one array: each array costs some
+    hundred bytes beside its numbers.
+    """
+    found, blocks = {}, {}
+    for name, value in arrays.items():
+        start, number, end = re.fullmatch(r"(weights/\w+/blocks\.)(\d+)(\..*)|.*", name).groups()
+        if number is None:
+            found[name] = value
+        else:
+            blocks.setdefault(f"{start}*{end}", []).append(value)
+    return found | {name: np.stack(values) for name, values in blocks.items()}
+
+
+def main(main_folder: str, study_folder: str, first_folder: str) -> None:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
@@ -324,11 +358,8 @@ def main(main_folder: str, study_folder: str) -> None:
     code = authors_code(main_folder)
     for host in HOSTS:
         store(f"alone/{host}", run(code, host, "kd", STUDENT)[0])
-        for form in (
-            "kd",
-            "kdp",
-            *(("dkd", "fitnets", "reviewkd") if host == "coda_prompt" else ()),
-        ):
+        more = ("dkd", "fitnets", "reviewkd") if host == "coda_prompt" else ()
+        for form in ("kd", "kdp", *more):
             teacher, student = run(code, host, form)
             store(f"teacher/{host}", teacher)
             store(f"student/{form}/{host}", student)
@@ -337,7 +368,13 @@ def main(main_folder: str, study_folder: str) -> None:
         teacher, student = run(code, host, "kd_token")
         store(f"teacher/{host}", teacher)
         store(f"student/kd_token/{host}", student)
-    np.savez_compressed(Path(__file__).parent / "cdl.npz", **ARRAYS)
+    code = authors_code(first_folder)
+    for host in ("l2p", "coda_prompt"):
+        teacher, student = run(code, host, "cdl_prompt")
+        for name in ("distilled", "scores"):
+            np.testing.assert_allclose(teacher[name], ARRAYS[f"teacher/{host}/{name}"], atol=1e-12)
+        store(f"student/cdl_prompt/{host}", student)
+    np.savez_compressed(Path(__file__).parent / "cdl.npz", **stacked(ARRAYS))
 
 
 if __name__ == "__main__":
