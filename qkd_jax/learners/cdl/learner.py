@@ -179,9 +179,7 @@ def distilled(host: PromptHost, form: Form) -> Learner:
             gap = mean_square(teacher["tokens"], apply_linear(kd["projection"], blocks[-1]))
             terms = with_term(terms, "tokens", settings.fitnets_weight, gap)
         elif form.tokens == "all":
-            fused = fused_blocks(kd["fusion"], blocks)
-            pairs = zip(teacher["blocks"], fused, strict=True)
-            gap = sum(mean_square(*pair) for pair in pairs) / len(fused)
+            gap = mean_square(teacher["blocks"], fused_blocks(kd["fusion"], blocks))
             terms = with_term(terms, "tokens", settings.reviewkd_weight, gap)
         return with_terms(terms, extra)
 
@@ -210,7 +208,8 @@ def distilled(host: PromptHost, form: Form) -> Learner:
 
     def outputs(state, inputs):
         """What the loss reads of the teacher: "logits" [B, C], and by form its "tokens" [B, N, E]
-        after the last block, its last "blocks", or the means of its "prompts" [B, K, E].
+        after the last block, those of its last L "blocks" [B, L, N, E], or the means of its
+        "prompts" [B, K, E].
         """
         teacher = state.teacher
         giver = state if shares_query(state.config) else teacher
@@ -221,10 +220,9 @@ def distilled(host: PromptHost, form: Form) -> Learner:
         else:
             check_tokens(form, teacher.backbone.spec, state.backbone.spec)
             feature, blocks = read_all(host, teacher, inputs, inserts)
-            last = {"tokens": blocks[-1]}
-            found = (
-                last if form.tokens == "last" else {"blocks": blocks[-state.backbone.spec.depth :]}
-            )
+            found = {"tokens": blocks[-1]}
+            if form.tokens == "all":
+                found = {"blocks": jnp.stack(blocks[-state.backbone.spec.depth :], axis=1)}
         if form.mapper:
             found = {"prompts": prompt_means(host, teacher, query)}
         return {"logits": host.logits(teacher.memory, feature), **found}

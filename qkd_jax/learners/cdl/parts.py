@@ -87,44 +87,46 @@ def apply_linear(params: dict, x: jax.Array) -> jax.Array:
     return matmul_trainable(x, params["kernel"]) + as_row(params["bias"], x)
 
 
-def new_fusion(key: jax.Array, depth: int, teacher: int, student: int) -> list[dict]:
-    """The layers that fuse the student's blocks, one dict for each block."""
+def new_fusion(key: jax.Array, depth: int, teacher: int, student: int) -> dict:
+    """The layers that fuse the student's blocks: {"last": of the last block, "others": of those
+    below it, each array with an axis [L - 1] in front}.
+    """
 
-    def norm():
-        return {"scale": jnp.ones(student), "bias": jnp.zeros(student)}
-
-    def layer(key, fuses):
+    def layer(key):
         key_in, key_gate, key_out = jax.random.split(key, 3)
+        norm = {"scale": jnp.ones(student), "bias": jnp.zeros(student)}
         own = {
             "in": new_linear(key_in, student, student),
-            "in_norm": norm(),
+            "in_norm": norm,
             "out": new_linear(key_out, student, teacher),
         }
-        if not fuses:
-            return own
-        gate = {"gate": new_linear(key_gate, student, student), "gate_norm": norm()}
-        return {**own, **gate, "fused_norm": norm()}
+        gate = {"gate": new_linear(key_gate, student, student), "gate_norm": norm}
+        return own, {**own, **gate, "fused_norm": norm}
 
     keys = jax.random.split(key, depth)
-    return [layer(key, index < depth - 1) for index, key in enumerate(keys)]
+    return {"last": layer(keys[-1])[0], "others": jax.vmap(layer)(keys[:-1])[1]}
 
 
-def fused_blocks(layers: Sequence[dict], blocks: Sequence[jax.Array]) -> list[jax.Array]:
-    """The student's blocks [B, N, D], fused from the last to the first, in the teacher's width.
+def fused_blocks(params: dict, blocks: Sequence[jax.Array]) -> jax.Array:
+    """The student's blocks, each [B, N, D], fused from the last to the first, in the teacher's
+    width: [B, L, N, E].
 
     In block l: x = LN(W x_l); below the last block, with the fused y of the block above it,
     x = LN(x * g(x) + y * g(y)) and g(v) = LN(V v); the result is U x.
     """
-    outputs, fused = [], None
-    for layer, block in zip(reversed(layers), reversed(blocks), strict=True):
-        x = layer_norm(layer["in_norm"], apply_linear(layer["in"], block), FUSION_EPS)
-        if fused is not None:
-            parts = [x * _gate(layer, x), fused * _gate(layer, fused)]
-            x = layer_norm(layer["fused_norm"], parts[0] + parts[1], FUSION_EPS)
-        fused = x
-        outputs.append(apply_linear(layer["out"], x))
-    return outputs[::-1]
 
+    def normed(layer, name, x):
+        return layer_norm(layer[f"{name}_norm"], apply_linear(layer[name], x), FUSION_EPS)
 
-def _gate(layer, x):
-    return layer_norm(layer["gate_norm"], apply_linear(layer["gate"], x), FUSION_EPS)
+    def fuse(above, layer_and_block):
+        layer, block = layer_and_block
+        x = normed(layer, "in", block)
+        x = x * normed(layer, "gate", x) + above * normed(layer, "gate", above)
+        x = layer_norm(layer["fused_norm"], x, FUSION_EPS)
+        return x, apply_linear(layer["out"], x)
+
+    top = normed(params["last"], "in", blocks[-1])
+    rest = params["others"], jnp.stack(blocks[:-1])
+    _, outputs = jax.lax.scan(fuse, top, rest, reverse=True)
+    last = apply_linear(params["last"]["out"], top)
+    return jnp.concatenate([outputs, last[None]]).swapaxes(0, 1)

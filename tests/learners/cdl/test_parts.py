@@ -44,21 +44,24 @@ def moved(params):
 
 
 def test_fused_blocks_from_the_last_to_the_first():
-    layers = moved(new_fusion(jax.random.key(0), 3, teacher=5, student=4))
-    assert [set(layer) == {"in", "in_norm", "out"} for layer in layers] == [False, False, True]
+    params = moved(new_fusion(jax.random.key(0), 3, teacher=5, student=4))
     blocks = [draw(2, 6, 4, seed=9 + i) for i in range(3)]
     fused, expected = None, [None] * 3
     for index in (2, 1, 0):
-        layer = layers[index]
+        layer = params["last"]
+        if index < 2:
+            layer = jax.tree.map(lambda a, index=index: a[index], params["others"])
         x = norm(layer["in_norm"], linear(layer["in"], np.float64(blocks[index])))
         if fused is not None:
             gates = [norm(layer["gate_norm"], linear(layer["gate"], v)) for v in (x, fused)]
             x = norm(layer["fused_norm"], x * gates[0] + fused * gates[1])
         fused = x
         expected[index] = linear(layer["out"], x)
-    for found, reference in zip(jax.jit(fused_blocks)(layers, blocks), expected, strict=True):
-        assert found.shape == (2, 6, 5)
-        np.testing.assert_allclose(found, reference, atol=BUDGET * np.abs(reference).max())
+    found = jax.jit(fused_blocks)(params, blocks)
+    assert found.shape == (2, 3, 6, 5)
+    for index, reference in enumerate(expected):
+        limit = BUDGET * np.abs(reference).max()
+        np.testing.assert_allclose(found[:, index], reference, atol=limit)
 
 
 def test_mapped_prompts_stand_behind_the_hosts_own():
