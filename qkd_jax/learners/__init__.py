@@ -24,12 +24,14 @@ from qkd_jax.learners import (
     ssiat,
     tuna,
 )
+from qkd_jax.learners.cdl import learner as cdl
 from qkd_jax.learners.q_tuning import learner as q_tuning
 from qkd_jax.learners.qkd import learner as qkd
 
 __all__ = [
     "aper",
     "apt",
+    "cdl",
     "coda_prompt",
     "dualprompt",
     "ease",

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.learners.features import pooled_feature
-from qkd_jax.learners.shape import Learner, Slots, register
-from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, new_linear_head
+from qkd_jax.learners.prompted import PromptHost, prompt_learner
+from qkd_jax.learners.shape import register
+from qkd_jax.learners.task_heads import new_linear_head
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import AttentionInsert, standardize
@@ -49,7 +49,7 @@ PROMPT_DEVIATION = 0.02
 HEAD_EPS = 1e-5
 
 
-def new_rows(key, backbone, config):
+def new_head(key, backbone, config):
     """{"rows": [M, D]} of a new head. The longer a row, the less one step turns it."""
     return {"rows": new_linear_head(key, backbone, config)["rows"]}
 
@@ -64,30 +64,25 @@ def init(key, backbone, config):
     }
     rows = jnp.zeros((config.shapes.num_classes, spec.width))
     memory = {"prompt": jax.tree.map(jnp.zeros_like, prompt), "rows": rows}
-    return {"prompt": prompt, "head": new_rows(key_head, backbone, config)}, memory
+    return {"prompt": prompt, "head": new_head(key_head, backbone, config)}, memory
 
 
 def begin(state, key):
-    head = new_rows(key, state.backbone, state.config)
+    head = new_head(key, state.backbone, state.config)
     return {"prompt": state.trainable["prompt"], "head": head}, state.memory
 
 
-def encode_added(state, prompt, inputs):
-    """[B, D] feature with a prompt {"key", "value"}, each [L, D], on the class token."""
+def inserts(prompt):
+    """A prompt {"key", "value"}, each [L, D], on the class token."""
     added = tuple(
         AttentionInsert(class_key=key, class_value=value)
         for key, value in zip(prompt["key"], prompt["value"], strict=True)
     )
-    return pooled_feature(state, inputs, Inserts(attention=added))
+    return Inserts(attention=added)
 
 
-def logits_of(features, rows):
-    return standardize(features, HEAD_EPS) @ unit(rows).T
-
-
-def loss(trainable, state, inputs, batch, context):
-    features = encode_added(state, trainable["prompt"], inputs)
-    return class_terms(state, logits_of(features, trainable["head"]["rows"]), batch["label"])
+def logits(head, features):
+    return standardize(features, HEAD_EPS) @ unit(head["rows"]).T
 
 
 def freeze(state):
@@ -100,26 +95,15 @@ def freeze(state):
     return state.replace(memory={**state.memory, "prompt": prompt})
 
 
-def extract(state, inputs, slot, features):
-    return encode_added(state, state.memory["prompt"], inputs)
-
-
-def score(state, features):
-    return mask_unseen(state, logits_of(features[:, state.task], state.memory["rows"])), None
-
-
-# Each task has a slot of its own, since the merged prompt changes with every task.
-LEARNER = register(
-    Learner(
-        name="apt",
-        init=init,
-        begin=begin,
-        loss=loss,
-        freeze=freeze,
-        finish=finish_with_head,
-        extract=extract,
-        score=score,
-        slots=Slots(score=lambda task: (task,), finish=lambda task: ()),
-    ),
-    apt=AptSettings,
+HOST = PromptHost(
+    name="apt",
+    init=init,
+    begin=begin,
+    trained=lambda trainable, state, query, context: (inserts(trainable["prompt"]), {}),
+    learned=lambda state, query: inserts(state.memory["prompt"]),
+    new_head=new_head,
+    logits=logits,
+    has_query=False,
+    freeze=freeze,
 )
+LEARNER = register(prompt_learner(HOST), apt=AptSettings)

@@ -33,10 +33,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import pooled_feature
-from qkd_jax.learners.prompted import classification, prompt_learner, query_of
+from qkd_jax.learners.prompted import PromptHost, prompt_learner, query_width
 from qkd_jax.learners.shape import register
-from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
+from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head
 from qkd_jax.nn.heads import unit
 from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.prompts import check_blocks, in_blocks, split_prefix
@@ -64,29 +63,30 @@ class CodaPromptSettings:
             yield "length", "an even number: half for keys, half for values"
 
 
-def check(config, spec):
+def check(config, backbone):
     """The number n of components per task.
 
     Raises:
       ConfigError: too few components for the tasks, too many for the width, or too few blocks.
     """
     coda, tasks = config.coda_prompt, config.shapes.max_tasks
-    check_blocks("coda_prompt.blocks", coda.blocks, spec.depth)
+    check_blocks("coda_prompt.blocks", coda.blocks, backbone.spec.depth)
     size = coda.pool // tasks
     if size == 0:
         raise ConfigError(
             f"coda_prompt.pool: expected at least one component for each of {tasks} tasks, found "
             f"{coda.pool}"
         )
-    if coda.form != "paper" and size * tasks > spec.width:
+    width = min(query_width(config, backbone), coda.length * backbone.spec.width)
+    if coda.form != "paper" and size * tasks > width:
         raise ConfigError(
-            f"coda_prompt.pool: expected at most {spec.width} keys, since no more are orthogonal "
+            f"coda_prompt.pool: expected at most {width} keys, since no more are orthogonal "
             f"in that many dimensions, found {size * tasks}; or set coda_prompt.form=paper"
         )
     return size
 
 
-def new_pool(key, config, width, size):
+def new_pool(key, config, backbone, size):
     """The pool before the first task: {"components", "keys", "attention"}, each [K, T, n, ...]."""
     coda, orthogonal = config.coda_prompt, jax.nn.initializers.orthogonal()
 
@@ -99,17 +99,18 @@ def new_pool(key, config, width, size):
         return jax.vmap(lambda key: orthogonal(key, flat))(keys).reshape(whole)
 
     key_components, key_keys, key_attention = jax.random.split(key, 3)
+    width = query_width(config, backbone)
     return {
-        "components": rows(key_components, coda.length, width),
+        "components": rows(key_components, coda.length, backbone.spec.width),
         "keys": rows(key_keys, width),
         "attention": rows(key_attention, width),
     }
 
 
 def init(key, backbone, config):
-    size, width = check(config, backbone.spec), backbone.spec.width
+    size = check(config, backbone)
     key_head, key_pool = jax.random.split(key)
-    pool = new_pool(key_pool, config, width, size)
+    pool = new_pool(key_pool, config, backbone, size)
     prompt = jax.tree.map(lambda a: jnp.zeros_like(a[:, 0]), pool)
     trainable = {"prompt": prompt, "head": new_linear_head(key_head, backbone, config)}
     return trainable, {"prompt": pool, **empty_linear_head(backbone, config)}
@@ -227,15 +228,10 @@ def penalty(state, pool):
     return sum(map(distance, flat_pool(pool).values()))
 
 
-def loss(trainable, state, inputs, batch, context):
-    pool = with_trained(state, trainable["prompt"])
-    inserts = inserts_of(state, pool, query_of(state, inputs, batch))
-    features = pooled_feature(state, inputs, inserts)
-    terms = classification(trainable["head"], state, features, batch["label"])
-    if state.config.coda_prompt.penalty == 0:
-        return terms
-    weight = state.config.coda_prompt.penalty
-    return with_term(terms, "orthogonality", weight, penalty(state, pool))
+def trained(trainable, state, query, context):
+    pool, weight = with_trained(state, trainable["prompt"]), state.config.coda_prompt.penalty
+    extra = {"orthogonality": (weight, penalty(state, pool))} if weight else {}
+    return inserts_of(state, pool, query), extra
 
 
 def freeze(state):
@@ -243,14 +239,14 @@ def freeze(state):
     return state.replace(memory={**state.memory, "prompt": pool})
 
 
-LEARNER = register(
-    prompt_learner(
-        "coda_prompt",
-        init=init,
-        begin=begin,
-        loss=loss,
-        inserts_of=lambda state, query: inserts_of(state, state.memory["prompt"], query),
-        freeze=freeze,
-    ),
-    coda_prompt=CodaPromptSettings,
+HOST = PromptHost(
+    name="coda_prompt",
+    init=init,
+    begin=begin,
+    trained=trained,
+    learned=lambda state, query: inserts_of(state, state.memory["prompt"], query),
+    new_head=new_linear_head,
+    prefix_blocks=lambda config: config.coda_prompt.blocks,
+    freeze=freeze,
 )
+LEARNER = register(prompt_learner(HOST), coda_prompt=CodaPromptSettings)

@@ -33,15 +33,9 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import pooled_feature
-from qkd_jax.learners.prompted import (
-    class_scores,
-    classification,
-    prompt_learner,
-    query_of,
-)
+from qkd_jax.learners.prompted import PromptHost, prompt_learner, query_width
 from qkd_jax.learners.shape import register
-from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, with_term
+from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head
 from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import AttentionInsert
 from qkd_jax.nn.prompts import check_blocks, cosines, in_blocks, key_loss, nearest, new_rows
@@ -75,27 +69,31 @@ class DualPromptSettings:
                 yield name, "an even number: half for keys, half for values"
 
 
-def _shapes(config, width):
+def _shapes(config, backbone):
     """Shapes of G-prompts and E-prompts [blocks, key or value, length, D], and of a task's keys."""
-    settings = config.dualprompt
+    settings, width = config.dualprompt, backbone.spec.width
     halves = 1 if settings.form == "official" else 2
     key_sets = 1 if settings.form == "official" else settings.expert_blocks
     general = (settings.general_blocks, 2, settings.general_length // halves, width)
     expert = (settings.expert_blocks, 2, settings.expert_length // halves, width)
-    return general, expert, (key_sets, width)
+    return general, expert, (key_sets, query_width(config, backbone))
 
 
 def _new_task(key, backbone, config):
     """Newly drawn E-prompts, keys and head of a task."""
-    _, expert, keys = _shapes(config, backbone.spec.width)
+    _, expert, keys = _shapes(config, backbone)
     key_expert, key_keys, key_head = jax.random.split(key, 3)
-    settings = config.dualprompt
-    head_start = "zeros" if settings.form == "official" else "uniform"
+    start = config.dualprompt.start
     return {
-        "expert": new_rows(key_expert, expert, settings.start),
-        "keys": new_rows(key_keys, keys, settings.start),
-        "head": new_linear_head(key_head, backbone, config, head_start),
+        "expert": new_rows(key_expert, expert, start),
+        "keys": new_rows(key_keys, keys, start),
+        "head": new_head(key_head, backbone, config),
     }
+
+
+def new_head(key, backbone, config):
+    start = "zeros" if config.dualprompt.form == "official" else "uniform"
+    return new_linear_head(key, backbone, config, start)
 
 
 def init(key, backbone, config):
@@ -109,7 +107,7 @@ def init(key, backbone, config):
             f"{tasks} tasks needs its own E-prompts, found {settings.pool}"
         )
     key_general, key_task = jax.random.split(key)
-    general, expert, keys = _shapes(config, backbone.spec.width)
+    general, expert, keys = _shapes(config, backbone)
     trainable = {
         "general": new_rows(key_general, general, settings.start),
         **_new_task(key_task, backbone, config),
@@ -135,17 +133,16 @@ def inserts(state, general, experts):
     return Inserts(attention=in_blocks(state.backbone.spec.depth, prefixes))
 
 
-def loss(trainable, state, inputs, batch, context):
-    settings, query = state.config.dualprompt, query_of(state, inputs, batch)
+def trained(trainable, state, query, context):
+    settings = state.config.dualprompt
     experts = [(block[0], block[1]) for block in trainable["expert"]]
-    features = pooled_feature(state, inputs, inserts(state, trainable["general"], experts))
-    terms = classification(trainable["head"], state, features, batch["label"])
     only = jnp.zeros((query.shape[0], 1), jnp.int32)
     pulls = [
         key_loss(cosines(query, k[None]), only, settings.key_loss, context.mask, context.gather)
         for k in trainable["keys"]
     ]
-    return with_term(terms, "key", settings.key_weight, sum(pulls))
+    insert = inserts(state, trainable["general"], experts)
+    return insert, {"key": (settings.key_weight, sum(pulls))}
 
 
 def freeze(state):
@@ -165,7 +162,7 @@ def chosen_tasks(state, query):
     return jnp.concatenate(sets, axis=1)
 
 
-def inserts_of(state, query):
+def learned(state, query):
     chosen, experts = chosen_tasks(state, query), state.memory["experts"]
     chosen = jnp.broadcast_to(chosen, (chosen.shape[0], experts.shape[1]))
     own = [experts[chosen[:, i], i] for i in range(experts.shape[1])]  # each [B, 2, R, D]
@@ -173,21 +170,20 @@ def inserts_of(state, query):
     return inserts(state, state.trainable["general"], pairs)
 
 
-def score(state, features):
-    chosen = chosen_tasks(state, features[:, 0])
-    relevance = jnp.mean(jax.nn.one_hot(chosen, state.config.shapes.max_tasks), axis=1)
-    return class_scores(state, features), relevance
+def relevance(state, query):
+    chosen = chosen_tasks(state, query)
+    return jnp.mean(jax.nn.one_hot(chosen, state.config.shapes.max_tasks), axis=1)
 
 
-LEARNER = register(
-    prompt_learner(
-        "dualprompt",
-        init=init,
-        begin=begin,
-        loss=loss,
-        inserts_of=inserts_of,
-        freeze=freeze,
-        score=score,
-    ),
-    dualprompt=DualPromptSettings,
+HOST = PromptHost(
+    name="dualprompt",
+    init=init,
+    begin=begin,
+    trained=trained,
+    learned=learned,
+    new_head=new_head,
+    prefix_blocks=lambda config: config.dualprompt.general_blocks + config.dualprompt.expert_blocks,
+    freeze=freeze,
+    relevance=relevance,
 )
+LEARNER = register(prompt_learner(HOST), dualprompt=DualPromptSettings)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode, encode_pooled
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.nn.inserts import Inserts
@@ -14,12 +15,14 @@ def pooled_feature(
     inputs: Raw | Stem,
     inserts: Inserts | None = None,
     dropout_keys: jax.Array | None = None,
+    *,
+    backbone: Backbone | None = None,
 ) -> jax.Array:
     """[B, D] float32: the output of the class token, or the mean over tokens, by `spec.pooling`;
-    without inserts, that of the frozen model.
+    without inserts, that of the frozen model. `backbone`: None = that of the state.
     """
     feature = encode_pooled(
-        state.backbone,
+        backbone or state.backbone,
         inputs,
         inserts,
         dropout_key=dropout_keys,

@@ -32,9 +32,9 @@ import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.features import pooled_feature
-from qkd_jax.learners.prompted import classification
 from qkd_jax.learners.shape import Learner, Slots, Survey, register
 from qkd_jax.learners.task_heads import (
+    class_terms,
     empty_linear_head,
     finish_with_head,
     mask_unseen,
@@ -124,7 +124,8 @@ def new_directions(state, sums, key):
 def loss(trainable, state, inputs, batch, context):
     inserts = branch_inserts(state.memory["down"], stored_branch(state, trainable["up"]))
     features = pooled_feature(state, inputs, inserts)
-    return classification(trainable["head"], state, features, batch["label"])
+    head = trainable["head"]
+    return class_terms(state, linear_logits(features, head["rows"], head["bias"]), batch["label"])
 
 
 def freeze(state):

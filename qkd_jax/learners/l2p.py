@@ -36,10 +36,9 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.features import added_feature, pooled_feature
-from qkd_jax.learners.prompted import classification, prompt_learner, query_of, query_slots
+from qkd_jax.learners.prompted import PromptHost, known_query, prompt_learner, query_width
 from qkd_jax.learners.shape import Sums, register
-from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, stored_head, with_term
+from qkd_jax.learners.task_heads import empty_linear_head, new_linear_head, stored_head
 from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.prompts import (
     check_blocks,
@@ -105,20 +104,20 @@ def init(key, backbone, config):
     shape = (_pools(config), settings.pool)
     trainable = {
         "prompts": new_rows(key_prompts, (*shape, settings.length, width), settings.start),
-        "keys": new_rows(key_keys, (*shape, width), settings.start),
-        "head": _head(key_head, backbone, config),
+        "keys": new_rows(key_keys, (*shape, query_width(config, backbone)), settings.start),
+        "head": new_head(key_head, backbone, config),
     }
     return trainable, {**empty_linear_head(backbone, config), "chosen": jnp.zeros(shape)}
 
 
-def _head(key, backbone, config):
+def new_head(key, backbone, config):
     return new_linear_head(
         key, backbone, config, "zeros" if config.l2p.form == "official" else "uniform"
     )
 
 
 def begin(state, key):
-    return {**state.trainable, "head": _head(key, state.backbone, state.config)}, state.memory
+    return {**state.trainable, "head": new_head(key, state.backbone, state.config)}, state.memory
 
 
 def choose(state, keys, query, *, training):
@@ -149,28 +148,20 @@ def inserts(state, prompts, chosen):
     return Inserts(attention=in_blocks(state.backbone.spec.depth, prefixes))
 
 
-def prompted_feature(state, inputs, inserts):
-    """[B, D]: the mean output of the prompts, or if they are prefixes that of the class token."""
-    read = added_feature if state.config.l2p.form == "official" else pooled_feature
-    return read(state, inputs, inserts)
-
-
-def inserts_of(state, query):
-    choices = choose(state, state.trainable["keys"], query, training=False)
-    return inserts(state, state.trainable["prompts"], [chosen for _, chosen in choices])
-
-
-def loss(trainable, state, inputs, batch, context):
-    settings, query = state.config.l2p, query_of(state, inputs, batch)
+def trained(trainable, state, query, context):
+    settings = state.config.l2p
     choices = choose(state, trainable["keys"], query, training=True)
     insert = inserts(state, trainable["prompts"], [chosen for _, chosen in choices])
-    features = prompted_feature(state, inputs, insert)
-    terms = classification(trainable["head"], state, features, batch["label"])
-    reduction = settings.key_loss
     pulls = [
-        key_loss(cos, chosen, reduction, context.mask, context.gather) for cos, chosen in choices
+        key_loss(cosine, chosen, settings.key_loss, context.mask, context.gather)
+        for cosine, chosen in choices
     ]
-    return with_term(terms, "key", settings.key_weight, sum(pulls))
+    return insert, {"key": (settings.key_weight, sum(pulls))}
+
+
+def learned(state, query):
+    choices = choose(state, state.trainable["keys"], query, training=False)
+    return inserts(state, state.trainable["prompts"], [chosen for _, chosen in choices])
 
 
 def empty_counts(config, num_slots, width):
@@ -179,7 +170,8 @@ def empty_counts(config, num_slots, width):
 
 def count_choices(state, counts, features, labels, mask):
     """`counts` plus how often a batch of the task that ends chooses each prompt, as in training."""
-    choices = choose(state, state.trainable["keys"], features[:, 0], training=True)
+    query = known_query(state, features)
+    choices = choose(state, state.trainable["keys"], query, training=True)
     weight = mask.astype(counts.dtype)[:, None, None]
     votes = [jax.nn.one_hot(chosen, counts.shape[1]) * weight for _, chosen in choices]
     return counts + jnp.stack([vote.sum((0, 1)) for vote in votes])
@@ -190,17 +182,17 @@ def finish(state, counts, key):
     return state.replace(memory={**memory, "chosen": memory["chosen"] + counts})
 
 
-LEARNER = register(
-    prompt_learner(
-        "l2p",
-        init=init,
-        begin=begin,
-        loss=loss,
-        inserts_of=inserts_of,
-        finish=finish,
-        slots=query_slots(finish=(0,)),
-        sums=Sums(empty_counts, count_choices),
-        feature=prompted_feature,
-    ),
-    l2p=L2pSettings,
+HOST = PromptHost(
+    name="l2p",
+    init=init,
+    begin=begin,
+    trained=trained,
+    learned=learned,
+    new_head=new_head,
+    prefix_blocks=lambda config: 0 if config.l2p.form == "official" else config.l2p.blocks,
+    reads_added=lambda config: config.l2p.form == "official",
+    finish=finish,
+    sums=Sums(empty_counts, count_choices),
+    at_end=(0,),
 )
+LEARNER = register(prompt_learner(HOST), l2p=L2pSettings)

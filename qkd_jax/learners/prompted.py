@@ -1,89 +1,185 @@
-"""Common parts of methods with prompts in a frozen transformer: query, linear head, slots.
+"""Methods with prompts in a frozen transformer, as data, and the learner that they make.
 
-Slot 0 is the frozen model's feature, the query q(x) that chooses prompts: it never changes, so it
-is computed once for each image. Slot 1 + t is the prompted model after task t; `score` reads the
-last. The head is linear with a bias; a task trains the rows of its own classes, cross-entropy sees
-no other class, and `memory["rows"]` [C, D] and `memory["bias"]` [C] keep them when the task ends.
+A `PromptHost` says what a method inserts and how it reads the result; `prompt_learner` makes a
+`Learner` of it, and `cdl.student` a student that a teacher trains as well.
+
+Where prompts are chosen by a query, slot 0 is the frozen model's feature q(x): it never changes, so
+it is computed once for each image. The slots after it, one for each task, are the prompted model
+after that task, since the model changes with every task; `score` reads the last. The head has rows
+for the classes of the task; cross-entropy sees no other class, and `memory["rows"]` [C, D] and
+`memory["bias"]` [C] keep them when the task ends.
+
+The query may come from another transformer than the prompted one (`LearnerState.query`), so keys
+have its width. Slot features have the width of the wider one (`LearnerState.feature_width`).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.features import pooled_feature
+from qkd_jax.learners.features import added_feature, pooled_feature
 from qkd_jax.learners.shape import Learner, Slots, Sums
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen
+from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, with_term
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.heads import linear_logits
 from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.inserts import Inserts
+from qkd_jax.settings.config import Config
+
+NO_SUMS = Sums(
+    empty=lambda config, num_slots, width: (),
+    add=lambda state, sums, features, labels, mask: sums,
+)
+
+
+class PromptHost(NamedTuple):
+    """A method with prompts, as its parts.
+
+    Attributes:
+      name: as in `config.method`.
+      init: (key, backbone, config) -> (trainable, memory), arrays in their final shapes.
+      begin: (state, key) -> (trainable, memory) for the task that starts.
+      trained: (trainable, state, query [B, Q], Context) -> (`Inserts` of a training step,
+        {name: (weight, term)} that it adds to the loss).
+      learned: (state, query [B, Q]) -> `Inserts` of the model after the current task.
+      new_head: (key, backbone, config) -> the head of a task's classes, {"rows" [M, D], ...}.
+      logits: (head, features [B, D]) -> [B, M], or [B, C] of a memory with all rows.
+      reads_added: config -> whether the feature is the mean output of the inserted tokens, and not
+        the pooled one.
+      prefix_blocks: config -> how many of the first blocks get prefixes.
+      has_query: False where prompts are not chosen by a query; `trained` and `learned` get None.
+      freeze, finish, sums: as of `Learner`.
+      at_end: the slots that `sums` reads.
+      relevance: (state, query [B, Q]) -> [B, T]; None = there is none.
+    """
+
+    name: str
+    init: Callable
+    begin: Callable
+    trained: Callable
+    learned: Callable
+    new_head: Callable
+    logits: Callable = lambda head, features: linear_logits(features, head["rows"], head["bias"])
+    reads_added: Callable = lambda config: False
+    prefix_blocks: Callable = lambda config: 0
+    has_query: bool = True
+    freeze: Callable = lambda state: state
+    finish: Callable = finish_with_head
+    sums: Sums = NO_SUMS
+    at_end: tuple[int, ...] = ()
+    relevance: Callable | None = None
+
+    @property
+    def first_slot(self) -> int:
+        """The slot of the model after the first task."""
+        return int(self.has_query)
+
+
+def query_width(config: Config, backbone: Backbone) -> int:
+    """Q, the width of queries and keys."""
+    return config.shapes.query_width or backbone.spec.width
+
+
+def frozen_query(state: LearnerState, inputs: Raw) -> jax.Array:
+    """[B, Q]: the query, the feature of the frozen model."""
+    return lax.stop_gradient(pooled_feature(state, inputs, backbone=state.query))
+
+
+def known_query(state: LearnerState, features: jax.Array) -> jax.Array:
+    """[B, Q]: the query among slot features [B, S, W]."""
+    return features[:, 0, : state.query.spec.width]
 
 
 def query_of(state: LearnerState, inputs: Raw, batch: dict) -> jax.Array:
-    """[B, D]: the frozen query of training inputs, taken from the batch if it is cached there."""
-    cached = batch["features"][:, 0] if "features" in batch else pooled_feature(state, inputs)
-    return lax.stop_gradient(cached)
+    """[B, Q]: the query of training inputs, taken from the batch if it is cached there."""
+    if "features" in batch:
+        return lax.stop_gradient(known_query(state, batch["features"]))
+    return frozen_query(state, inputs)
 
 
-def classification(
-    head: dict, state: LearnerState, features: jax.Array, labels: jax.Array
-) -> dict[str, jax.Array]:
-    """Terms [B] of cross-entropy over the current task's classes, for features [B, D]."""
-    return class_terms(state, linear_logits(features, head["rows"], head["bias"]), labels)
+def widened(vectors: jax.Array, width: int) -> jax.Array:
+    """[B, W]: vectors [B, D] followed by zeros."""
+    return jnp.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
 
 
-def class_scores(state: LearnerState, features: jax.Array) -> jax.Array:
-    """Scores [B, C] of the last prompted feature among slot features [B, S, D]."""
-    feature = features[:, 1 + state.task]
-    logits = linear_logits(feature, state.memory["rows"], state.memory["bias"])
-    return mask_unseen(state, logits)
+def feature_of(host: PromptHost, state: LearnerState, inputs: Raw, inserts: Inserts) -> jax.Array:
+    """[B, D]: the feature of the prompted model."""
+    read = added_feature if host.reads_added(state.config) else pooled_feature
+    return read(state, inputs, inserts)
 
 
-def query_slots(finish: tuple[int, ...] = ()) -> Slots:
-    """Slots of the query and of the last prompted model; `finish`: read when a task ends."""
+def with_terms(terms: dict, extra: dict[str, tuple[Any, jax.Array]]) -> dict:
+    """`terms` with those that a host's prompts add to the loss."""
+    for name, (weight, term) in extra.items():
+        terms = with_term(terms, name, weight, term)
+    return terms
+
+
+def prompt_slots(host: PromptHost) -> Slots:
+    """The slot of the query, where there is one, and one for each task."""
+    query = (0,) if host.has_query else ()
     return Slots(
-        score=lambda task: (0, 1 + task),
-        finish=lambda task: finish,
-        loss=lambda task: (0,),
-        frozen=0,
+        score=lambda task: (*query, host.first_slot + task),
+        finish=lambda task: host.at_end,
+        loss=lambda task: query,
+        frozen=0 if host.has_query else None,
     )
 
 
-def prompt_learner(
-    name: str,
-    *,
-    init: Callable,
-    begin: Callable,
-    loss: Callable,
-    inserts_of: Callable,
-    feature: Callable = pooled_feature,
-    **others: Any,
-) -> Learner:
-    """A `Learner` with the slots and the head of the module docstring.
+def prompt_learner(host: PromptHost) -> Learner:
+    """The `Learner` of a host, by itself."""
 
-    Args:
-      inserts_of: (state, query [B, D]) -> `Inserts` of the model after the current task.
-      feature: (state, inputs, inserts) -> [B, D].
-      others: fields of `Learner` in which the method differs.
-    """
+    def loss(trainable, state, inputs, batch, context):
+        query = query_of(state, inputs, batch) if host.has_query else None
+        inserts, extra = host.trained(trainable, state, query, context)
+        features = feature_of(host, state, inputs, inserts)
+        logits = host.logits(trainable["head"], features)
+        return with_terms(class_terms(state, logits, batch["label"]), extra)
 
-    def extract(state, inputs, slot, features):
-        return lax.cond(
-            slot == 0,
-            lambda: pooled_feature(state, inputs),
-            lambda: feature(state, inputs, inserts_of(state, features[:, 0])),
+    def prompted(state, inputs, query):
+        return feature_of(host, state, inputs, host.learned(state, query))
+
+    def score(state, features):
+        width = state.backbone.spec.width
+        feature = features[:, host.first_slot + state.task, :width]
+        return mask_unseen(state, host.logits(state.memory, feature)), relevance(
+            host, state, features
         )
 
-    shared = {
-        "freeze": lambda state: state,
-        "finish": finish_with_head,
-        "extract": extract,
-        "score": lambda state, features: (class_scores(state, features), None),
-        "slots": query_slots(),
-        "sums": Sums(
-            empty=lambda config, num_slots, width: (),
-            add=lambda state, sums, features, labels, mask: sums,
-        ),
-    }
-    return Learner(name=name, init=init, begin=begin, loss=loss, **{**shared, **others})
+    return Learner(
+        name=host.name,
+        init=host.init,
+        begin=host.begin,
+        loss=loss,
+        freeze=host.freeze,
+        finish=host.finish,
+        extract=extract_with(host, prompted),
+        score=score,
+        slots=prompt_slots(host),
+        sums=host.sums,
+    )
+
+
+def relevance(host: PromptHost, state: LearnerState, features: jax.Array) -> jax.Array | None:
+    """[B, T] from slot features [B, S, W]; None where the host has none."""
+    return host.relevance and host.relevance(state, known_query(state, features))
+
+
+def extract_with(host: PromptHost, prompted: Callable) -> Callable:
+    """`Learner.extract`, from (state, inputs, query) -> the features of the prompted model."""
+
+    def extract(state, inputs, slot, features):
+        width = state.feature_width
+        if not host.has_query:
+            return widened(prompted(state, inputs, None), width)
+        return lax.cond(
+            slot == 0,
+            lambda: widened(frozen_query(state, inputs), width),
+            lambda: widened(prompted(state, inputs, known_query(state, features)), width),
+        )
+
+    return extract

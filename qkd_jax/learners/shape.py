@@ -90,12 +90,18 @@ class Teacher(NamedTuple):
 
     Attributes:
       config: the student's config -> the teacher's; None where these settings have no teacher.
+      alone: config -> the config of the same student that learns alone, with all that only a
+        taught one reads at its default, so that runs of one student have the same.
       outputs: (state, inputs) -> pytree of arrays [B, ...], what `Learner.loss` reads of
         `state.teacher` for these inputs, as `batch["teacher"]`.
+      shares_query: config -> whether the teacher's queries come from the student's backbone, which
+        its state then holds as `frozen["query"]`, with `shapes.query_width`.
     """
 
     config: Callable
+    alone: Callable
     outputs: Callable
+    shares_query: Callable = lambda config: False
 
 
 class Learner(NamedTuple):
@@ -156,28 +162,32 @@ class Learner(NamedTuple):
         return 1 + max(0, *self.slots.score(last), *self.slots.at_end(last))
 
 
-_REGISTRY: dict[str, Learner] = {}
+_REGISTRY: dict[str, Learner | Callable[[Config], Learner]] = {}
 
 
 def register(
-    learner: Learner,
+    learner: Learner | Callable[[Config], Learner],
     *,
+    name: str = "",
     defaults: tuple[str, ...] = (),
     presets: Mapping[str, tuple[str, ...]] | None = None,
     reads: str = "",
     **sections: type,
-) -> Learner:
+) -> Learner | Callable[[Config], Learner]:
     """Registers a learner and its settings under its name; returns it.
 
     Args:
+      learner: or a function config -> `Learner`, where all parts depend on the settings.
+      name: the method's, where `learner` is a function.
       defaults: assignments such as "protocol.kind=joint" that hold when a `Config` is first made.
       presets: name of a preset -> its assignments.
       reads: the field of a batch that the backbone must read, such as "token_ids"; "" = any.
       sections: the dataclass of each section of settings that the method reads beside the shared
         ones: `ease=EaseSettings` makes `config.ease.alpha` and `--set ease.alpha=...`.
     """
-    declare(learner.name, Method(sections, defaults, presets or {}, reads))
-    _REGISTRY[learner.name] = learner
+    name = name or learner.name
+    declare(name, Method(sections, defaults, presets or {}, reads))
+    _REGISTRY[name] = learner
     return learner
 
 
@@ -187,8 +197,10 @@ def learner_names() -> tuple[str, ...]:
 
 
 def learner_of(config: Config) -> Learner:
-    """The learner of `config.method`, with its slots for these settings."""
+    """The learner of `config.method`, with its parts for these settings."""
     learner = _REGISTRY[config.method]
+    if not isinstance(learner, Learner):
+        return learner(config)
     if isinstance(learner.slots, Slots):
         return learner
     return learner._replace(slots=learner.slots(config))

@@ -115,9 +115,11 @@ def with_term(terms: dict, name: str, weight: float | jax.Array, term: jax.Array
     return {**terms, "loss": terms["loss"] + weight * term, f"loss_{name}": term}
 
 
-def stored_head(state: LearnerState, memory: dict) -> dict:
-    """`memory` {"rows", "bias"?} with the trained head of the current task's classes put in."""
-    columns, head = class_columns(state), state.trainable["head"]
+def stored_head(state: LearnerState, memory: dict, head: dict | None = None) -> dict:
+    """`memory` {"rows", "bias"?} with the trained head of the current task's classes put in.
+    `head`: None = that of the state.
+    """
+    columns, head = class_columns(state), head or state.trainable["head"]
     stored = {n: memory[n].at[columns].set(head[n], mode="drop") for n in head if n in memory}
     return {**memory, **stored}
 

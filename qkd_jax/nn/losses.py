@@ -1,4 +1,4 @@
-"""Losses for each image: cross-entropy, task-interaction distillation, sparsity of relevance."""
+"""Losses for each image: cross-entropy, distillation of several kinds, sparsity of relevance."""
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,56 @@ def masked_kl(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax
     log_student = jax.nn.log_softmax(jnp.where(columns, student, MASKED))
     terms = jnp.exp(log_teacher) * (log_teacher - log_student)
     return jnp.sum(jnp.where(columns, terms, 0.0), axis=-1)
+
+
+def softened_kl(
+    teacher: jax.Array, student: jax.Array, columns: jax.Array, temperature: float
+) -> jax.Array:
+    """[...]: tau^2 KL( softmax(teacher / tau) || softmax(student / tau) ), arXiv 1503.02531; see
+    `masked_kl`.
+    """
+    return temperature**2 * masked_kl(teacher / temperature, student / temperature, columns)
+
+
+def decoupled_kl(
+    teacher: jax.Array,
+    student: jax.Array,
+    labels: jax.Array,
+    columns: jax.Array,
+    temperature: float,
+    other_weight: float,
+) -> jax.Array:
+    """[B]: decoupled knowledge distillation, arXiv 2203.08679: tau^2 (TCKD + beta NCKD).
+
+    TCKD is the KL between the pairs (probability of the own class, of all others); NCKD is the KL
+    between the distributions over the other classes alone, which is 0 where there are none.
+
+    Args:
+      teacher, student: logits [B, C]; no gradient reaches the teacher.
+      labels: int [B], columns of the own classes.
+      columns: bool [C], the classes that are compared.
+      other_weight: beta.
+    """
+    own = jax.nn.one_hot(labels, student.shape[1], dtype=bool)
+    others = columns[None] & ~own
+
+    def own_and_others(logits):
+        log = jax.nn.log_softmax(jnp.where(columns[None], logits / temperature, MASKED))
+        rest = jax.nn.logsumexp(jnp.where(others, log, MASKED), axis=-1)
+        return jnp.stack([jnp.sum(jnp.where(own, log, 0.0), axis=-1), rest], axis=-1)
+
+    log_teacher, log_student = map(own_and_others, (jax.lax.stop_gradient(teacher), student))
+    of_own = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
+    of_others = softened_kl(teacher, student, others, temperature)
+    return temperature**2 * of_own + other_weight * of_others
+
+
+def mean_square(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """[B]: the mean of (teacher - student)^2 over all axes but the first; no gradient reaches the
+    teacher.
+    """
+    gap = jax.lax.stop_gradient(teacher) - student
+    return jnp.mean(gap * gap, axis=tuple(range(1, gap.ndim)))
 
 
 def distillation(

@@ -14,6 +14,7 @@ from jax import lax
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.heads import unit
+from qkd_jax.nn.inserts import Inserts
 from qkd_jax.nn.layers import AttentionInsert
 
 # Ranges of the uniform start of prompts and keys, as the public code bases draw them.
@@ -90,6 +91,29 @@ def in_blocks(
 ) -> tuple[AttentionInsert | None, ...]:
     """`Inserts.attention` of a transformer with `depth` blocks, from the inserts of some blocks."""
     return tuple(inserts.get(index) for index in range(depth))
+
+
+def with_prefixes(inserts: Inserts, depth: int, prefixes: Mapping[int, AttentionInsert]) -> Inserts:
+    """`inserts` with more prefix rows in some blocks, after those that are there. Attention does
+    not depend on the order of keys.
+    """
+    attention = list(inserts.attention or (None,) * depth)
+    for index, prefix in prefixes.items():
+        before = attention[index] or AttentionInsert()
+        attention[index] = before.replace(
+            prefix_key=joined_rows(before.prefix_key, prefix.prefix_key),
+            prefix_value=joined_rows(before.prefix_value, prefix.prefix_value),
+        )
+    return inserts.replace(attention=tuple(attention))
+
+
+def joined_rows(first: jax.Array | None, second: jax.Array) -> jax.Array:
+    """Rows one after the other, each [P, D] or [B, P, D]; `first` may be absent."""
+    if first is None:
+        return second
+    batch = max(first.shape[:-2], second.shape[:-2])
+    rows = [jnp.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (first, second)]
+    return jnp.concatenate(rows, axis=-2)
 
 
 def check_blocks(name: str, needed: int, depth: int) -> None:

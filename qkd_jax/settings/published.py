@@ -5,8 +5,9 @@ CVPR24-Ease (ease), sun-hailong/AAAI25-MOS (mos), Frank-lilinjie/MoTE (mote), HA
 (ssiat), LAMDA-CL/ICCV2025-TUNA in its first commit (tuna; CUB and VTAB from the paper's text),
 LAMDA-CL/LAMDA-PILOT (aper, l2p, dualprompt, coda_prompt), RanPAC/RanPAC `args/*.csv` with PILOT's
 row for ImageNet-R, where the csv has no adapter (ranpac), liangyanshuo/InfLoRA (inflora), and the
-scripts of Additive-Prompt-Tuning (apt). With tasks of one size, EASE and MoTE read `init_lr` and
-`init_epochs` in every task, whatever their `later_lr` says.
+scripts of Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL (cdl, for teacher and student alike; the
+settings of its hosts stand where the method is declared). With tasks of one size, EASE and MoTE
+read `init_lr` and `init_epochs` in every task, whatever their `later_lr` says.
 
 A data set that a method's authors did not publish settings for takes those of `STANDS_IN`.
 Finetune, joint and linear probe are references without published settings: the first two train
@@ -68,6 +69,7 @@ RUNS = {
         "cub200": (0.02, 64, 0.0, 25),
         "imagenet_r": (0.003, 64, 0.0, 30),
     },
+    "cdl": {"cifar100": (0.001, 64, 0.0, 20), "imagenet_r": (0.001, 64, 0.0, 35)},
     "inflora": {"cifar100": (0.0005, 128, 0.0, 20), "imagenet_r": (0.0005, 128, 0.0, 50)},
     "linear_probe": {"cifar100": (0.01, 128, 0.0005, 30)},
 }
@@ -117,6 +119,7 @@ FORM = {
         *(ADAM, QUARTER, "coda_prompt.pool=100", "coda_prompt.length=8", "coda_prompt.penalty=0.0"),
     ),
     "apt": (ADAM, QUARTER, "apt.merge=0.3"),
+    "cdl": (ADAM, QUARTER, "cdl.alpha=0.5", "cdl.temperature=2.0", "cdl.kd_length=6"),
     "linear_probe": (DECAY_ALL, "train.schedule=constant", "head.kind=linear"),
     "inflora": (ADAM, QUARTER, "inflora.rank=10", "inflora.lamb=0.95"),
 }

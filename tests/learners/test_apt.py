@@ -13,6 +13,7 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners import apt
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode
 from qkd_jax.nn.inputs import Raw
@@ -93,12 +94,11 @@ def test_score_is_a_standardised_feature_on_unit_rows(tiny, history):
 def test_a_zero_prompt_is_the_frozen_model(tiny, history):
     state = history[2].ended
     images = jnp.asarray(tiny.batch(tiny.tasks[0])["image"])
-    zero = jax.tree.map(jnp.zeros_like, state.memory["prompt"])
-    found = jax.jit(apt.encode_added)(state, zero, Raw({"image": images}))
+    feature = jax.jit(lambda p: pooled_feature(state, Raw({"image": images}), apt.inserts(p)))
+    found = feature(jax.tree.map(jnp.zeros_like, state.memory["prompt"]))
     frozen = jax.jit(lambda x: encode(tiny.backbone, Raw({"image": x}))[:, 0])(images)
     np.testing.assert_allclose(found, frozen, atol=BUDGET)
-    prompted = jax.jit(apt.encode_added)(state, state.memory["prompt"], Raw({"image": images}))
-    assert np.abs(prompted - frozen).max() > 10 * BUDGET
+    assert np.abs(feature(state.memory["prompt"]) - frozen).max() > 10 * BUDGET
 
 
 def test_a_task_of_one_class_and_a_padded_batch(tiny, history):

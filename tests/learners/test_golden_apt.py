@@ -88,7 +88,7 @@ def test_loss_and_gradients(golden, inputs, second_task):
 
     def mean_loss(trainable):
         batch = {"label": jnp.asarray(LABELS)}
-        return jnp.mean(apt.loss(trainable, second_task, raw, batch, None)["loss"])
+        return jnp.mean(apt.LEARNER.loss(trainable, second_task, raw, batch, None)["loss"])
 
     loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(second_task.trainable)
     np.testing.assert_allclose(loss, golden["loss"], atol=BUDGET)

@@ -103,7 +103,9 @@ def test_losses_and_gradients(golden, inputs, second_task):
     state, raw = second_task, Raw({"image": jnp.asarray(inputs[-1])})
 
     def losses(trainable):
-        terms = coda_prompt.loss(trainable, state, raw, {"label": jnp.asarray(LABELS)}, None)
+        terms = coda_prompt.LEARNER.loss(
+            trainable, state, raw, {"label": jnp.asarray(LABELS)}, None
+        )
         both = jnp.stack([jnp.mean(terms["loss_ce"]), jnp.mean(terms["loss"])])
         return both, both
 

@@ -36,7 +36,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import dualprompt, l2p
-from qkd_jax.learners.features import pooled_feature
+from qkd_jax.learners.prompted import feature_of
 from qkd_jax.learners.shape import Context, learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
@@ -45,7 +45,7 @@ from qkd_jax.weights.load import assemble
 
 GOLDEN = Path(__file__).parent / "golden"
 BUDGET = 3e-5
-MODULES = {"l2p": l2p, "dualprompt": dualprompt}
+HOSTS = {"l2p": l2p.HOST, "dualprompt": dualprompt.HOST}
 SMALL = dict(num_heads=2, patch_size=4, image_size=8, grid=2)
 SPECS = {
     "l2p": ViTSpec(width=16, depth=2, mlp_width=32, **SMALL),
@@ -103,8 +103,8 @@ def run(name, arrays, source, trainable, memory, *settings):
             return jnp.mean(terms["loss"]), terms
 
         (loss, terms), gradient = jax.value_and_grad(objective, has_aux=True)(trainable)
-        read = getattr(MODULES[name], "prompted_feature", pooled_feature)
-        feature = read(state, images, MODULES[name].inserts_of(state, query))
+        host = HOSTS[name]
+        feature = feature_of(host, state, images, host.learned(state, query))
         filled = features.at[:, 2].set(feature)
         scores, relevance = learner_of(config).score(state, filled)
         return {

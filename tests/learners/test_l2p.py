@@ -165,7 +165,10 @@ def test_a_cached_query_stands_for_a_pass_through_the_frozen_model(tiny, officia
     @jax.jit
     def both(state, label, image, features):
         batches = {"label": label}, {"label": label, "features": features}
-        return [l2p.loss(state.trainable, state, Raw({"image": image}), b, real) for b in batches]
+        return [
+            l2p.LEARNER.loss(state.trainable, state, Raw({"image": image}), b, real)
+            for b in batches
+        ]
 
     plain, cached = both(state, batch["label"], batch["image"], features)
     assert set(plain) == {"loss", "loss_ce", "loss_key", "train_accuracy"}

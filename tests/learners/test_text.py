@@ -11,6 +11,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners.shape import learner_of
+from qkd_jax.settings.methods import methods_reading
 from qkd_jax.weights.load import tiny_random_text
 
 WORDS = ("alpha", "bravo!", "car", "delta", "e 4", "(fox)", "gnu")
@@ -67,7 +68,7 @@ DEFAULT = ("qkd", "inflora", "coda_prompt", "l2p", "ranpac", "apt", "q_tuning")
     "method",
     [
         pytest.param(m, marks=[] if m in DEFAULT else pytest.mark.slow)
-        for m in qkd_jax.learner_names()
+        for m in methods_reading(("token_ids", "token_mask"))
     ],
 )
 def test_the_content_of_padding_changes_no_bit(tiny, method):

@@ -11,10 +11,13 @@ import pytest
 
 from qkd_jax.nn.losses import (
     cross_entropy,
+    decoupled_kl,
     distillation,
     entropy,
     feature_distillation,
     masked_kl,
+    mean_square,
+    softened_kl,
     sparsity,
 )
 
@@ -196,3 +199,74 @@ def test_literal_l1_has_no_gradient_and_the_others_have():
     for kind in ("l1_scores", "entropy"):
         gradient = jax.grad(lambda e, kind=kind: sparsity_of_evidence(kind, e))(evidence)
         assert np.abs(gradient).max() > 1e-2
+
+
+def test_softened_kl():
+    """Divided by the temperature before, multiplied by its square after."""
+    teacher, student = draw(5, 6), draw(5, 6, seed=1)
+    found = softened_kl(jnp.asarray(teacher), jnp.asarray(student), jnp.asarray(COLUMNS)[None], 2.0)
+    expected = 4.0 * kl_reference(np.float64(teacher) / 2, np.float64(student) / 2, COLUMNS[None])
+    # The square of the temperature multiplies the error too.
+    np.testing.assert_allclose(found, expected, atol=4 * BUDGET, rtol=0)
+
+
+def decoupled_reference(teacher, student, labels, columns, temperature, weight):
+    """Image by image: the two-way KL of (own, others), and the KL within the others."""
+    out = np.zeros(len(teacher))
+    for b, label in enumerate(labels):
+        chosen = list(np.flatnonzero(columns))
+        p, q = (
+            np.exp(log_softmax(np.float64(row[b][chosen]) / temperature, True))
+            for row in (teacher, student)
+        )
+        own = chosen.index(label)
+        pairs = [(p[own], q[own]), (1 - p[own], 1 - q[own])]
+        out[b] = sum(a * np.log(a / c) for a, c in pairs if a > 0)
+        p, q = (np.delete(x, own) / np.delete(x, own).sum() for x in (p, q))
+        out[b] += weight * (p * np.log(p / q)).sum()
+    return temperature**2 * out
+
+
+def test_decoupled_kl():
+    teacher, student, labels = draw(5, 6), draw(5, 6, seed=1), np.array([0, 2, 3, 5, 0])
+    found = decoupled_kl(*map(jnp.asarray, (teacher, student, labels, COLUMNS)), 4.0, 8.0)
+    expected = decoupled_reference(teacher, student, labels, COLUMNS, 4.0, 8.0)
+    # tau^2 (1 + beta) terms, each with the error of a KL of logits divided by tau.
+    np.testing.assert_allclose(found, expected, atol=16 * 9 * BUDGET / 4, rtol=0)
+    assert np.abs(expected).min() > 0.1
+
+
+def test_decoupled_kl_where_a_task_has_one_class():
+    """There are no others: the loss is zero, and so is its gradient."""
+    teacher, student, labels = draw(3, 6), draw(3, 6, seed=1), jnp.array([2, 2, 2])
+    only = jnp.arange(6) == 2
+    value, gradient = jax.value_and_grad(
+        lambda s: decoupled_kl(jnp.asarray(teacher), s, labels, only, 4.0, 4.0).sum()
+    )(jnp.asarray(student))
+    assert float(value) == 0.0 and not np.asarray(gradient).any()
+
+
+def test_losses_of_a_teacher_send_it_no_gradient():
+    teacher, student, labels = (
+        jnp.asarray(draw(4, 6)),
+        jnp.asarray(draw(4, 6, seed=1)),
+        jnp.arange(4),
+    )
+    columns = jnp.ones(6, bool)
+    losses = (
+        lambda t, s: softened_kl(t, s, columns[None], 2.0),
+        lambda t, s: decoupled_kl(t, s, labels, columns, 4.0, 4.0),
+        mean_square,
+    )
+    for loss in losses:
+        of_teacher, of_student = jax.grad(lambda t, s, f=loss: f(t, s).sum(), (0, 1))(
+            teacher, student
+        )
+        assert not np.asarray(of_teacher).any() and np.abs(of_student).max() > 0.01
+
+
+def test_mean_square():
+    teacher, student = draw(3, 4, 5), draw(3, 4, 5, seed=1)
+    found = mean_square(jnp.asarray(teacher), jnp.asarray(student))
+    expected = ((np.float64(teacher) - student) ** 2).reshape(3, -1).mean(1)
+    np.testing.assert_allclose(found, expected, rtol=20 * EPS)

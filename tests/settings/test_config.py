@@ -256,8 +256,8 @@ def test_ranges_include_their_ends_and_nothing_beyond():
 
 def test_what_may_change_while_a_run_goes_on():
     assert changeable_settings() == {
-        *("backbone.weights", "data.path", "data.split_file", "data.follow_links"),
-        "data.store_gib",
+        *("backbone.weights", "teacher.weights", "data.store_gib"),
+        *("data.path", "data.split_file", "data.follow_links"),
         *("train.eval_batch_size", "train.task_chunk", "train.checkpoint_every"),
         *("train.devices", "train.model_devices"),
     }

@@ -1,0 +1,1 @@
+"""Continual distillation: what students learn with beside their host, and the students."""
