@@ -12,7 +12,8 @@ which is also the head of IRVLUTD/CDL_Empirical_Study: form kd_token. FIRST is t
 July 2024, form cdl_prompt, which is no longer in the repository's history: models/zoo.py at
 9511a55e3c4714ad623bc02f03bcc37315e79cad, models/vit.py at d62e6ac745dd7978d67622bcd043d621ec20cd23
 and learners/ at 908e3147c5429f90c602826c89a0eff71d1061c0. For the stored arrays FIRST was put
-together from STUDY and from the text of these files where they differ.
+together from the oldest commit of today's history, 69a8b3b, with the text of these files put in
+where they differ: their attention_base, forward passes, losses and training loop.
 
 How it is called: `learners.prompt.<Host>(config).learn_batch` in the second of two tasks with three
 classes each (two classes would leave nothing for the second term of DKD), one batch of four images,
