@@ -78,15 +78,6 @@ class LearnerState:
         """Inputs in the form of `reader`, for every backbone of this state."""
         return Raw(fields, resize=self.resizes)
 
-    @property
-    def feature_width(self) -> int:
-        """The last axis of slot features: narrower ones, of the backbone or of queries, are padded
-        with zeros. Where there is a teacher, a slot has room for two: the class token's, and that
-        of a token that learns from the teacher.
-        """
-        own = self.backbone.spec.width * (1 if self.teacher is None else 2)
-        return max(own, self.query.spec.width)
-
     def taught_by(self, teacher: "LearnerState") -> "LearnerState":
         """This student with its teacher in another state."""
         return self.replace(frozen={**self.frozen, "teacher": teacher})

@@ -22,7 +22,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.learners import passes
-from qkd_jax.learners.shape import Context, learner_of
+from qkd_jax.learners.shape import Context, feature_width, learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec
@@ -226,7 +226,7 @@ def everything(state, images, labels):
     gradient, terms = jax.grad(objective, has_aux=True)(state.trainable)
     state = merged(state)
     size = learner.num_slots(state.config)
-    features = jnp.zeros((len(labels), size, state.feature_width))
+    features = jnp.zeros((len(labels), size, feature_width(state)))
     slots = jnp.array(learner.slots.score(1), jnp.int32)
     features = passes.extract(state, inputs, features, slots, jnp.int32(len(slots)))
     return terms, gradient, batch.get("teacher"), passes.score(state, features)[0]
