@@ -94,7 +94,7 @@ def exact(num_qubits, inputs, angles):
     return np.abs(states) ** 2 @ np.stack(signs, 1), states
 
 
-@pytest.mark.parametrize("num_qubits", [5, 6, 7, 11])
+@pytest.mark.parametrize("num_qubits", [5, 6, 11])
 def test_both_forms_are_the_published_matrices(num_qubits):
     inputs, angles = drawn(num_qubits)
     expected, states = exact(num_qubits, inputs, angles)
@@ -119,9 +119,9 @@ def test_counts_of_the_paper():
 
 
 def test_gradients_are_those_of_the_statevector():
-    inputs, angles = drawn(11, batch=2)
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 11)), jnp.float32)
-    circuit = classifier_circuit(11)
+    inputs, angles = drawn(7, batch=2)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7)), jnp.float32)
+    circuit = classifier_circuit(7)
 
     def slow(inputs, angles):
         def one(x):
@@ -160,19 +160,21 @@ def test_gates_before_which_nothing_but_cnots_follow_are_dead():
 
 
 def test_the_last_qubit_only_sees_its_own_angle():
-    inputs, angles = drawn(11)
-    found = classifier_expectations(inputs, angles)
+    inputs, angles = drawn(6)
+    found = jax.jit(classifier_expectations)(inputs, angles)
     np.testing.assert_allclose(found[:, -1], np.cos(np.float64(inputs[:, -1])), atol=1e-6)
 
 
 def test_only_the_sum_of_successive_rotations_matters():
-    inputs, angles = drawn(7)
+    inputs, angles = drawn(6)
     permuted = {**angles, "ry": angles["ry"][:, [2, 0, 1]], "rz": angles["rz"][:, [1, 2, 0]]}
-    found, expected = (classifier_expectations(inputs, a) for a in (permuted, angles))
+    fast = jax.jit(classifier_expectations)
+    found, expected = (fast(inputs, a) for a in (permuted, angles))
     # The sum of three angles up to 4 is rounded in another order.
     np.testing.assert_allclose(found, expected, rtol=0, atol=BUDGET)
-    circuit = classifier_circuit(7)
-    states = [apply(circuit, circuit_parameters(inputs[0], a)) for a in (permuted, angles)]
+    circuit = classifier_circuit(6)
+    state = jax.jit(lambda a: apply(circuit, circuit_parameters(inputs[0], a)))
+    states = [state(a) for a in (permuted, angles)]
     np.testing.assert_allclose(*states, rtol=0, atol=BUDGET)
 
 
@@ -201,14 +203,16 @@ def test_openqasm_read_by_pennylane_gives_the_same_expectations():
     import pennylane as qml
 
     inputs, angles = drawn(11, batch=1)
-    text = to_openqasm(classifier_circuit(11), circuit_parameters(inputs[0], angles))
+    parameters = circuit_parameters(inputs[0], angles)
+    text = to_openqasm(classifier_circuit(11), parameters, define_gates=False)
+    # PennyLane knows the standard gates, but no line that includes them.
+    read = qml.from_qasm3(text.replace('include "stdgates.inc";\n', ""))
     wires = [f"q[{j}]" for j in range(11)]
-    read = qml.from_qasm3(text, {name: j for j, name in enumerate(wires)})
 
-    @qml.qnode(qml.device("default.qubit", wires=11))
+    @qml.qnode(qml.device("default.qubit", wires=wires))
     def run():
         read()
-        return qml.state(), [qml.expval(qml.Z(j)) for j in range(11)]
+        return qml.state(), [qml.expval(qml.Z(wire)) for wire in wires]
 
     state, found = run()
     expected, states = exact(11, inputs, angles)
