@@ -89,9 +89,7 @@ _QASM_NAMES = {"RX": "rx", "RY": "ry", "RZ": "rz", "H": "h", "X": "x", "CNOT": "
 _QASM_RZZ = "gate rzz(theta) a, b { cx a, b; rz(theta) b; cx a, b; }"
 
 
-def to_openqasm(
-    circuit: Circuit, parameters: Sequence[float], *, define_gates: bool = True
-) -> str:
+def to_openqasm(circuit: Circuit, parameters: Sequence[float], *, define_gates: bool = True) -> str:
     """The circuit with these angles as an OpenQASM 3 program, with all digits of the numbers.
 
     Args:

@@ -142,15 +142,12 @@ def test_gates_before_which_nothing_but_cnots_follow_are_dead():
     """The second layer's R_Z, and the first one's on the last qubit, which is never rotated."""
     inputs, angles = drawn(11)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 11)), jnp.float32)
-    gradient = jax.jit(
-        jax.grad(lambda a: jnp.sum(weights * classifier_expectations(inputs, a)))
-    )(angles)
+    gradient = jax.jit(jax.grad(lambda a: jnp.sum(weights * classifier_expectations(inputs, a))))(
+        angles
+    )
     assert not np.any(gradient["rz"][1]) and not np.any(gradient["rz"][0, :, -1])
     alive = np.concatenate(
-        [
-            np.asarray(gradient[name]).ravel()
-            for name in ("ry", "rzz")
-        ]
+        [np.asarray(gradient[name]).ravel() for name in ("ry", "rzz")]
         + [np.asarray(gradient["rz"][0, :, :-1]).ravel()]
     )
     assert np.min(np.abs(alive)) > 1e-4
