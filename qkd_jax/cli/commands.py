@@ -132,6 +132,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from qkd_jax.engine import hosts
     from qkd_jax.engine.compiled_programs import keep_compiled_programs
+    from qkd_jax.engine.verbs import teacher_config
     from qkd_jax.reports.page import write_report
     from qkd_jax.reports.tables import write_results
     from qkd_jax.runs.loop import Interrupted, run, run_folder
@@ -142,6 +143,8 @@ def _run(options: argparse.Namespace) -> int:
     shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
     configs = [_config_of(options, options.method, seed) for seed in seeds]
     backbone = backbone_of(configs[0].backbone)
+    taught = teacher_config(configs[0])
+    teacher = None if taught is None else backbone_of(taught.backbone)
     import jax
 
     devices = jax.devices()
@@ -153,6 +156,9 @@ def _run(options: argparse.Namespace) -> int:
             + f" of {jax.process_count()} hosts"
             * (jax.process_count() > 1)
         )
+        if teacher is not None:
+            size = f"{teacher.spec.input_size} {teacher.spec.unit}"
+            print(f"teacher: {taught.method}, {teacher.name} at {size}")
     for config in configs:
         folder = run_folder(options.out, config, options.variant)
         try:
@@ -160,6 +166,7 @@ def _run(options: argparse.Namespace) -> int:
                 config,
                 backbone,
                 options.out,
+                teacher=teacher,
                 variant=options.variant,
                 show_progress=True,
                 allow_removed=options.allow_removed,

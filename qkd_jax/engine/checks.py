@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qkd_jax.errors import DataError, ProtocolError
+from qkd_jax.errors import ConfigError, DataError, ProtocolError
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.protocol.tasks import Task
+from qkd_jax.settings.config import Config
 
 Batch = Mapping[str, Any]
 
 
 def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) -> dict[str, Any]:
     """The batch of the current task as a compiled step takes it, after all checks: {"inputs",
-    "label", "mask"}, and "features" if they are given.
+    "label", "mask"}, and "features" and "teacher" if they are given.
 
     Args:
       batch: the backbone's fields, such as "image" [B, H, W, 3], and "label" [B]; optionally "mask"
@@ -33,13 +35,13 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
     """
     if int(state.task) < 0:
         raise ProtocolError("no task has begun: call begin_task first")
-    wanted = (*state.backbone.spec.fields, "label")
+    spec = state.reader.spec
+    wanted = (*spec.fields, "label")
     names = " and ".join(map(repr, wanted))
     if not isinstance(batch, Mapping):
         raise DataError(f"batch: expected a dict with {names}, found {type(batch).__name__}")
     if not all(name in batch for name in wanted):
         raise DataError(f"batch: expected {names}, found {sorted(map(str, batch))}")
-    spec = state.backbone.spec
     fields, rows = spec.check_form({name: batch[name] for name in spec.fields}, of_steps=of_steps)
     label = _on_host("label", batch["label"])
     if label.shape != rows:
@@ -69,8 +71,9 @@ def check_batch(state: LearnerState, batch: Batch, *, of_steps: bool = False) ->
             f"found {found}"
         )
     spec.check_values(fields, mask)
-    checked = {"inputs": Raw(fields), "label": label.astype(np.int32), "mask": mask}
-    return checked if features is None else checked | {"features": features}
+    checked = {"inputs": state.raw(fields), "label": label.astype(np.int32), "mask": mask}
+    kept = {name: batch[name] for name in ("features", "teacher") if batch.get(name) is not None}
+    return checked | kept
 
 
 def check_batches(batches: Any) -> Iterable[Batch]:
@@ -91,14 +94,37 @@ def check_inputs(state: LearnerState, inputs: Any) -> Raw:
     Raises:
       DataError: as `check_batch`.
     """
-    spec = state.backbone.spec
+    spec = state.reader.spec
     fields = dict(inputs) if isinstance(inputs, Mapping) else {spec.fields[0]: inputs}
     if set(fields) != set(spec.fields):
         raise DataError(f"inputs: expected {sorted(spec.fields)}, found {sorted(fields)}")
     fields, rows = spec.check_form(fields)
     if not any(isinstance(field, jax.core.Tracer) for field in fields.values()):
         spec.check_values(fields, np.ones(rows, bool))
-    return Raw(fields)
+    return state.raw(fields)
+
+
+def check_teacher(backbone: Backbone, teacher: Backbone | None, config: Config) -> None:
+    """Raises ConfigError unless `teacher` can teach a student with `backbone`: both read the same
+    inputs, of which only images may have other sizes. `config`: the teacher's.
+    """
+    if teacher is None:
+        raise ConfigError(
+            "teacher: expected a backbone, as these settings have a teacher, found None; load "
+            f"{config.backbone.name!r} and give it as `teacher`"
+        )
+    own, other = backbone.spec, teacher.spec
+    if own.fields != other.fields:
+        raise ConfigError(
+            f"teacher: expected a backbone that reads {' and '.join(own.fields)}, as the student "
+            f"does, found {teacher.name or 'one'} that reads {' and '.join(other.fields)}"
+        )
+    texts = (own.input_size, backbone.preprocessing), (other.input_size, teacher.preprocessing)
+    if own.unit == "tokens" and texts[0] != texts[1]:
+        raise ConfigError(
+            f"teacher: expected the student's tokenizer and {own.input_size} tokens, found "
+            f"{teacher.name or 'one'} with {other.input_size} or another tokenizer"
+        )
 
 
 def check_task(state: LearnerState, task: Task, num_steps: int) -> jax.Array:

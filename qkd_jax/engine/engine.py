@@ -53,6 +53,7 @@ class Engine:
         self._survey = self._build_here(self._summed_survey, (None, 0, 0), None)
         self._shared = self._build_here(passes.shared_part, (None, 0), 0)
         self._predict = self._build_here(passes.predict, (None, 0), 0)
+        self._teach = self._build_here(passes.teach, (None, 0), 0)
         # Done once per task; several devices would only repeat it (`alone`).
         self._scan = jax.jit(self._scanned_steps, donate_argnums=1)
         self._begin, self._freeze = _changing(passes.begin), _changing(passes.freeze)
@@ -126,6 +127,10 @@ class Engine:
         # Without what a step moves: while a task trains those arrays have been given away.
         return self._shared(split(state)[0], inputs)
 
+    def teach(self, state: LearnerState, inputs: Raw) -> Any:
+        """What a student's loss reads of its teacher for this host's rows (`passes.teach`)."""
+        return self._teach(split(state)[0], inputs)
+
     def features(
         self,
         state: LearnerState,
@@ -139,7 +144,7 @@ class Engine:
           slots: the slots to compute, in order of extraction; others stay as in `known`.
           known: [b, S, D] of the slots extracted before; None = zeros.
         """
-        size, width = learner_of(state.config).num_slots(state.config), state.backbone.spec.width
+        size, width = learner_of(state.config).num_slots(state.config), state.feature_width
         if known is None:
             known = np.zeros((num_inputs(inputs), size, width), np.float32)
         order = jnp.asarray([*slots, *[0] * (size - len(slots))], jnp.int32)
@@ -153,7 +158,7 @@ class Engine:
           DataError: a class of the task has no input, or there are more than `max_task_images`.
         """
         config, learner = state.config, learner_of(state.config)
-        sums = learner.sums.empty(config, learner.num_slots(config), state.backbone.spec.width)
+        sums = learner.sums.empty(config, learner.num_slots(config), state.feature_width)
         missing, given = set(np.asarray(state.task_classes).tolist()) - {-1}, 0
         for batch in batches:
             label, mask = np.asarray(batch["label"]), np.asarray(batch["mask"])

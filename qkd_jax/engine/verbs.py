@@ -6,6 +6,7 @@ of one `LearnerState`. The task index is a traced integer and everything per tas
 `max_tasks`, so a run compiles its step once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.engine.checks import Batch, check_batch, check_batches, check_inputs
+from qkd_jax.engine.checks import (
+    Batch,
+    check_batch,
+    check_batches,
+    check_inputs,
+    check_teacher,
+)
 from qkd_jax.engine.engine import Engine
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.optimiser import optimiser
@@ -31,13 +38,28 @@ def one_device() -> Engine:
     return Engine()
 
 
-def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerState:
+def init_state(
+    key: jax.Array,
+    backbone: Backbone,
+    config: Config,
+    *,
+    teacher: Backbone | None = None,
+    query: Backbone | None = None,
+) -> LearnerState:
     """The state before the first task; every shape is final.
+
+    A student's state holds that of its teacher, which learns each task first:
+
+        teacher = end_task(...)                     # begun from state.teacher, trained as ever
+        state = begin_task(state.taught_by(teacher), task)
 
     Args:
       key: typed PRNG key (`jax.random.key(seed)`).
       backbone: from `load_backbone`.
       config: its `method` chooses the learner; its `shapes` fix those of all arrays.
+      teacher: the teacher's backbone, of methods that learn from one.
+      query: the backbone that gives queries in place of the own one, where `shapes.query_width`
+        says so.
 
     Raises:
       ConfigError: unknown method, or a backbone that does not fit the method or the settings.
@@ -50,9 +72,24 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
             f"backbone: expected one that reads {needed}, as {config.method} needs, found "
             f"{backbone.name or 'one'} that reads {' and '.join(fields)}; set backbone.name"
         )
-    trainable, memory = learner_of(config).init(jax.random.fold_in(key, 0), backbone, config)
+    frozen: dict[str, Any] = {"backbone": backbone}
+    if width := config.shapes.query_width:
+        found = None if query is None else query.spec.width
+        if found != width:
+            raise ConfigError(f"query: expected a backbone {width} wide, found {found}")
+        frozen["query"] = query
+    learner, teaching = learner_of(config), teacher_config(config)
+    if teaching is not None:
+        check_teacher(backbone, teacher, teaching)
+        shares = learner.teacher.shares_query(config)
+        if shares:
+            teaching = _with_shapes(teaching, query_width=backbone.spec.width)
+        own = backbone if shares else None
+        frozen["teacher"] = init_state(key, teacher, teaching, query=own)
+        config = _with_shapes(config, teacher_width=teacher.spec.width)
+    trainable, memory = learner.init(jax.random.fold_in(key, 0), backbone, config)
     return LearnerState(
-        frozen={"backbone": backbone},
+        frozen=frozen,
         config=config,
         key=key,
         task=jnp.int32(-1),
@@ -64,6 +101,16 @@ def init_state(key: jax.Array, backbone: Backbone, config: Config) -> LearnerSta
         opt_state=optimiser(config.train).init(trainable),
         memory=memory,
     )
+
+
+def teacher_config(config: Config) -> Config | None:
+    """The settings of a student's teacher; None for a learner that learns alone."""
+    teacher = learner_of(config).teacher
+    return None if teacher is None else teacher.config(config)
+
+
+def _with_shapes(config, **changes):
+    return dataclasses.replace(config, shapes=dataclasses.replace(config.shapes, **changes))
 
 
 def begin_task(
@@ -108,7 +155,8 @@ def train_task(state: LearnerState, batch: Batch) -> tuple[LearnerState, dict[st
     Args:
       state: after `begin_task`.
       batch: {"image": [B, H, W, 3] uint8 or float in [0, 1], "label": [B] int}, optionally "mask"
-        [B] bool (False = padding) and "features" [B, S, D] (cached features of the filled slots).
+        [B] bool (False = padding), "features" [B, S, D] (cached features of the filled slots) and,
+        for a student, "teacher" (`teacher_outputs` of these images, else computed in the step).
         With a leading axis of steps, [S, B, ...], the steps are scanned in one call.
 
     Returns:
@@ -171,6 +219,19 @@ def slot_features(
         slots = learner_of(state.config).slots.score(int(state.task))
     inputs = jax.tree.map(jnp.asarray, check_inputs(state, inputs))
     return one_device().features(state, inputs, tuple(slots))
+
+
+def teacher_outputs(state: LearnerState, inputs: Any) -> Any:
+    """What a student's step reads of its teacher for these inputs, to be kept and given to
+    `train_task` as `batch["teacher"]`: a pytree of arrays [B, ...].
+
+    Raises:
+      ConfigError: the state has no teacher.
+      DataError: as `predict`.
+    """
+    if state.teacher is None:
+        raise ConfigError(f"teacher_outputs: expected a student, found {state.config.method}")
+    return one_device().teach(state, jax.tree.map(jnp.asarray, check_inputs(state, inputs)))
 
 
 def predict_with_relevance(

@@ -107,6 +107,11 @@ def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
     return min(max(1, pairs // batch_size), num_slots)
 
 
+def teach(state: LearnerState, inputs: Raw) -> Any:
+    """What a student's loss reads of its teacher: a pytree of arrays [B, ...]."""
+    return lax.stop_gradient(learner_of(state.config).teacher.outputs(state, inputs))
+
+
 def accumulate(
     state: LearnerState, sums: Any, features: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> Any:

@@ -90,12 +90,18 @@ class Teacher(NamedTuple):
 
     Attributes:
       config: the student's config -> the teacher's; None where these settings have no teacher.
+      alone: config -> the config of the same student that learns alone, with all that only a
+        taught one reads at its default, so that runs of one student have the same.
       outputs: (state, inputs) -> pytree of arrays [B, ...], what `Learner.loss` reads of
         `state.teacher` for these inputs, as `batch["teacher"]`.
+      shares_query: config -> whether the teacher's queries come from the student's backbone, which
+        its state then holds as `frozen["query"]`, with `shapes.query_width`.
     """
 
     config: Callable
+    alone: Callable
     outputs: Callable
+    shares_query: Callable = lambda config: False
 
 
 class Learner(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.inputs import Raw
 from qkd_jax.settings.config import Config
 
 
@@ -57,6 +58,25 @@ class LearnerState:
     def teacher(self) -> "LearnerState | None":
         """The state of a student's teacher."""
         return self.frozen.get("teacher")
+
+    @property
+    def reader(self) -> Backbone:
+        """The backbone whose form all inputs have: of several, that with the largest inputs."""
+        several = [self.backbone, self.query]
+        if self.teacher is not None:
+            several.append(self.teacher.reader)
+        return max(several, key=lambda backbone: backbone.spec.input_size)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether some backbone reads smaller inputs than `reader`."""
+        several = [self.backbone, self.query]
+        smaller = any(b.spec.input_size != self.reader.spec.input_size for b in several)
+        return smaller or (self.teacher is not None and self.teacher.resizes)
+
+    def raw(self, fields: dict[str, jax.Array]) -> Raw:
+        """Inputs in the form of `reader`, for every backbone of this state."""
+        return Raw(fields, resize=self.resizes)
 
     @property
     def feature_width(self) -> int:

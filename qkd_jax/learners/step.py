@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.learners.optimiser import learning_rate, optimiser, scale_head
-from qkd_jax.learners.passes import select_rows, shared_part
+from qkd_jax.learners.passes import select_rows, shared_part, teach
 from qkd_jax.learners.shape import Context, learner_of
 from qkd_jax.learners.state import LearnerState, Moving, join
 
@@ -25,7 +25,8 @@ def device_step(
 
     Args:
       batch: {"inputs": Raw or Stem, "label" int [B], "mask" bool [B]}, optionally "features"
-        [B, S, D] of the slots that the loss reads.
+        [B, S, D] of the slots that the loss reads, and "teacher", the result of `passes.teach`,
+        which is computed here for a student if it is not given.
       axis_name: of `jax.pmap`; None under `jax.jit`.
     """
     state = join(held, moving)
@@ -37,8 +38,11 @@ def device_step(
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(num_rows))
     real = batch["mask"]
     # A padded row may hold anything, even NaN, which a weight of zero leaves in the gradient.
-    inputs = shared_part(state, select_rows(real, batch["inputs"]))
-    batch = {n: select_rows(real, v) if n == "features" else v for n, v in batch.items()}
+    inputs = select_rows(real, batch["inputs"])
+    given = {n: select_rows(real, batch[n]) for n in ("features", "teacher") if n in batch}
+    if state.teacher is not None and "teacher" not in given:
+        given["teacher"] = teach(state, inputs)
+    inputs, batch = shared_part(state, inputs), {**batch, **given}
     mask = real.astype(jnp.float32)
     count, num_devices = jnp.sum(mask), 1
     if axis_name:

@@ -66,6 +66,9 @@ class Spec(Protocol):
         ConfigError where there is no place for a prompt.
         """
 
+    def resized(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The fields with inputs of any size brought to `input_size`, if that is possible."""
+
     def param_shapes(self) -> dict:
         """Shapes of the parameters, a pytree of `jax.ShapeDtypeStruct` with a list of blocks."""
 

@@ -115,6 +115,10 @@ class BertSpec:
                 "token_mask: expected at least one token in each text, found a text without"
             )
 
+    def resized(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The fields as they are: a text has no other size."""
+        return fields
+
     def embed(
         self,
         params: dict,

@@ -61,8 +61,9 @@ def embed(
     if inserts is not None and inserts.prompt is not None:
         prompt = inserts.prompt, inserts.prompt_mask
     if isinstance(inputs, Raw):
+        fields = backbone.spec.resized(inputs.fields) if inputs.resize else inputs.fields
         return backbone.spec.embed(
-            backbone.params, inputs.fields, backbone.preprocessing, compute_dtype, prompt
+            backbone.params, fields, backbone.preprocessing, compute_dtype, prompt
         )
     if prompt is not None:
         raise ConfigError(

@@ -13,9 +13,12 @@ class Raw:
     Attributes:
       fields: the arrays [B, ...] of a batch that the backbone reads (`spec.fields`), for instance
         {"image": uint8 [B, H, W, 3]}.
+      resize: whether they may have another size than the backbone reads, which then resizes them;
+        so that backbones of different sizes can read the same inputs.
     """
 
     fields: dict[str, jax.Array]
+    resize: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

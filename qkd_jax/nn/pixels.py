@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.errors import DataError
-from qkd_jax.nn.layers import as_row
+from qkd_jax.nn.layers import as_row, at_least_float32
 
 # Tolerance for rounding when pixels were divided by 255 or resized.
 ROUNDING = 1e-3
@@ -41,6 +41,25 @@ def normalize(images: jax.Array, preprocessing: Preprocessing, dtype=jnp.float32
     mean = as_row(jnp.asarray(preprocessing.mean, dtype), images)
     std = as_row(jnp.asarray(preprocessing.std, dtype), images)
     return (images - mean) / std
+
+
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Images [B, size, size, 3] from square ones of any size; these are returned as they are if
+    the size is right.
+
+    Bicubic with antialiasing, as the test view of an image is, but without rounding to uint8.
+
+    Args:
+        images: [B, H, H, 3], uint8 in 0..255 or floating point in [0, 1].
+
+    Returns:
+        floating point in [0, 1] where the size differs.
+    """
+    if images.shape[1:3] == (size, size):
+        return images
+    images = normalize(images, Preprocessing(), at_least_float32(images.dtype))
+    shape = (images.shape[0], size, size, images.shape[3])
+    return jnp.clip(jax.image.resize(images, shape, "cubic", antialias=True), 0.0, 1.0)
 
 
 def check_shape(images: Any, size: int, name: str, *, of_steps: bool = False) -> None:

@@ -102,6 +102,10 @@ class ViTSpec:
         """Raises DataError unless the pixels of real images (mask [B] or [S, B]) are in range."""
         pixels.check_pixels(fields["image"], "image", mask)
 
+    def resized(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The images at `image_size` (`pixels.resize`)."""
+        return {"image": pixels.resize(fields["image"], self.image_size)}
+
     def embed(
         self,
         params: dict,

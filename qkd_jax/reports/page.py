@@ -79,9 +79,14 @@ def _draw(run: RunFiles) -> dict[str, Any]:
     )
     suffix = f" — {name}" if name else ""
     if run.stages:
-        curves = {"all classes seen": metrics.accuracy_curve(run.correct, run.total).tolist()}
+        taught = "student, " * ("teacher" in run.summary)
+        curves = {
+            f"{taught}all classes seen": metrics.accuracy_curve(run.correct, run.total).tolist()
+        }
         if run.summary.get("within_task_accuracy_curve"):
             curves["task given (task-aware)"] = run.summary["within_task_accuracy_curve"]
+        if teacher := run.summary.get("teacher"):
+            curves["teacher, all classes seen"] = teacher["accuracy_curve"]
         drawn["accuracy_curve"] = figures.accuracy_curve(curves, f"Accuracy{suffix}")
         matrix = metrics.accuracy_matrix(run.correct, run.total)
         low = max(0.0, 10 * np.floor((np.nanmin(matrix) - 5) / 10))
@@ -136,18 +141,23 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
     if "seed" in summary:
         title += f" · seed {summary['seed']}"
     state = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in _warnings(run))
+    # A teacher has no numbers of the whole process.
+    columns = {"value": summary}
+    if "teacher" in summary:
+        columns = {"student": summary, "teacher": summary["teacher"]}
     numbers = [
-        (key, format_number(key, summary[key]), meaning.replace("images", _noun(run)))
-        for key, meaning in NUMBERS.items()
+        (key, *(_number(key, values) for values in columns.values()), meaning)
+        for key, meaning in ((k, m.replace("images", _noun(run))) for k, m in NUMBERS.items())
         if isinstance(summary.get(key), int | float)
     ]
+    heads = ("number", *columns, "meaning")
     images = "".join(
         f'<img alt="{name.replace("_", " ")}" src="data:image/png;base64,'
         f'{base64.b64encode(data).decode()}">'
         for name, data in pictures.items()
     )
     sections = [
-        ("Summary", _table(("number", "value", "meaning"), numbers) if numbers else ""),
+        ("Summary", _table(heads, numbers) if numbers else ""),
         ("Figures", f"<div class=figures>{images}</div>" if images else ""),
         ("Tasks", _task_table(run) if run.stages else ""),
         ("Examples", _examples(run.examples)),
@@ -161,6 +171,11 @@ def _page(run: RunFiles, pictures: dict[str, bytes]) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{CSS}</style></head>'
         f"<body><h1>{heading}</h1>{state}{body}</body></html>\n"
     )
+
+
+def _number(key: str, values: dict[str, Any]) -> str:
+    value = values.get(key)
+    return format_number(key, value) if isinstance(value, int | float) else "–"
 
 
 def _noun(run: RunFiles) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.protocol import metrics
 from qkd_jax.reports.files import read_json, write_atomically
+from qkd_jax.reports.taught import taught_lines, taught_rows
 from qkd_jax.settings.config import changeable_settings, from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def write_results(experiment_folder: str | Path) -> Path:
     methods: dict[str, dict[str, Any]] = {}
     shared: dict[str, dict[str, list[str]]] = {name: {} for name in SHARED}
     unfinished: list[str] = []
+    students: dict[str, dict[int, dict[str, Any]]] = {}
     for method in sorted(path for path in folder.iterdir() if path.is_dir()):
         finished: dict[int, dict[str, Any]] = {}
         configs = []
@@ -77,6 +79,7 @@ def write_results(experiment_folder: str | Path) -> Path:
                 unfinished.append(f"{method.name}/{run.name}")
         if finished:
             methods[method.name] = _over_seeds(finished) | {"differing": _differing(configs)}
+            students[method.name] = finished
     mixed = {name: groups for name, groups in shared.items() if len(groups) > 1}
     results = {
         "experiment": folder.name,
@@ -84,6 +87,8 @@ def write_results(experiment_folder: str | Path) -> Path:
         "unfinished": unfinished,
         "mixed": mixed,
     }
+    if taught := taught_rows(students):
+        results["taught"] = taught
     encoded = json.dumps(results, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "results.json", encoded.encode())
     write_atomically(folder / "results.md", _markdown(results).encode())
@@ -248,6 +253,8 @@ def _markdown(results: dict[str, Any]) -> str:
         if row["differing"]:
             settings = ", ".join(f"`{key}`" for key in row["differing"])
             lines += ["", f"**{name}: seeds differ in {settings}**, so their mean mixes settings."]
+    if "taught" in results:
+        lines += ["", "## Teachers and students", "", *taught_lines(results["taught"])]
     if results["unfinished"]:
         lines += ["", "Not finished, not counted:", ""]
         lines += [f"- {run}" for run in results["unfinished"]]

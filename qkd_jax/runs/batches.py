@@ -9,7 +9,6 @@ from qkd_jax.data.crops import crop_draws
 from qkd_jax.data.streams import epoch_batches
 from qkd_jax.engine import hosts
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.nn.inputs import Raw
 from qkd_jax.runs.slot_features import SlotFeatures
 
 
@@ -45,12 +44,14 @@ def training_batches(
     ):
         indices, mask = hosts.own_rows(all_indices), hosts.own_rows(all_masks)
         if config.data.augment:
-            draws = crop_draws(indices, **place)
-            inputs = Raw(examples.load(indices, features.backbone, draws))
+            inputs = features.raw(indices, crop_draws(indices, **place))
         else:
             inputs = features.inputs(state, indices)
         batch = {"inputs": inputs}
         if with_features:
             batch["features"] = features.values[indices]
+        taught = None if config.data.augment else features.taught(indices)
+        if taught is not None:
+            batch["teacher"] = taught
         batch |= {"label": examples.labels[indices].astype(np.int32), "mask": mask}
         yield batch, int(all_masks.sum())

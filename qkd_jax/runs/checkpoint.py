@@ -159,8 +159,10 @@ def _as_in(target: Any, found: Any) -> Any:
 
 
 def _arrays(state: LearnerState) -> dict[str, Any]:
-    """The arrays to keep; the key follows from the seed, the backbone from its file."""
-    return {
+    """The arrays to keep, and of a student those of its teacher; the key follows from the seed, a
+    backbone from its file.
+    """
+    own = {
         "task": state.task,
         "step": state.step,
         "num_steps": state.num_steps,
@@ -170,10 +172,14 @@ def _arrays(state: LearnerState) -> dict[str, Any]:
         "opt_state": state.opt_state,
         "memory": state.memory,
     }
+    return own if state.teacher is None else own | {"teacher": _arrays(state.teacher)}
 
 
 def _with_arrays(state: LearnerState, arrays: dict[str, Any]) -> LearnerState:
-    state = state.replace(**arrays)
+    own = dict(arrays)
+    if state.teacher is not None:
+        state = state.taught_by(state.teacher.replace(**own.pop("teacher")))
+    state = state.replace(**own)
     bad = not_finite(state)
     if bad:
         raise CheckpointError(f"{bad} holds NaN or infinite numbers")

@@ -97,6 +97,7 @@ def begun_run(
     planned: Plan,
     contents: SplitContents,
     backbone: Backbone | None = None,
+    teacher: Backbone | None = None,
     *,
     allow_removed: bool = False,
 ) -> Begun | None:
@@ -131,13 +132,14 @@ def begun_run(
         )
     environment_then = read_json(folder / "environment.json")
     if backbone is not None:
-        # Runs older than this entry are only checked for the name of the weights, a setting.
-        then, now = environment_then.get("weights_fingerprint"), fingerprint(backbone)
-        if then not in (None, now):
-            raise CheckpointError(
-                f"{folder} was begun with another backbone (weights_fingerprint: {then} -> "
-                f"{now}); use the weights it began with, or another --out or --variant"
-            )
+        for name, now in fingerprints(backbone, teacher).items():
+            # Runs older than this entry are only checked for the name of the weights, a setting.
+            then = environment_then.get(name)
+            if then not in (None, now):
+                raise CheckpointError(
+                    f"{folder} was begun with another backbone ({name}: {then} -> {now}); use the "
+                    "weights it began with, or another --out or --variant"
+                )
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     finished = bool(summary.get("finished"))
     data, removed, content = _same_images(
@@ -235,6 +237,7 @@ def begin_folder(
     planned: Plan,
     contents: SplitContents,
     backbone: Backbone,
+    teacher: Backbone | None,
     leaked: list[list[str]],
     cut: tuple[int, ...],
 ) -> None:
@@ -257,7 +260,7 @@ def begin_folder(
         folder / "environment.json",
         environment(backbone)
         | {
-            "weights_fingerprint": fingerprint(backbone),
+            **fingerprints(backbone, teacher),
             "data_fingerprint": data_fingerprint(planned.data),
             "data_content": contents.sha256(),
             "leaked_test_images": leaked,
@@ -326,6 +329,12 @@ def fingerprint(backbone: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprints(backbone: Backbone, teacher: Backbone | None = None) -> dict[str, str]:
+    """The hashes of a run's weights, by their names in environment.json."""
+    found = {"weights_fingerprint": fingerprint(backbone)}
+    return found if teacher is None else found | {"teacher_fingerprint": fingerprint(teacher)}
+
+
 def trim_log(path: Path, task: int, step: int) -> None:
     """Drops log lines after the restored state, which will be written again."""
     if not path.exists():
@@ -350,21 +359,24 @@ class Writer:
 
     def json(self, name: str, value: Any) -> None:
         if self.writes:
-            write_json(self.folder / name, value)
+            write_json(self._path(name), value)
 
     def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         if self.writes:
-            path = self.folder / name
-            path.parent.mkdir(exist_ok=True)
-            save_arrays(path, arrays)
+            save_arrays(self._path(name), arrays)
 
     def log(self, name: str) -> TextIO:
         """A file to append lines to, each of which is written at once."""
-        return open(self.folder / name if self.writes else os.devnull, "a", buffering=1)
+        return open(self._path(name) if self.writes else os.devnull, "a", buffering=1)
 
     def trim_log(self, name: str, task: int, step: int) -> None:
         if self.writes:
             trim_log(self.folder / name, task, step)
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 @contextmanager

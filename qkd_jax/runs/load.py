@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from qkd_jax.engine.verbs import init_state
+from qkd_jax.engine.verbs import init_state, teacher_config
 from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.reports.files import read_json
@@ -23,7 +23,11 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(
-    folder: str | Path, *, weights: str | Path | None = None, allow_older: bool = False
+    folder: str | Path,
+    *,
+    weights: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
+    allow_older: bool = False,
 ) -> LoadedRun:
     """What a run has learned so far, from its folder `runs/<experiment>/<method>/seed<k>`.
 
@@ -37,6 +41,7 @@ def load_run(
     Args:
       folder: the run folder.
       weights: the backbone's weight file, if it is not where the run recorded it.
+      teacher_weights: that of a student's teacher, in the same way.
       allow_older: if the newest checkpoint is damaged, take the one before it.
 
     Raises:
@@ -47,7 +52,7 @@ def load_run(
     """
     # Imported here, so that `import qkd_jax` does not import orbax.
     from qkd_jax.runs.checkpoint import Checkpoints
-    from qkd_jax.runs.folder import fingerprint, reading
+    from qkd_jax.runs.folder import fingerprints, reading
 
     check_system()
     folder = Path(folder).expanduser()
@@ -59,15 +64,18 @@ def load_run(
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     backbone = backbone_of(config.backbone, weights)
-    then, now = environment.get("weights_fingerprint"), fingerprint(backbone)
-    if then not in (None, now):
-        raise CheckpointError(
-            f"{folder} was trained on another backbone (fingerprint {then}, loaded {now}); "
-            "give the run's own weight file as `weights`"
-        )
+    teaching = teacher_config(config)
+    teacher = None if teaching is None else backbone_of(teaching.backbone, teacher_weights)
+    for name, now in fingerprints(backbone, teacher).items():
+        if environment.get(name) not in (None, now):
+            option = "weights" if name == "weights_fingerprint" else "teacher_weights"
+            raise CheckpointError(
+                f"{folder} was trained on another backbone ({name} {environment[name]}, loaded "
+                f"{now}); give the run's own weight file as `{option}`"
+            )
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder / 'checkpoints'} is missing; nothing was saved yet")
-    state = init_state(jax.random.key(config.seed), backbone, config)
+    state = init_state(jax.random.key(config.seed), backbone, config, teacher=teacher)
     with reading(folder), Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore(state)
         skipped = checkpoints.skipped
@@ -81,10 +89,12 @@ def load_run(
     if found is None:
         raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint; run it again")
     state, meta = found
-    if meta["finished_tasks"] != int(state.task) + 1:
+    # The learner that is furthest: a teacher is a task ahead of its student while it learns.
+    ahead = state if state.teacher is None else state.teacher
+    if meta["finished_tasks"] != int(ahead.task) + 1:
         raise CheckpointError(
             f"{folder}: expected a run at the end of a task, found it in the middle of task "
-            f"{int(state.task) + 1} (step {int(state.step)}); continue it with the command that "
+            f"{int(ahead.task) + 1} (step {int(ahead.step)}); continue it with the command that "
             "began it, at least to the end of this task"
         )
     return LoadedRun(state, tuple(order["class_names"]), config)

@@ -27,16 +27,22 @@ class Model:
       state: on one device; assign a new one to change it.
     """
 
-    def __init__(self, config: Config, backbone: Backbone):
-        """Raises ConfigError for settings that do not fit the backbone or the devices."""
+    def __init__(self, state: LearnerState):
+        """`state`: before the first task.
+
+        Raises:
+          ConfigError: the settings do not fit the devices.
+        """
+        config, backbone = state.config, state.backbone
         self.config, self.learner = config, learner_of(config)
         self.engine = engine_of(config.train)
-        key = jax.random.key(config.seed)
-        self.state = self.engine.alone(verbs.init_state(key, backbone, config))
+        self.state = self.engine.alone(state)
         self._placed: tuple[LearnerState, LearnerState] | None = None
         self._store = None
         # With several hosts either all or none must compute, so the disk of one does not help.
-        if config.data.store_gib and hosts.count() == 1:
+        # What it keeps belongs to one backbone.
+        own = state.query is backbone
+        if config.data.store_gib and hosts.count() == 1 and own:
             key = backbone_key(backbone, config.backbone.compute_dtype)
             limit = int(config.data.store_gib * 2**30)
             self._store = Store(store_folder(), limit, key)
@@ -45,6 +51,16 @@ class Model:
     def reads_inputs(self) -> bool:
         """Whether scores need a pass over the inputs, and not only slot features."""
         return self.learner.predict(self.config) is not None
+
+    @classmethod
+    def new(cls, config: Config, backbone: Backbone, teacher: Backbone | None = None) -> "Model":
+        """A model before the first task; a student needs the backbone of its teacher.
+
+        Raises:
+          ConfigError: the settings do not fit the backbones or the devices.
+        """
+        key = jax.random.key(config.seed)
+        return cls(verbs.init_state(key, backbone, config, teacher=teacher))
 
     @property
     def everywhere(self) -> LearnerState:
@@ -82,7 +98,7 @@ class Model:
           ConfigError: the backbone does not read what the set has.
         """
         store = None if digests is None else self._store
-        backbone = self.state.backbone
+        backbone = self.state.reader
         if set(examples.fields) != set(backbone.spec.fields):
             wanted, read = (", ".join(part) for part in (examples.fields, backbone.spec.fields))
             raise ConfigError(
@@ -90,7 +106,7 @@ class Model:
                 f"{examples.name} has them ({wanted}), found {backbone.name or 'one'}, which reads "
                 f"{read}"
             )
-        return SlotFeatures(examples, self.config, backbone, self.engine, store, digests)
+        return SlotFeatures(examples, self.state, self.engine, store, digests)
 
     def slots_read(self, task: int) -> Sequence[int]:
         """The slots that `scores` reads after `task`."""

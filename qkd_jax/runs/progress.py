@@ -30,8 +30,8 @@ class NullProgress:
     ) -> None:
         """Removes the live line, also after an error or Ctrl-C."""
 
-    def start_task(self, index: int, num_tasks: int) -> None:
-        """Task `index` (from 0) of `num_tasks` begins."""
+    def start_task(self, index: int, num_tasks: int, learner: str = "") -> None:
+        """Task `index` (from 0) of `num_tasks` begins, for one of several learners."""
 
     def update(
         self,
@@ -102,7 +102,7 @@ class Progress(NullProgress):
         self._first_image, self._noun = done_images, noun
         self._stream, self._seconds_between, self._clock = stream, seconds_between, clock
         self._screen: _Screen | None = None
-        self._task = self._num_tasks = 0
+        self._task = ""
         self._began = self._task_began = self._drawn = clock()
         self._task_images = 0
 
@@ -121,8 +121,8 @@ class Progress(NullProgress):
             self._screen.close()
         self._screen = None
 
-    def start_task(self, index: int, num_tasks: int) -> None:
-        self._task, self._num_tasks = index, num_tasks
+    def start_task(self, index: int, num_tasks: int, learner: str = "") -> None:
+        self._task = told_task(index, num_tasks, learner)
         self._task_began, self._task_images = self._clock(), 0
 
     def update(
@@ -153,7 +153,7 @@ class Progress(NullProgress):
     def _line(
         self, now: float, metrics: dict[str, Any], epoch: int, epochs: int, fraction: float
     ) -> str:
-        parts = [f"task {self._task + 1}/{self._num_tasks}"]
+        parts = [self._task]
         if epochs:
             parts.append(f"epoch {epoch + 1}/{epochs}")
         parts.append(f"step {self._done_steps}/{self._total_steps}")
@@ -167,6 +167,11 @@ class Progress(NullProgress):
             left = max(0, self._total_images - self._done_images)
             parts.append(f"{duration((now - self._began) * left / images)} left")
         return "  ".join(parts)
+
+
+def told_task(index: int, num_tasks: int, learner: str = "") -> str:
+    """A task as lines show it, with the name of the learner where there are several."""
+    return f"{learner}{': ' if learner else ''}task {index + 1}/{num_tasks}"
 
 
 @contextmanager

@@ -17,11 +17,9 @@ from qkd_jax.engine import hosts
 from qkd_jax.engine.engine import Engine
 from qkd_jax.learners import passes
 from qkd_jax.learners.shape import learner_of
-from qkd_jax.learners.state import LearnerState
-from qkd_jax.nn.backbone import Backbone
+from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.runs.store import Shelf, Store
-from qkd_jax.settings.config import Config
 
 # Decoded inputs, and what slots share, are kept in memory up to this size; those of larger sets are
 # decoded and computed again in every pass.
@@ -34,27 +32,28 @@ class SlotFeatures:
     def __init__(
         self,
         examples: Examples,
-        config: Config,
-        backbone: Backbone,
+        state: LearnerState,
         engine: Engine,
         store: Store | None = None,
         digests: np.ndarray | None = None,
     ):
-        """`store` keeps outputs of the frozen model on disk, by `digests` uint8 [N, 16] of the
-        inputs' contents; None = nothing is kept on disk.
+        """`state` may be any of the learner. `store` keeps outputs of the frozen model on disk, by
+        `digests` uint8 [N, 16] of the inputs' contents; None = nothing is kept on disk.
         """
+        config = state.config
         self.set, self.config, self.engine = examples, config, engine
         # Without the weights, whose arrays would stay in memory once more.
-        self.backbone, self.spec = backbone.replace(params=None), backbone.spec
+        self.reader, self.width = state.reader.replace(params=None), state.feature_width
+        self._resize = state.resizes
         self.store, self.digests = store, digests
         learner = learner_of(config)
         self.frozen = learner.slots.frozen
         slots = learner.num_slots(config)
-        self.values = np.zeros((len(examples), slots, self.spec.width), np.float32)
+        self.values = np.zeros((len(examples), slots, self.width), np.float32)
         self.known = np.zeros((len(examples), slots), bool)
         self.computed = 0  # (input, slot) pairs so far
         self.batch_size = engine.padded(config.train.eval_batch_size)
-        self._fields, self._shared = _Kept(len(examples)), _Kept(len(examples))
+        self._fields, self._shared, self._taught = (_Kept(len(examples)) for _ in range(3))
         self._one_stem = None  # its shapes and types
         # Where nothing is trained each pair is computed once anyway.
         self._shares = learner.loss is not None and learner.first_block(config) is not None
@@ -64,14 +63,14 @@ class SlotFeatures:
         themselves.
         """
         if self._shares and self._one_stem is None:
-            self._one_stem = jax.eval_shape(passes.shared_part, state, Raw(self.fields(rows[:1])))
+            self._one_stem = jax.eval_shape(passes.shared_part, state, self.raw(rows[:1]))
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._one_stem))
             self._shared.look(size)
         if self._shares and self._shared.fits:
             kept = self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
             if kept is not None:
                 return kept
-        return Raw(self.fields(rows))
+        return self.raw(rows)
 
     def _shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
         first = learner_of(self.config).first_block(self.config)
@@ -84,25 +83,59 @@ class SlotFeatures:
         return self._shelf("stem", first).rows(self.digests[rows], self._one_stem, compute)
 
     def _shelf(self, *what: Any) -> Shelf:
-        return self.store.shelf(*what, self.spec.input_size, self.set.view)
+        return self.store.shelf(*what, self.reader.spec.input_size, self.set.view)
 
     def _compute_shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
-        # Hosts miss different rows, so each computes its own alone.
+        return self._in_batches(rows, lambda raw: self.engine.shared(state, raw))
+
+    def _in_batches(self, rows: np.ndarray, compute: Callable[[Raw], Any]) -> Any:
+        """`compute` of `rows`, in batches of equal size. Hosts miss different rows, so each
+        computes its own alone.
+        """
         size = self.batch_size // hosts.count()
         parts = []
         for indices, mask in eval_batches(len(rows), size):
-            part = self.engine.shared(state, Raw(self.fields(rows[indices])))
+            part = compute(self.raw(rows[indices]))
             parts.append(jax.tree.map(lambda a, mask=mask: np.asarray(a)[mask], part))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def raw(self, rows: np.ndarray, draws: Any = None) -> Raw:
+        """The inputs themselves in the test view, or by `draws` in a training view."""
+        if draws is None:
+            return Raw(self.fields(rows), self._resize)
+        return Raw(self.set.load(rows, self.reader, draws), self._resize)
 
     def fields(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The inputs in the test view, decoded once if they fit in memory."""
 
         def load(missing):
-            return self.set.load(missing, self.backbone)
+            return self.set.load(missing, self.reader)
 
         kept = self._fields.rows(rows, load) if self._fields.fits else None
         return load(rows) if kept is None else kept
+
+    def fill_taught(self, state: LearnerState) -> None:
+        """Computes what a student's loss reads of its teacher for every input, if that fits in
+        memory (`taught`).
+        """
+        if state.teacher is None:
+            return
+        everything = np.arange(len(self.set))
+        one = jax.eval_shape(passes.teach, split(state)[0], self.raw(everything[:1]))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
+        self._taught.look(size)
+
+        def compute(rows):
+            return self._in_batches(rows, lambda raw: self.engine.teach(state, raw))
+
+        if self._taught.fits:
+            self._taught.rows(everything, compute)
+
+    def taught(self, rows: np.ndarray) -> Any:
+        """What `fill_taught` computed for `rows`; None if there is nothing."""
+        if self._taught.tree is None:
+            return None
+        return jax.tree.map(lambda leaf: leaf[rows], self._taught.tree)
 
     def fill(self, state: LearnerState, slots, classes) -> np.ndarray:
         """Computes missing features of `classes` under `slots`; returns the rows of these."""
@@ -129,7 +162,7 @@ class SlotFeatures:
 
     def _extract(self, state: LearnerState, slots: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
         """Features [n, len(slots), D] of some rows."""
-        extracted = np.zeros((len(rows), len(slots), self.spec.width), np.float32)
+        extracted = np.zeros((len(rows), len(slots), self.width), np.float32)
         own, done = hosts.own_rows, 0
         batches = [(rows[i], m) for i, m in eval_batches(len(rows), self.batch_size)]
         loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
@@ -142,7 +175,7 @@ class SlotFeatures:
 
     def _stored_features(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
         """The frozen model's features [n, 1, D], from the store where it has them."""
-        like = jax.ShapeDtypeStruct((1, self.spec.width), np.float32)
+        like = jax.ShapeDtypeStruct((1, self.width), np.float32)
         return self._shelf("class token").rows(
             self.digests[rows],
             like,
@@ -153,7 +186,7 @@ class SlotFeatures:
         """This host's inputs and masks of the whole set, in batches of equal size."""
         own = hosts.own_rows
         for indices, mask in eval_batches(len(self.set), self.batch_size):
-            yield {"inputs": Raw(self.fields(own(indices))), "mask": own(mask)}
+            yield {"inputs": self.raw(own(indices)), "mask": own(mask)}
 
     def batches(self) -> Iterator[dict]:
         """Features, labels and masks of the whole set, in order, in batches of equal size."""

@@ -10,6 +10,7 @@ code that reads them: `config.ease.alpha`, `config.adapter.bottleneck`. `overrid
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import types
 import typing
@@ -37,6 +38,10 @@ class Shapes:
     max_task_classes: int = setting(10, low=1)
     # Training images of the largest task; 0 = not known (ranpac needs it).
     max_task_images: int = setting(0, low=0, zero="not known")
+    # The width of queries, where another backbone gives them.
+    query_width: int = setting(0, low=0, zero="the backbone's")
+    # The width of a student's teacher.
+    teacher_width: int = setting(0, low=0, zero="the backbone's")
 
     def conflicts(self) -> Conflicts:
         if self.max_task_classes > self.num_classes:
@@ -190,6 +195,13 @@ def difference(old: Config, new: Config) -> list[str]:
         for key in {**left, **right}
         if left.get(key) != right.get(key)
     ]
+
+
+def digest(config: Config) -> str:
+    """A short hash of all settings that can change a result, but for the seed."""
+    left_out = changeable_settings() | {"seed", "experiment"}
+    kept = [(key, value) for key, value, _ in _leaves(config) if key not in left_out]
+    return hashlib.sha256(json.dumps(sorted(kept)).encode()).hexdigest()[:16]
 
 
 def changeable_settings() -> frozenset[str]:

@@ -87,9 +87,10 @@ def stop_in_the_middle(runs, data, monkeypatch):
 
     save = _Loop._save
 
-    def stops(self, checkpoints, finished_tasks):
-        save(self, checkpoints, finished_tasks)
-        if int(self.state.task) == 1 and int(self.state.step) == 2:
+    def stops(self, checkpoints, done):
+        save(self, checkpoints, done)
+        state = self.own.state
+        if int(state.task) == 1 and int(state.step) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

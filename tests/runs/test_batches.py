@@ -18,18 +18,20 @@ class Images:
     def __len__(self):
         return 10
 
-    def load(self, rows, backbone, draws):
-        return {"image": np.concatenate([np.asarray(rows)[:, None], draws], axis=1)}
+
+def cropped(rows, draws):
+    return Raw({"image": np.concatenate([np.asarray(rows)[:, None], draws], axis=1)})
 
 
-def features_of(*settings):
+def features_of(*settings, taught=None):
     """As much of `SlotFeatures` as batches need."""
     return SimpleNamespace(
         config=override(Config(), "train.batch_size=4", "seed=3", *settings),
         set=Images(),
         values=100.0 * np.arange(10)[:, None],
         inputs=lambda state, rows: Raw({"image": rows[:, None]}),
-        backbone=None,
+        raw=cropped,
+        taught=lambda rows: None if taught is None else taught[rows],
     )
 
 
@@ -81,3 +83,11 @@ def test_features_come_with_their_images():
     for batch, _ in batches:
         assert batch.keys() == {"inputs", "features", "label", "mask"}
         np.testing.assert_array_equal(batch["features"][:, 0], 100.0 * (batch["label"] - 20))
+
+
+def test_what_a_teacher_said_comes_with_its_images_unless_they_are_varied():
+    said = -1.0 * np.arange(10)
+    for batch, _ in drawn(features_of("data.augment=false", taught=said)):
+        np.testing.assert_array_equal(batch["teacher"], 20.0 - batch["label"])
+    for batch, _ in drawn(features_of("data.augment=true", taught=said)):
+        assert "teacher" not in batch

@@ -33,7 +33,7 @@ def test_what_a_method_describes_lies_beside_its_settings(tmp_path, method, told
     changes = ("data.source=synthetic", "protocol.increment=2", "gate.encoding=angle")
     planned = plan(override(Config(method=method), *changes, where_read=True))
     backbone = load_backbone("tiny_random", image_size=32)
-    begin_folder(tmp_path, planned, read_contents(planned.data), backbone, [], (0, 0))
+    begin_folder(tmp_path, planned, read_contents(planned.data), backbone, None, [], (0, 0))
     always = {"class_order.json", "images.npz", "environment.json", "config.json"}
     assert {path.name for path in tmp_path.iterdir()} == always | told
     for name, text in learner_of(planned.config).describe(planned.config).items():

@@ -21,7 +21,7 @@ def images(tiny):
 def learned(tiny, images, *settings):
     """Two tasks without optimisation steps, and the features of all images."""
     config = tiny.config(*settings, "train.devices=1", "train.eval_batch_size=5")
-    model = Model(config, tiny.backbone)
+    model = Model.new(config, tiny.backbone)
     everything = model.features_of(images)
     for task in tiny.tasks[:2]:
         features = model.features_of(
@@ -52,14 +52,14 @@ def test_scores_are_those_of_predict(tiny, images, settings):
 
 def test_a_backbone_of_another_kind_of_data_is_refused(tiny):
     texts = TextSet("texts", np.array([0]), np.array(["a"]), ("x",), ("some words",))
-    model = Model(tiny.config("method=simplecil"), tiny.backbone)
+    model = Model.new(tiny.config("method=simplecil"), tiny.backbone)
     message = r"backbone\.name: expected a backbone that reads texts, .* which reads image$"
     with pytest.raises(qkd_jax.ConfigError, match=message):
         model.features_of(texts)
 
 
 def test_every_device_has_the_newest_state(tiny):
-    model = Model(tiny.config("method=qkd", "train.devices=2"), tiny.backbone)
+    model = Model.new(tiny.config("method=qkd", "train.devices=2"), tiny.backbone)
     first = model.everywhere
     assert model.everywhere is first  # placed once
     assert len(jax.tree.leaves(first.trainable)[0].devices()) == 2
@@ -69,9 +69,9 @@ def test_every_device_has_the_newest_state(tiny):
 
 def test_parameters_are_counted_by_part(tiny):
     """Two blocks of adapters 12 x 3 with biases, a head of two classes and its scale."""
-    model = Model(tiny.config("method=finetune"), tiny.backbone)
+    model = Model.new(tiny.config("method=finetune"), tiny.backbone)
     assert model.parameters() == {
         "adapter": 2 * (12 * 3 + 3 + 3 * 12 + 12),
         "head": 2 * 12 + 1,
     }
-    assert Model(tiny.config("method=simplecil"), tiny.backbone).parameters() == {}
+    assert Model.new(tiny.config("method=simplecil"), tiny.backbone).parameters() == {}

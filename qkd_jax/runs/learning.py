@@ -1,0 +1,250 @@
+"""One learner of a run, task after task: it learns a task, and is evaluated on all classes seen."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qkd_jax.data.streams import prefetch
+from qkd_jax.engine import hosts
+from qkd_jax.errors import QkdError
+from qkd_jax.learners.state import LearnerState, join, split
+from qkd_jax.protocol.tasks import Task, task_of_class
+from qkd_jax.runs.batches import training_batches
+from qkd_jax.runs.books import Books
+from qkd_jax.runs.evaluation import (
+    Accuracies,
+    inference_rate,
+    joined,
+    predictions,
+    shown_examples,
+)
+from qkd_jax.runs.folder import Writer
+from qkd_jax.runs.model import Model
+from qkd_jax.runs.plan import Plan
+from qkd_jax.runs.progress import NullProgress, told_task
+from qkd_jax.runs.slot_features import SlotFeatures
+from qkd_jax.settings.config import end_rate
+
+TRAINING_RATE = "train.learning_rate"
+
+
+class Learning:
+    """One learner of a run with what it has learned, measured and spent so far.
+
+    Attributes:
+      name: "" for the learner of the run, "teacher" for its teacher.
+      planned: the plan, with the settings of this learner.
+      progress: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        planned: Plan,
+        model: Model,
+        digests: tuple[np.ndarray, np.ndarray],
+        folder: Path,
+    ):
+        """`digests`: of the contents of training and test set; `folder`: of the run.
+
+        Raises:
+          ConfigError: the backbone does not read what the data have.
+        """
+        self.name, self.planned, self.model, self.folder = name, planned, model, folder
+        self.writer = Writer(folder / name, hosts.is_first())
+        self.config, self.data, self.tasks, _ = planned
+        self.learner = model.learner
+        self.progress: NullProgress = NullProgress()
+        self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
+        self.accuracies = Accuracies.none_yet(len(self.tasks))
+        self.books = Books()
+        self._digests, of_test = digests
+        self.test = model.features_of(self.data.test, of_test)
+
+    @property
+    def state(self) -> LearnerState:
+        """The state of the learner."""
+        return self.model.state
+
+    def restore(self, state: LearnerState, kept: dict[str, Any], finished: int) -> None:
+        """Continues with `state` and with what `saved` gave, after `finished` tasks."""
+        self.model.take(state)
+        self.accuracies = Accuracies.restored(kept)
+        self.books.restore(kept)
+        self.writer.trim_log("metrics.jsonl", int(state.task), int(state.step))
+        if 0 < finished < len(self.tasks):
+            read = set(self.model.slots_read(finished - 1))
+            for task in self.tasks[:finished]:
+                # In the order of the first time, so that no bit differs; they were counted then.
+                slots = [slot for slot in self.model.slots_read(task.index) if slot in read]
+                self._fill(self.test, slots, self._seen(task), count=False)
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the state, as plain JSON."""
+        return {**self.accuracies.saved(), **self.books.saved()}
+
+    def steps_done(self, task: Task) -> int:
+        """Optimisation steps done in `task` so far."""
+        return int(self.state.step) if int(self.state.task) == task.index else 0
+
+    def learn(self, task: Task, save: Callable[[], None], asked: Callable[[], bool]) -> None:
+        """Opens, surveys, trains, freezes and finishes one task, or what is left of it.
+
+        Args:
+          save: saves this learner as it is now, from time to time within the task.
+          asked: whether to save after this step already.
+
+        Raises:
+          QkdError: a loss or a state is not finite.
+        """
+        self.progress.start_task(task.index, len(self.tasks), self.name)
+        rows = self.planned.rows(task)
+        features = self.model.features_of(self.data.train.take(rows), self._digests[rows])
+        num_steps = self.planned.steps(task)
+        self.books.start_lap()
+        if int(self.state.task) < task.index:
+            self.model.open(task, num_steps, features)
+        if num_steps:
+            if not self.config.data.augment:
+                # Resumed within the task: the checkpoint has counted them.
+                fresh = int(self.state.step) == 0
+                self._fill(features, self.learner.slots.loss(task.index), task.classes, count=fresh)
+                features.fill_taught(self.model.everywhere)
+            self._train(task, features, save, asked)
+        self.model.freeze(features)
+        self._fill(features, self.learner.slots.at_end(task.index), task.classes)
+        self.model.finish(features)
+        self._need_finite("when the task ended", end_rate(self.config))
+        self.books.end_lap("train")
+
+    def _train(self, task: Task, features: SlotFeatures, save, asked) -> None:
+        """Does the remaining optimisation steps of a task."""
+        train, epochs = self.config.train, self.planned.epochs(task)
+        num_steps, done = self.planned.steps(task), int(self.state.step)
+        per_epoch = num_steps // epochs
+        start = self.model.everywhere
+        held, moving = split(start)
+        # The same in every task, so that the step is compiled once.
+        cached = not self.config.data.augment and bool(self.learner.slots.loss(len(self.tasks)))
+        with self.writer.log("metrics.jsonl") as log:
+            for epoch in range(done // per_epoch, epochs):
+                batches = training_batches(
+                    features,
+                    start,
+                    task=task.index,
+                    epoch=epoch,
+                    start_step=done - epoch * per_epoch,
+                    padded_to=self.model.engine.padded(train.batch_size),
+                    with_features=cached,
+                )
+                self.books.start_step()
+                for batch, images in prefetch(batches):
+                    moving, values = self.model.engine.step(held, moving, batch)
+                    done += 1
+                    record = {name: float(value) for name, value in values.items()}
+                    self.books.end_step(images)
+                    bad = [name for name, value in record.items() if not np.isfinite(value)]
+                    if "loss" in bad:
+                        raise self._diverged(", ".join(bad), f"step {done}", TRAINING_RATE)
+                    log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
+                    self.progress.update(1, images, record, epoch, epochs)
+                    due = done % train.checkpoint_every == 0 and done < num_steps
+                    if asked() or due:
+                        log.flush()
+                        self.books.end_lap("train")
+                        self._take(join(held, moving), done)
+                        save()
+                    self.books.start_step()
+        self._take(join(held, moving), done)
+
+    def _take(self, trained: LearnerState, step: int) -> None:
+        """Continues with what the steps up to `step` trained, unless it is not finite."""
+        self.model.take(trained)
+        self._need_finite(f"step {step}", TRAINING_RATE)
+
+    def _log_line(self, task: Task, epoch: int, step: int, record: dict) -> dict[str, Any]:
+        return {
+            "task": task.index,
+            "step": step,
+            "epoch": epoch,
+            "images_seen": self.books.trained,
+            "wall_s": round(self.books.wall_seconds(), 3),
+            **record,
+        }
+
+    def _seen(self, task: Task) -> list[int]:
+        """The classes of tasks up to and including `task`."""
+        return [c for t in self.tasks[: task.index + 1] for c in t.classes]
+
+    def evaluate(self, task: Task) -> None:
+        """Evaluates on all classes seen; every (image, slot) pair is computed once in a run."""
+        seen = self._seen(task)
+        rows = self._fill(self.test, self.model.slots_read(task.index), seen)
+        scores, relevance = joined(self.model.scores(self.test, rows))
+        ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
+        predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
+        self.accuracies = self.accuracies.after(task.index, predicted, scores, self.task_of_class)
+        self.writer.arrays(f"predictions/after_task_{task.index}.npz", predicted)
+        self.writer.json("matrix.json", self.accuracies.matrix())
+        shown = shown_examples(self.data.test, rows, predicted)
+        self.writer.json("examples.json", {"after_task": task.index, "test": shown})
+        self.books.end_lap("eval")
+        self.progress.end_task(
+            f"{told_task(task.index, len(self.tasks), self.name)}  classes {len(seen)}  "
+            f"{self.accuracies.line(task.index)}"
+        )
+
+    def inference_rate(self) -> float:
+        """Images per second of the final model, with all its slots and the score."""
+        slots = self.model.slots_read(len(self.tasks) - 1)
+        everything = range(self.config.shapes.num_classes)
+
+        def classify(features: SlotFeatures, slots: Sequence[int]) -> None:
+            features.fill(self.model.everywhere, slots, everything)
+            for scores in self.model.scores(features, np.arange(len(features.set))):
+                jax.block_until_ready(scores)
+
+        size = self.test.batch_size
+        return inference_rate(
+            self.data.test, size, slots, self.model.features_of, classify, self.books.now
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The part of summary.json that one learner has; docs/metrics.md defines every number."""
+        parameters = self.model.parameters()
+        return {
+            "method": self.config.method,
+            **self.accuracies.summary(),
+            "trainable_parameters": sum(parameters.values()),
+            "parameters": parameters,
+            "compilations": self.model.engine.compilations,
+            "devices": self.model.engine.num_devices,
+            **self.books.summary(),
+        }
+
+    def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
+        """Computes missing features of `classes` under `slots`; returns the rows of these."""
+        before = features.computed
+        rows = features.fill(self.model.everywhere, slots, classes)
+        self.books.extracted += (features.computed - before) * count
+        return rows
+
+    def _need_finite(self, when: str, rate: str) -> None:
+        from qkd_jax.runs.checkpoint import not_finite
+
+        bad = not_finite(self.state)
+        if bad:
+            raise self._diverged(bad, when, rate)
+
+    def _diverged(self, what: str, when: str, rate: str) -> QkdError:
+        """The error for `what` that is not finite; `rate`: the setting of its learning rate."""
+        advice = f"Lower {rate} (with another --variant or --out), or look" if rate else "Look"
+        return QkdError(
+            f"{what} became NaN or infinite in task {int(self.state.task) + 1} of "
+            f"{len(self.tasks)}, {when}; the last good state is in {self.folder / 'checkpoints'}. "
+            f"{advice} at the {self.data.train.noun}s of this task."
+        )
