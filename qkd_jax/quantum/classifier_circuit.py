@@ -1,4 +1,4 @@
-"""The variational classifier of QD-LLM (arXiv 2505.13205): R_X data, two layers, <Z> of every qubit.
+"""The variational classifier of QD-LLM (arXiv 2505.13205): data, two layers, <Z> of every qubit.
 
 `classifier_circuit` is the circuit gate by gate. `classifier_expectations` computes its <Z> without
 a statevector, exactly, with work that grows linearly with the qubits. Why that is possible:
