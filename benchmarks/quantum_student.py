@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.floors import bandwidth, floor_note, matmul_rate
 from benchmarks.gate import blocking
 from benchmarks.pairs import Row, check, compare, table
 from qkd_jax.quantum import (
@@ -120,7 +119,6 @@ def rows(batch: int, pairs: int) -> Iterator[Row]:
     compiled = time.perf_counter() - began
     run = blocking(mine, arguments)
     name = f"student, value and gradient, {QUBITS} qubits, batch {batch}"
-    floor = floor_note(mine, arguments, matmul_rate(592), bandwidth())
     for peer, form, goal in (
         ("ours, gate by gate, jit", gate_by_gate, 0.0),
         ("TensorCircuit-NG, jit", tensorcircuit(QUBITS), 2.0),
@@ -131,11 +129,8 @@ def rows(batch: int, pairs: int) -> Iterator[Row]:
         found = jax.block_until_ready(theirs(*arguments))
         took = time.perf_counter() - began
         check(peer, found, expected)
-        row = compare(
-            name, run, blocking(theirs, arguments), peer, goal, pairs=pairs, warm=True
-        )
-        note = f"first call {took:.0f} s, ours {compiled:.0f} s"
-        yield row._replace(note=note if goal else f"{note}; {floor}")
+        row = compare(name, run, blocking(theirs, arguments), peer, goal, pairs=pairs, warm=True)
+        yield row._replace(note=f"first call {took:.0f} s, ours {compiled:.0f} s")
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:

@@ -231,7 +231,7 @@ def test_the_teacher_is_a_method_on_the_same_encoder(texts):
     assert teacher_config(config_of(texts, "qd_llm.teacher=none")) is None
     with pytest.raises(ConfigError, match="expected a method without a teacher, found qd_llm"):
         teacher_config(config_of(texts, "qd_llm.teacher=qd_llm"))
-    with pytest.raises(ConfigError, match="method: expected one of .* found 'llama'"):
+    with pytest.raises(ConfigError, match=r"method: expected one of .* found 'llama'"):
         teacher_config(config_of(texts, "qd_llm.teacher=llama"))
 
 
