@@ -16,6 +16,7 @@ from qkd_jax.engine.verbs import (
     init_state,
     predict,
     predict_with_relevance,
+    teacher_outputs,
     train_task,
 )
 from qkd_jax.errors import (
@@ -56,6 +57,7 @@ __all__ = [
     "predict",
     "predict_with_relevance",
     "split_tasks",
+    "teacher_outputs",
     "tokenize",
     "train_task",
 ]
