@@ -81,10 +81,9 @@ class LearnerState:
     @property
     def feature_width(self) -> int:
         """The last axis of slot features: narrower ones, of the backbone or of queries, are padded
-        with zeros. Where there is a teacher, a slot has room for two: the class token's, and that
-        of a token that learns from the teacher.
+        with zeros.
         """
-        own = self.backbone.spec.width * (1 if self.teacher is None else 2)
+        own = self.config.slot_vectors * self.backbone.spec.width
         return max(own, self.query.spec.width)
 
     def taught_by(self, teacher: "LearnerState") -> "LearnerState":
