@@ -15,6 +15,7 @@ from benchmarks.pairs import RESULTS, Row, read, table, write
 
 SUBJECTS = (
     "gate",
+    "quantum_student",
     "transformer",
     "text",
     "start",

@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, record, list, doctor, weights, data."""
+"""The command line: run, compare, report, record, list, doctor, weights, data, export-circuit."""
 
 import argparse
 import sys
@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     data.add_argument("--text-column", default="text", help="of a table of texts")
     data.add_argument("--label-column", default="label", help="of a table of texts")
+
+    export = command(
+        "export-circuit", _export_circuit, "a trained circuit for one text, as OpenQASM 3"
+    )
+    export.add_argument("folder", type=_path, help="the folder of a run of qd_llm")
+    export.add_argument("--text", required=True)
+    export.add_argument("--out", type=_path, help="a file to write; empty = print")
+    export.add_argument("--weights", default="", help="the encoder's weight file")
     return parser
 
 
@@ -377,6 +385,18 @@ def _weights(options: argparse.Namespace) -> None:
     print(fetch(options.name))
     if lookup(options.name).tokenizer is not None:
         print(fetch(options.name, tokenizer=True))
+
+
+def _export_circuit(options: argparse.Namespace) -> None:
+    from qkd_jax.cli.export_circuit import export_circuit
+
+    text = export_circuit(options.folder, options.text, weights=options.weights or None)
+    if options.out is None:
+        print(text, end="")
+        return
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    print(options.out)
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from qkd_jax.engine.checks import check_task
 from qkd_jax.engine.compiled_programs import give_back_memory
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import passes
-from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.shape import feature_width, learner_of
 from qkd_jax.learners.state import LearnerState, Moving, split
 from qkd_jax.learners.step import device_step
 from qkd_jax.nn.inputs import Raw, Stem, num_inputs
@@ -144,7 +144,7 @@ class Engine:
           slots: the slots to compute, in order of extraction; others stay as in `known`.
           known: [b, S, D] of the slots extracted before; None = zeros.
         """
-        size, width = learner_of(state.config).num_slots(state.config), state.feature_width
+        size, width = learner_of(state.config).num_slots(state.config), feature_width(state)
         if known is None:
             known = np.zeros((num_inputs(inputs), size, width), np.float32)
         order = jnp.asarray([*slots, *[0] * (size - len(slots))], jnp.int32)
@@ -158,7 +158,7 @@ class Engine:
           DataError: a class of the task has no input, or there are more than `max_task_images`.
         """
         config, learner = state.config, learner_of(state.config)
-        sums = learner.sums.empty(config, learner.num_slots(config), state.feature_width)
+        sums = learner.sums.empty(config, learner.num_slots(config), feature_width(state))
         missing, given = set(np.asarray(state.task_classes).tolist()) - {-1}, 0
         for batch in batches:
             label, mask = np.asarray(batch["label"]), np.asarray(batch["mask"])

@@ -10,7 +10,7 @@ for the classes of the task; cross-entropy sees no other class, and `memory["row
 `memory["bias"]` [C] keep them when the task ends.
 
 The query may come from another transformer than the prompted one (`LearnerState.query`), so keys
-have its width. Slot features have the width of the wider one (`LearnerState.feature_width`).
+have its width. Slot features have the width of the wider one (`shape.feature_width`).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.learners.features import added_feature, pooled_feature
-from qkd_jax.learners.shape import Learner, Slots, Sums
+from qkd_jax.learners.shape import Learner, Slots, Sums, feature_width
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, with_term
 from qkd_jax.nn.backbone import Backbone
@@ -173,7 +173,7 @@ def extract_with(host: PromptHost, prompted: Callable) -> Callable:
     """`Learner.extract`, from (state, inputs, query) -> the features of the prompted model."""
 
     def extract(state, inputs, slot, features):
-        width = state.feature_width
+        width = feature_width(state)
         if not host.has_query:
             return widened(prompted(state, inputs, None), width)
         return lax.cond(

@@ -135,6 +135,7 @@ class Learner(NamedTuple):
         slots and computed once. None if anything else is inserted.
       trains: (config, task) -> whether the task has optimisation steps.
       describe: config -> {file name: text}, files that a run writes beside its settings.
+      parts: config -> how many vectors as wide as the backbone the feature of a slot consists of.
       teacher: of a student; None for a method that learns alone.
     """
 
@@ -154,6 +155,7 @@ class Learner(NamedTuple):
     first_block: Callable = lambda config: None
     trains: Callable = lambda config, task: True
     describe: Callable = lambda config: {}
+    parts: Callable = lambda config: 1
     teacher: Teacher | None = None
 
     def num_slots(self, config: Config) -> int:
@@ -204,6 +206,12 @@ def learner_of(config: Config) -> Learner:
     if isinstance(learner.slots, Slots):
         return learner
     return learner._replace(slots=learner.slots(config))
+
+
+def feature_width(state: LearnerState) -> int:
+    """W, the last axis of slot features; narrower ones, such as queries, are padded with zeros."""
+    own = learner_of(state.config).parts(state.config) * state.backbone.spec.width
+    return max(own, state.query.spec.width)
 
 
 def columns_of(classes, state):

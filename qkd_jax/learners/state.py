@@ -78,14 +78,6 @@ class LearnerState:
         """Inputs in the form of `reader`, for every backbone of this state."""
         return Raw(fields, resize=self.resizes)
 
-    @property
-    def feature_width(self) -> int:
-        """The last axis of slot features: narrower ones, of the backbone or of queries, are padded
-        with zeros.
-        """
-        own = self.config.slot_vectors * self.backbone.spec.width
-        return max(own, self.query.spec.width)
-
     def taught_by(self, teacher: "LearnerState") -> "LearnerState":
         """This student with its teacher in another state."""
         return self.replace(frozen={**self.frozen, "teacher": teacher})

@@ -84,6 +84,21 @@ def mean_square(teacher: jax.Array, student: jax.Array) -> jax.Array:
     return jnp.mean(gap * gap, axis=tuple(range(1, gap.ndim)))
 
 
+def jensen_shannon(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax.Array:
+    """[...]: (KL(p || m) + KL(q || m)) / 2 of p = softmax(student), q = softmax(teacher) and their
+    mean m, over the columns where `columns` holds. No gradient reaches the teacher.
+
+    Args:
+      teacher, student: [..., C].
+      columns: bool, broadcast to them.
+    """
+    logits = student, jax.lax.stop_gradient(teacher)
+    logs = [jax.nn.log_softmax(jnp.where(columns, values, MASKED)) for values in logits]
+    log_mean = jnp.logaddexp(*logs) - jnp.log(2.0)
+    terms = sum(0.5 * jnp.exp(values) * (values - log_mean) for values in logs)
+    return jnp.sum(jnp.where(columns, terms, 0.0), axis=-1)
+
+
 def distillation(
     teachers: jax.Array,
     student: jax.Array,

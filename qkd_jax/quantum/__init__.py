@@ -7,6 +7,13 @@ from qkd_jax.quantum.circuits import (
     fidelity_matrix,
     init_theta,
 )
+from qkd_jax.quantum.classifier_circuit import (
+    angle_shapes,
+    circuit_parameters,
+    classifier_circuit,
+    classifier_expectations,
+    init_angles,
+)
 from qkd_jax.quantum.export import Resources, draw, resources, to_openqasm, to_pennylane
 from qkd_jax.quantum.measure import (
     amplitude_state,
@@ -19,23 +26,32 @@ from qkd_jax.quantum.measure import (
     sample_expectation_z,
     sample_fidelity,
 )
+from qkd_jax.quantum.noise import Noise, after_readout, noisy_expectations
 from qkd_jax.quantum.statevector import Circuit, Gate, apply, separate_parameters, zero_state
 
 __all__ = [
     "Circuit",
     "FeatureMap",
     "Gate",
+    "Noise",
     "Resources",
+    "after_readout",
     "amplitude_state",
+    "angle_shapes",
     "apply",
     "bloch_vectors",
+    "circuit_parameters",
+    "classifier_circuit",
+    "classifier_expectations",
     "draw",
     "expectation_z",
     "feature_circuit",
     "feature_state",
     "fidelity",
     "fidelity_matrix",
+    "init_angles",
     "init_theta",
+    "noisy_expectations",
     "parameter_shift",
     "projected_kernel",
     "resources",

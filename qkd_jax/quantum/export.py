@@ -89,24 +89,31 @@ _QASM_NAMES = {"RX": "rx", "RY": "ry", "RZ": "rz", "H": "h", "X": "x", "CNOT": "
 _QASM_RZZ = "gate rzz(theta) a, b { cx a, b; rz(theta) b; cx a, b; }"
 
 
-def to_openqasm(circuit: Circuit, parameters: Sequence[float]) -> str:
+def to_openqasm(circuit: Circuit, parameters: Sequence[float], *, define_gates: bool = True) -> str:
     """The circuit with these angles as an OpenQASM 3 program, with all digits of the numbers.
 
     Args:
       circuit: the gates.
       parameters: [P] finite real angles in radians.
+      define_gates: whether the program defines RZZ, which is no standard gate. False writes three
+        standard gates each time, for readers without gate definitions, such as hardware services.
+        PennyLane 0.45 reads this form, once the line with `include` is left out.
 
     Raises:
       ConfigError: on a wrong number of parameters, or one that is not a finite real number.
     """
     angles = _angles(circuit, parameters)
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";']
-    if any(gate.name == "RZZ" for gate in circuit.gates):
+    if define_gates and any(gate.name == "RZZ" for gate in circuit.gates):
         lines.append(_QASM_RZZ)
     lines.append(f"qubit[{circuit.num_qubits}] q;")
     for gate in circuit.gates:
         angle = "" if gate.parameter is None else f"({angles[gate.parameter]!r})"
         wires = ", ".join(f"q[{wire}]" for wire in gate.wires)
+        if gate.name == "RZZ" and not define_gates:
+            target = wires.partition(", ")[2]
+            lines += [f"cx {wires};", f"rz{angle} {target};", f"cx {wires};"]
+            continue
         lines.append(f"{_QASM_NAMES[gate.name]}{angle} {wires};")
     return "\n".join(lines) + "\n"
 

@@ -147,7 +147,7 @@ def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
 
 def _as_in(target: Any, found: Any) -> Any:
     """The arrays of `found`, which holds more, in the structure and placement of `target`."""
-    held = _by_path(found)
+    held = found if all(isinstance(path, tuple) for path in found) else _by_path(found)
     arrays = []
     for path, wanted in _by_path(target).items():
         array = held.get(path)
@@ -184,6 +184,21 @@ def _with_arrays(state: LearnerState, arrays: dict[str, Any]) -> LearnerState:
     if bad:
         raise CheckpointError(f"{bad} holds NaN or infinite numbers")
     return state
+
+
+def named_arrays(state: LearnerState) -> dict[str, np.ndarray]:
+    """The arrays to keep, by names that say where they stand."""
+    return {".".join(path): np.asarray(leaf) for path, leaf in _by_path(_arrays(state)).items()}
+
+
+def with_named_arrays(state: LearnerState, arrays: dict[str, np.ndarray]) -> LearnerState:
+    """`state` with what `named_arrays` gave.
+
+    Raises:
+      CheckpointError: an array is missing, or has another shape or type.
+    """
+    found = {tuple(name.split(".")): array for name, array in arrays.items()}
+    return _with_arrays(state, _as_in(_arrays(state), found))
 
 
 def not_finite(state: LearnerState) -> str | None:

@@ -1,5 +1,6 @@
 """One learner of a run, task after task: it learns a task, and is evaluated on all classes seen."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from qkd_jax.data.streams import prefetch
 from qkd_jax.engine import hosts
-from qkd_jax.errors import QkdError
+from qkd_jax.errors import CheckpointError, QkdError
 from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.protocol.tasks import Task, task_of_class
 from qkd_jax.runs.batches import training_batches
@@ -27,7 +28,8 @@ from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import Plan
 from qkd_jax.runs.progress import NullProgress, told_task
 from qkd_jax.runs.slot_features import SlotFeatures
-from qkd_jax.settings.config import end_rate
+from qkd_jax.runs.store import package_code
+from qkd_jax.settings.config import digest, end_rate
 
 TRAINING_RATE = "train.learning_rate"
 
@@ -62,8 +64,9 @@ class Learning:
         self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
         self.books = Books()
-        self._digests, of_test = digests
-        self.test = model.features_of(self.data.test, of_test)
+        self.taken = 0  # tasks that were not learned here, but taken from the store
+        self._digests, self._test_digests = digests
+        self.test = model.features_of(self.data.test, self._test_digests)
 
     @property
     def state(self) -> LearnerState:
@@ -75,6 +78,7 @@ class Learning:
         self.model.take(state)
         self.accuracies = Accuracies.restored(kept)
         self.books.restore(kept)
+        self.taken = kept.get("taken", 0)
         self.writer.trim_log("metrics.jsonl", int(state.task), int(state.step))
         if 0 < finished < len(self.tasks):
             read = set(self.model.slots_read(finished - 1))
@@ -85,11 +89,58 @@ class Learning:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the state, as plain JSON."""
-        return {**self.accuracies.saved(), **self.books.saved()}
+        return {**self.accuracies.saved(), **self.books.saved(), "taken": self.taken}
 
     def steps_done(self, task: Task) -> int:
         """Optimisation steps done in `task` so far."""
         return int(self.state.step) if int(self.state.task) == task.index else 0
+
+    def learn_or_take(
+        self, task: Task, save: Callable[[], None], asked: Callable[[], bool]
+    ) -> None:
+        """Learns and evaluates a task, for a teacher unless an earlier run has left both in the
+        store. What a teacher learns does not depend on its student.
+        """
+        store = self.model.store if self.name else None
+        if store is None:
+            self.learn(task, save, asked)
+            self.evaluate(task)
+            return
+        from qkd_jax.runs.checkpoint import named_arrays
+
+        data = [
+            array.tobytes()
+            for array in (
+                *(self._digests, self.data.train.labels),
+                *(self._test_digests, self.data.test.labels),
+            )
+        ]
+        content = hashlib.sha256(b"".join(data)).hexdigest()
+        settings = digest(self.config), self.config.seed, self.tasks[: task.index + 1]
+        what = ("taught", package_code(), content, settings)
+        begun = int(self.state.task) == task.index
+        if not begun and self._take_over(task, store.find(*what)):
+            return
+        self.learn(task, save, asked)
+        store.keep(named_arrays(self.state) | self.evaluate(task), *what)
+
+    def _take_over(self, task: Task, found: dict[str, np.ndarray] | None) -> bool:
+        """Continues after a task with what another run found; whether it can."""
+        if found is None:
+            return False
+        from qkd_jax.runs.checkpoint import with_named_arrays
+
+        measured = {name: found.pop(name, None) for name in ("scores", "relevance")}
+        try:
+            self.model.take(with_named_arrays(self.state, found))
+        except CheckpointError:  # damaged
+            return False
+        self.taken += 1
+        self.progress.start_task(task.index, len(self.tasks), self.name)
+        self.progress.update(self.planned.steps(task), self.planned.images(task))
+        rows = np.flatnonzero(np.isin(self.test.set.labels, self._seen(task)))
+        self._record(task, rows, **measured)
+        return True
 
     def learn(self, task: Task, save: Callable[[], None], asked: Callable[[], bool]) -> None:
         """Opens, surveys, trains, freezes and finishes one task, or what is left of it.
@@ -180,11 +231,20 @@ class Learning:
         """The classes of tasks up to and including `task`."""
         return [c for t in self.tasks[: task.index + 1] for c in t.classes]
 
-    def evaluate(self, task: Task) -> None:
-        """Evaluates on all classes seen; every (image, slot) pair is computed once in a run."""
-        seen = self._seen(task)
-        rows = self._fill(self.test, self.model.slots_read(task.index), seen)
+    def evaluate(self, task: Task) -> dict[str, np.ndarray]:
+        """Evaluates on all classes seen; every (image, slot) pair is computed once in a run.
+
+        Returns:
+          "scores" [N, C] and, of methods that have it, "relevance" [N, T] of the test set's images.
+        """
+        rows = self._fill(self.test, self.model.slots_read(task.index), self._seen(task))
         scores, relevance = joined(self.model.scores(self.test, rows))
+        self._record(task, rows, scores, relevance)
+        found = {"scores": scores, "relevance": relevance}
+        return {name: values for name, values in found.items() if values is not None}
+
+    def _record(self, task: Task, rows, scores, relevance) -> None:
+        """Writes what was measured after a task on the test images `rows`, and shows it."""
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
         predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
         self.accuracies = self.accuracies.after(task.index, predicted, scores, self.task_of_class)
@@ -194,7 +254,8 @@ class Learning:
         self.writer.json("examples.json", {"after_task": task.index, "test": shown})
         self.books.end_lap("eval")
         self.progress.end_task(
-            f"{told_task(task.index, len(self.tasks), self.name)}  classes {len(seen)}  "
+            f"{told_task(task.index, len(self.tasks), self.name)}  classes "
+            f"{len(self._seen(task))}  "
             f"{self.accuracies.line(task.index)}"
         )
 
@@ -224,7 +285,7 @@ class Learning:
             "compilations": self.model.engine.compilations,
             "devices": self.model.engine.num_devices,
             **self.books.summary(),
-        }
+        } | ({"tasks_taken_from_store": self.taken} if self.taken else {})
 
     def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
         """Computes missing features of `classes` under `slots`; returns the rows of these."""

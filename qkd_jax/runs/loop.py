@@ -152,12 +152,11 @@ class _Loop:
                 while (now := self._next(done)) is not None:
                     task, learning = now
                     self._teach()
-                    learning.learn(
+                    learning.learn_or_take(
                         task,
                         partial(self._save, checkpoints, done),
                         lambda: hosts.any_of(self.stop.asked),
                     )
-                    learning.evaluate(task)
                     done += 1
                     self._save(checkpoints, done)
         summary = self._summary(finished=True, rate=self.own.inference_rate())

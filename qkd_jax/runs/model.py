@@ -40,12 +40,17 @@ class Model:
         self._placed: tuple[LearnerState, LearnerState] | None = None
         self._store = None
         # With several hosts either all or none must compute, so the disk of one does not help.
-        # What it keeps belongs to one backbone.
-        own = state.query is backbone
-        if config.data.store_gib and hosts.count() == 1 and own:
+        if config.data.store_gib and hosts.count() == 1:
             key = backbone_key(backbone, config.backbone.compute_dtype)
+            if state.query is not backbone:
+                key += backbone_key(state.query, config.backbone.compute_dtype)
             limit = int(config.data.store_gib * 2**30)
             self._store = Store(store_folder(), limit, key)
+
+    @property
+    def store(self) -> Store | None:
+        """What runs share on disk; None = nothing."""
+        return self._store
 
     @property
     def reads_inputs(self) -> bool:

@@ -16,7 +16,7 @@ from qkd_jax.data.streams import eval_batches, prefetch
 from qkd_jax.engine import hosts
 from qkd_jax.engine.engine import Engine
 from qkd_jax.learners import passes
-from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.shape import feature_width, learner_of
 from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.runs.store import Shelf, Store
@@ -43,7 +43,7 @@ class SlotFeatures:
         config = state.config
         self.set, self.config, self.engine = examples, config, engine
         # Without the weights, whose arrays would stay in memory once more.
-        self.reader, self.width = state.reader.replace(params=None), state.feature_width
+        self.reader, self.width = state.reader.replace(params=None), feature_width(state)
         self._resize = state.resizes
         self.store, self.digests = store, digests
         learner = learner_of(config)

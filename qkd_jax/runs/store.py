@@ -1,8 +1,10 @@
-"""Outputs of the frozen model on disk, shared by runs of all methods and seeds.
+"""Outputs of frozen models, and trained teachers, on disk, shared by runs.
 
 A frozen feature, or the stem that all adapters share, depends on the weights, the input and the
 place of the first insert, but on nothing that a run learns. So it is computed once: every row is a
 small file, named by the content of the input, in a folder named by everything else it depends on.
+What a teacher has learned depends on settings, seed and data too, but not on its students, so that
+runs that differ in the student share it.
 
 Files are written under another name and renamed, so that several processes may read and write at
 once, and have a checksum. What cannot be read is computed again. When the store exceeds its limit,
@@ -10,11 +12,14 @@ the least recently used folders are removed.
 """
 
 import contextlib
+import functools
 import hashlib
+import io
 import os
 import re
 import shutil
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -39,6 +44,7 @@ COMPUTES = (images, crops, image_set, text_set, pixels, vit, layers, nn_backbone
 COMPUTES += (passes, bert, tokens)
 # Read with the modules themselves: a file that is edited later is not what this process runs.
 CODE = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in COMPUTES)).hexdigest()
+ARRAYS = "arrays.npz"
 NAME = re.compile("[0-9a-f]{24}")  # of a folder that this file makes
 
 
@@ -59,6 +65,23 @@ class Store:
         """The rows of one kind, such as ("stem", first block, image size)."""
         key = hashlib.sha256(repr((self.backbone, what)).encode()).hexdigest()[:24]
         return self._shelves.setdefault(key, Shelf(self.folder / key, self.limit))
+
+    def find(self, *what: Any) -> dict[str, np.ndarray] | None:
+        """The arrays that `keep` wrote; None if there are none, or none that can be read."""
+        path = self.shelf(*what).folder / ARRAYS
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def keep(self, arrays: dict[str, np.ndarray], *what: Any) -> None:
+        """Writes arrays, if there is room; a full or unwritable disk is not an error."""
+        shelf, content = self.shelf(*what), io.BytesIO()
+        np.savez(content, **arrays)
+        with contextlib.suppress(OSError):
+            if shelf.make_room() >= content.tell():
+                _write_aside(shelf.folder / ARRAYS, content.getvalue())
 
 
 class Shelf:
@@ -122,21 +145,18 @@ class Shelf:
         """Writes rows while there is room; a full or unwritable disk is not an error."""
         try:
             if self.room is None:
-                self.room = self._make_room()
+                self.room = self.make_room()
             for row in positions:
                 payload = b"".join(np.ascontiguousarray(array[row]).tobytes() for array in arrays)
                 self.room -= len(payload) + CHECKSUM_BYTES
                 if self.room < 0:
                     return
-                name = digests[row].tobytes().hex()
-                handle, aside = tempfile.mkstemp(prefix=".", dir=self.folder)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(payload + zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big"))
-                os.replace(aside, self.folder / name)
+                checksum = zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big")
+                _write_aside(self.folder / digests[row].tobytes().hex(), payload + checksum)
         except OSError:
             self.room = -1
 
-    def _make_room(self) -> int:
+    def make_room(self) -> int:
         """Creates the folder and marks it as used; returns the free bytes.
 
         The least recently used other folders are removed until half of the limit is free.
@@ -159,6 +179,14 @@ class Shelf:
         return self.limit - total
 
 
+def _write_aside(path: Path, content: bytes) -> None:
+    """Writes a file under another name and renames it."""
+    handle, aside = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(aside, path)
+
+
 def _size_of(file: os.DirEntry) -> int:
     try:
         return file.stat().st_size
@@ -179,6 +207,14 @@ def backbone_key(backbone: Backbone, compute_dtype: str) -> str:
     device = jax.local_devices()[0].device_kind, jax.config.jax_default_matmul_precision
     versions = jax.__version__, jaxlib.__version__, PIL.__version__, version("tokenizers")
     return repr((*facts, *device, *versions))
+
+
+@functools.cache
+def package_code() -> str:
+    """A hash of this package's source files: whatever a trained model may follow from."""
+    package = Path(__file__).parents[1]
+    files = sorted(package.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def store_folder() -> Path:

@@ -88,13 +88,6 @@ class Config:
             )
         return own[name]
 
-    @property
-    def slot_vectors(self) -> int:
-        """How many vectors of the backbone's width a slot of features holds: 1, unless one of the
-        method's own sections says otherwise by an attribute of this name.
-        """
-        return max((getattr(section, "slot_vectors", 1) for _, section in self.own), default=1)
-
     def replace(self, **changes: Any) -> "Config":
         """`dataclasses.replace` that takes the method's own sections too."""
         own = tuple((name, changes.pop(name, section)) for name, section in self.own)

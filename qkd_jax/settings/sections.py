@@ -17,6 +17,8 @@ class BackboneConfig:
     name: str = "clip_vit_b16"
     weights: str = setting("", may_change=True)  # a local file instead of the registry's source
     image_size: int = setting(96, low=1)  # of backbones that read images
+    # Read after this many blocks, where a later one is poor; the last LayerNorm follows.
+    blocks: int = setting(0, low=0, zero="all")
     # Of text encoders: the most tokens of a text, and its feature.
     num_tokens: int = setting(0, low=0, zero="as registered with the weights")
     pooling: Literal["", "mean", "first"] = ""  # empty = as registered

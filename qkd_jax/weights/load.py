@@ -89,6 +89,7 @@ def backbone_of(config: BackboneConfig, weights: str | Path | None = None) -> Ba
         pooling=config.pooling or None,
         path=weights or config.weights or None,
         preprocessing=config.preprocess or None,
+        blocks=config.blocks or None,
     )
 
 
@@ -98,6 +99,7 @@ def load_backbone(
     image_size: int | None = None,
     num_tokens: int | None = None,
     pooling: str | None = None,
+    blocks: int | None = None,
     path: str | Path | None = None,
     preprocessing: str | None = None,
     cache_dir: str | Path | None = None,
@@ -112,6 +114,7 @@ def load_backbone(
             does not read it.
         num_tokens: the most tokens of a text.
         pooling: the feature of a text, "mean" or "first" (`BertSpec`).
+        blocks: use only the first of them, before the last LayerNorm.
         path: a weight file, or a folder that holds one (see `locate.find_file`); the tokenizer of
             a text encoder is beside it. Without it, `$QKD_JAX_WEIGHTS` is used, then the cache,
             then the network.
@@ -126,18 +129,19 @@ def load_backbone(
     Raises:
         WeightsError: unknown name, or a file that is missing, damaged or not this architecture;
             missing, unexpected, misshapen and non-finite tensors are counted, the first ten shown.
-        ConfigError: an image size that is not a multiple of the patch, too many tokens, unknown
-            pooling or preprocessing, or a setting of the other kind of input.
+        ConfigError: an image size that is not a multiple of the patch, too many tokens or blocks,
+            unknown pooling or preprocessing, or a setting of the other kind of input.
     """
     of_text = {"num_tokens": num_tokens, "pooling": pooling}
     if name == TINY_RANDOM:
         _refuse(name, "texts", of_text)
-        return tiny_random(image_size or 32)
+        return _first_blocks(tiny_random(image_size or 32), blocks)
     if name == TINY_RANDOM_TEXT:
         _refuse(name, "images", {"preprocessing": preprocessing})
-        return tiny_random_text(num_tokens or 16, pooling or "mean")
+        return _first_blocks(tiny_random_text(num_tokens or 16, pooling or "mean"), blocks)
     entry = lookup(name)
     # Checks the settings before anything is fetched.
+    _check_blocks(name, entry.spec, blocks)
     if isinstance(entry.spec, BertSpec):
         _refuse(name, "images", {"preprocessing": preprocessing})
         changes = {key: value for key, value in of_text.items() if value is not None}
@@ -163,10 +167,24 @@ def load_backbone(
         params["position"] = resample_positions(
             params["position"], entry.spec.grid, spec.grid, antialias=entry.position_antialias
         )
-    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
-    if stacked:
-        params = stack_blocks(params)
-    return Backbone(params=params, spec=spec, preprocessing=chosen, name=name)
+    backbone = _first_blocks(Backbone(params, spec, chosen, name), blocks)
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), backbone.params)
+    return backbone.replace(params=stack_blocks(params) if stacked else params)
+
+
+def _first_blocks(backbone: Backbone, count: int | None) -> Backbone:
+    """The backbone with the first `count` blocks; None = all."""
+    spec, params = backbone.spec, backbone.params
+    if count is None:
+        return backbone
+    _check_blocks(backbone.name, spec, count)
+    kept = {**params, "blocks": params["blocks"][:count]}
+    return backbone.replace(params=kept, spec=dataclasses.replace(spec, depth=count))
+
+
+def _check_blocks(name: str, spec: Spec, count: int | None) -> None:
+    if count is not None and not 1 <= count <= spec.depth:
+        raise ConfigError(f"blocks: expected 1 to {spec.depth}, those of {name}, found {count}")
 
 
 def _refuse(name: str, what: str, settings: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ WORDS = ("alpha", "bravo!", "car", "delta", "e 4", "(fox)", "gnu")
 OWN = {
     "coda_prompt": ("coda_prompt.blocks=2", "coda_prompt.pool=8"),
     "dualprompt": ("dualprompt.general_blocks=1", "dualprompt.expert_blocks=1"),
+    "qd_llm": ("qd_llm.teacher=none",),
     "ranpac": ("max_task_images=20", "ranpac.projection_dim=40"),
 }
 

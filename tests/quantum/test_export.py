@@ -117,10 +117,13 @@ def read_openqasm(text):
     return Circuit(int(num_qubits), tuple(gates)), np.array(parameters, np.float32)
 
 
+@pytest.mark.parametrize("define_gates", [True, False])
 @pytest.mark.parametrize("circuit", [ALL_GATES, feature_circuit(FeatureMap(4, 2, last_axis="z"))])
-def test_openqasm_read_back_gives_the_same_state(circuit):
+def test_openqasm_read_back_gives_the_same_state(circuit, define_gates):
     values = np.random.default_rng(0).uniform(-3, 3, circuit.num_parameters).astype(np.float32)
-    read, read_values = read_openqasm(to_openqasm(circuit, values))
+    text = to_openqasm(circuit, values, define_gates=define_gates)
+    assert ("gate rzz" in text) == (circuit is ALL_GATES and define_gates)
+    read, read_values = read_openqasm(text)
     assert set(read_values) <= set(values), "an angle lost digits"
     expected = apply(circuit, jnp.asarray(values))
     # Fewer than 40 gates of error eps = 1.2e-7 each.

@@ -81,7 +81,8 @@ def config_of(method="pupil", *settings):
     plain = load_experiment("smoke").get_config("linear_probe")
     own = {"own": plain.own, "method": method}
     return override(
-        dataclasses.replace(plain, **own), "train.devices=1", "train.checkpoint_every=4", *settings
+        dataclasses.replace(plain, **own),
+        *("train.devices=1", "train.checkpoint_every=4", "data.store_gib=0", *settings),
     )
 
 
@@ -174,6 +175,44 @@ def test_stopped_in_either_phase_a_run_ends_with_the_same_bytes(
     assert files_of(folder) == files_of(finished[0])
     with pytest.raises(CheckpointError, match="expected a run at the end of a task"):
         qkd_jax.load_run(stopped)
+
+
+def test_a_teacher_of_the_same_settings_is_taken_from_the_store(
+    finished, backbones, tmp_path, monkeypatch
+):
+    """Another student finds it; what it is given is what it would have learned."""
+    monkeypatch.setenv("QKD_JAX_STORE", str(tmp_path / "store"))
+    stored = "data.store_gib=1"
+
+    def teacher_of(name, *settings):
+        out = tmp_path / name
+        summary = run(
+            config_of("pupil", stored, *settings), backbones[0], out, teacher=backbones[1]
+        )
+        return run_folder(out, config_of()), summary["teacher"].get("tasks_taken_from_store", 0)
+
+    first, taken = teacher_of("first")
+    assert taken == 0
+    second, taken = teacher_of("second")
+    assert taken == 3
+    expected, own = files_of(finished[0]), "teacher/metrics.jsonl"
+    for name in (first, second):
+        found = files_of(name)
+        for part in (found["summary.json"], found["summary.json"]["teacher"]):
+            for key in ("extracted_features", "train_images", "tasks_taken_from_store"):
+                part.pop(key, None)
+        kept = {
+            key: content
+            for key, content in found.items()
+            if key not in (own, "summary.json", "config.json")
+        }
+        assert kept.items() <= expected.items()
+        for key, value in found["summary.json"]["teacher"].items():
+            assert value == expected["summary.json"]["teacher"][key], key
+    assert teacher_of("longer", "train.epochs=3")[1] == 0
+    for path in (tmp_path / "store").rglob("arrays.npz"):
+        path.write_bytes(path.read_bytes()[:-100])
+    assert teacher_of("damaged")[1] == 0
 
 
 def test_a_loaded_student_predicts_what_the_run_predicted(finished, monkeypatch):

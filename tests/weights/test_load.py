@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from qkd_jax.errors import ConfigError, WeightsError
-from qkd_jax.nn.encode import encode
+from qkd_jax.nn.encode import encode, encode_all
 from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.layers import layer_norm
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.weights import load as load_module
 from qkd_jax.weights import registry
@@ -453,6 +454,23 @@ def test_image_size_resamples_positions_once(tiny):
         load_backbone("tiny", path=tiny, image_size=21)
     with pytest.raises(ConfigError, match="expected plain, found 'imagenet'"):
         load_backbone("tiny", path=tiny, preprocessing="imagenet")
+
+
+def test_the_first_blocks_alone_end_in_the_last_norm(tiny):
+    """The last block computes one row in place of all: sums of 48 terms of values up to 3 differ in
+    their order by some 1e-6; budget 1e-5.
+    """
+    arrays, images, _ = augreg()
+    np.savez(tiny / "tiny.npz", **arrays)
+    whole, cut = load_backbone("tiny", path=tiny), load_backbone("tiny", path=tiny, blocks=2)
+    assert cut.spec.depth == 2 and whole.spec.depth == 3
+    inputs = Raw({"image": jnp.asarray(images)})
+    after = encode_all(whole, inputs)[2][:, 0]
+    expected = layer_norm(whole.params["norm"], after, whole.spec.eps)
+    np.testing.assert_allclose(encode(cut, inputs)[:, 0], expected, rtol=0, atol=1e-5)
+    for count in (0, 4):
+        with pytest.raises(ConfigError, match=f"blocks: expected 1 to 3, .* found {count}"):
+            load_backbone("tiny", blocks=count)  # before any file is looked for
 
 
 def test_unknown_name_suggests_the_nearest():

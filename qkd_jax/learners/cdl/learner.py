@@ -235,6 +235,7 @@ def distilled(host: PromptHost, form: Form) -> Learner:
         finish=finish,
         extract=extract_with(host, prompted),
         score=score,
+        parts=lambda config: 2 if form.token else 1,
         teacher=Teacher(teacher_config, alone, outputs, shares_query),
     )
 

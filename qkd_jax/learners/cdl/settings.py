@@ -73,11 +73,6 @@ class CdlSettings:
     map_components: int = setting(10, low=1)
     map_length: int = setting(8, low=2)
 
-    @property
-    def slot_vectors(self) -> int:
-        """Features of the class token and of the token for distillation, if there is one."""
-        return 2 if self.form in FORMS and FORMS[self.form].token else 1
-
     def conflicts(self) -> Conflicts:
         if -1 < self.test_weight < 0:
             yield "test_weight", "-1 (as cdl.alpha), or 0 to 1"

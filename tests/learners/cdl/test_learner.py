@@ -19,7 +19,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners import passes
 from qkd_jax.learners.cdl.learner import HOSTS
 from qkd_jax.learners.cdl.settings import FORMS, CdlSettings
-from qkd_jax.learners.shape import Context, learner_of
+from qkd_jax.learners.shape import Context, feature_width, learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode_all
 from qkd_jax.nn.inputs import Raw
@@ -382,7 +382,7 @@ def test_keys_have_the_width_of_the_students_query(cdl, host):
 def test_the_query_of_both_is_the_students_feature(cdl, coda):
     images = cdl.batch(TASKS[0], 2)["inputs"].fields["image"]
     student, teacher = coda[0].student.ended, coda[0].teacher.ended
-    assert (student.feature_width, teacher.feature_width) == (24, 16)
+    assert (feature_width(student), feature_width(teacher)) == (24, 16)
     first, second = (cdl.slots(state, images, (0,))[:, 0] for state in (student, teacher))
     np.testing.assert_array_equal(first[:, :12], second[:, :12])
     assert not np.asarray(first[:, 12:]).any() and not np.asarray(second[:, 12:]).any()
@@ -533,7 +533,7 @@ def test_every_setting_is_read(cdl, monkeypatch):
         teacher = qkd_jax.begin_task(student.teacher, TASKS[0])
         state = qkd_jax.begin_task(student.taught_by(teacher), TASKS[0])
         jax.eval_shape(lambda s: terms_of(cdl, s, cdl.batch(TASKS[0], 0)), state)
-        features = jnp.zeros((4, 1 + 4, state.feature_width))
+        features = jnp.zeros((4, 1 + 4, feature_width(state)))
         jax.eval_shape(learner_of(state.config).score, state, features)
     own = {name for name in read if not name.startswith("_")} - {"conflicts"}
     assert own == set(CdlSettings.__dataclass_fields__)

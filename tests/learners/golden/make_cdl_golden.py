@@ -12,7 +12,8 @@ which is also the head of IRVLUTD/CDL_Empirical_Study: form kd_token. FIRST is t
 July 2024, form cdl_prompt, which is no longer in the repository's history: models/zoo.py at
 9511a55e3c4714ad623bc02f03bcc37315e79cad, models/vit.py at d62e6ac745dd7978d67622bcd043d621ec20cd23
 and learners/ at 908e3147c5429f90c602826c89a0eff71d1061c0. For the stored arrays FIRST was put
-together from STUDY and from the text of these files where they differ.
+together from the oldest commit of today's history, 69a8b3b, with the text of these files put in
+where they differ: their attention_base, forward passes, losses and training loop.
 
 How it is called: `learners.prompt.<Host>(config).learn_batch` in the second of two tasks with three
 classes each (two classes would leave nothing for the second term of DKD), one batch of four images,
@@ -21,16 +22,17 @@ their `validation` calls them. Everything is float64 on the CPU. alpha 0.5, temp
 process: the key and feature losses are not summed over devices.
 
 What is replaced in the authors' code, and nothing else: the sizes of their transformers named
-"tiny" (the student: width 8, 12 blocks, 2 heads) and "small" (the teacher: width 12, 13 blocks, 3
-heads), the MLP's width (twice the width), the image (8 px, patch 4), timm (its pretrained weights
-are the random ones below, its PatchEmbed a convolution) and `Tensor.cuda`.
+"tiny" (the student: width 8, 6 blocks, 2 heads) and "small" (the teacher: width 12, 7 blocks, 3
+heads), the 12 blocks of a student that ReviewKD writes out (6), the MLP's width (twice the width),
+the image (8 px, patch 4), timm (its pretrained weights are the random ones below, its PatchEmbed a
+convolution) and `Tensor.cuda`.
 
 In cdl_prompt each batch trains both: the student is given the logits and prompts of the teacher's
 training pass, which for these two hosts are those of its evaluation; key losses are sums.
 
 Sizes: L2P++ pool 6, length 4 (2 + 2 rows), top 5, block 0; DualPrompt pool 2, length 6 in blocks
 2-4, general length 4 in blocks 0-1; CODA-Prompt pool 5 (of which two components are in a task and
-the last in none), length 4, mu 0, blocks 0-4; APT with ema_coeff 0.7; KD prompts "12 6".
+the last in none), length 4, mu 0, blocks 0-4; APT with ema_coeff 0.7; KD prompts "6 6".
 
 The arrays. Inputs are float32 numbers, used in float64; outputs are float64. Names after the last
 slash are the authors' own.
@@ -45,8 +47,8 @@ host/HOST/mapper/NAME               the mapper of cdl_prompt: e_k, e_a, e_p of e
 head/{teacher,student}/{weight,bias}      classes 0-5; apt divides a row by its norm, and its biases
                                     were 0 in place of these
 extra/NAME                          what a form adds to the student: kd_prompt/kd_p_0 (the token) to
-                                    kd_p_11, add_T_token, kd_last, project_t_s, ReviewKD_layers
-                                    (abfs.0 is of the last block, abfs.11 of the first)
+                                    kd_p_5, add_T_token, kd_last, project_t_s, ReviewKD_layers
+                                    (abfs.0 is of the last block, abfs.5 of the first)
 teacher/HOST/...                    the teacher's update: logits [4, 6] before the mask, loss,
                                     loss_ce, loss_key, gradient/NAME; then `distilled` [4, 3], its
                                     logits of the task's classes that the student learns from, and
@@ -76,8 +78,9 @@ from torch import nn
 
 TEACHER, STUDENT = "vit_small_patch16_224", "vit_tiny_patch16_224"
 # width, blocks, heads
-SIZES = {TEACHER: (12, 13, 3), STUDENT: (8, 12, 2)}
+SIZES = {TEACHER: (12, 7, 3), STUDENT: (8, 6, 2)}
 THEIR_SIZES = {TEACHER: (384, 12, 6), STUDENT: (192, 12, 3)}
+REVIEWED = {"range(12)": "range(6)", "idx < 11": "idx < 5", "[-12:]": "[-6:]", "/12": "/6"}
 IMAGE, PATCH, MLP_RATIO = 8, 4, 2
 HOSTS = {
     "l2p": ("L2P", [6, 4, -1]),
@@ -174,6 +177,11 @@ def authors_code(folder: str) -> types.ModuleType:
             text, count = re.subn(pattern, new, text)
             if count != times:
                 raise SystemExit(f"{folder}/{path}: expected {times} times the sizes of {name}")
+        if "class ReviewKD" in text:
+            for old, new in REVIEWED.items():
+                if text.count(old) != 1:
+                    raise SystemExit(f"{folder}/{path}: expected {old} once")
+                text = text.replace(old, new)
         (copy / path).write_text(text)
     for name in list(sys.modules):
         if name.split(".")[0] in ("models", "learners", "utils"):
@@ -221,7 +229,7 @@ def learner_at(code: types.ModuleType, host: str, form: str, teacher: str):
             "kd_alpha": 0.5,
             "learner_name": name,
             "KD_method": METHODS[form],
-            "kd_prompt_param": [12, 6],
+            "kd_prompt_param": [6, 6],
             "ema_coeff": 0.7,
         }
     )

@@ -1,0 +1,190 @@
+"""Errors as turned signs, against inserted gates; shots, against density matrices in float64."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.quantum import Circuit, Gate, apply, expectation_z
+from qkd_jax.quantum.classifier_circuit import classifier_circuit
+from qkd_jax.quantum.noise import (
+    Noise,
+    after_readout,
+    error_table,
+    merged_rotations,
+    noisy_expectations,
+)
+
+# Every kind of gate, each followed by others that do not commute with it.
+EVERY_GATE = Circuit(
+    3,
+    (
+        Gate("H", (0,)),
+        Gate("RX", (1,), 0),
+        Gate("RY", (2,), 1),
+        Gate("RY", (2,), 2),
+        Gate("RZZ", (2, 0), 3),
+        Gate("CNOT", (2, 1)),
+        Gate("RZ", (1,), 1),
+        Gate("RX", (0,), 2),
+        Gate("CZ", (1, 0)),
+        Gate("X", (1,)),
+        Gate("RY", (0,), 0),
+        Gate("RX", (1,), 3),
+        Gate("RY", (2,), 1),
+        Gate("CNOT", (0, 2)),
+    ),
+)
+ANGLES = np.array([0.7, -1.1, 0.4, 2.3], np.float32)
+SHOTS = 40_000
+PAULIS = [
+    np.eye(2),
+    np.array([[0, 1], [1, 0]]),
+    np.diag([1.0, -1]),
+    np.array([[0, -1j], [1j, 0]]),
+]
+
+
+def matrix(num_qubits, operators):
+    result = np.eye(1)
+    for wire in range(num_qubits):
+        result = np.kron(result, operators.get(wire, np.eye(2)))
+    return result
+
+
+def gate_matrix(num_qubits, gate, angles):
+    zero, one = np.diag([1.0, 0]), np.diag([0, 1.0])
+    x, z, y = PAULIS[1:]
+    if gate.parameter is not None:
+        pauli = {"X": x, "Y": y, "Z": z}[gate.name[1]]
+        generator = matrix(num_qubits, dict.fromkeys(gate.wires, pauli))
+        half = np.float64(angles[gate.parameter]) / 2
+        return np.cos(half) * np.eye(2**num_qubits) - 1j * np.sin(half) * generator
+    if gate.name in ("CNOT", "CZ"):
+        control, target = gate.wires
+        acts = x if gate.name == "CNOT" else z
+        return matrix(num_qubits, {control: zero}) + matrix(
+            num_qubits, {control: one, target: acts}
+        )
+    return matrix(num_qubits, {gate.wires[0]: x if gate.name == "X" else (x + z) / 2**0.5})
+
+
+def density_expectations(circuit, angles, noise):
+    """The noisy <Z> [Q] by a density matrix: the error's sum over all Pauli operators."""
+    n = circuit.num_qubits
+    rho = np.zeros((2**n, 2**n), complex)
+    rho[0, 0] = 1
+    for gate in circuit.gates:
+        unitary = gate_matrix(n, gate, angles)
+        rho = unitary @ rho @ unitary.conj().T
+        p = noise.one_qubit if len(gate.wires) == 1 else noise.two_qubit
+        others = [
+            matrix(n, dict(zip(gate.wires, pauli, strict=True)))
+            for pauli in (
+                [(a,) for a in PAULIS]
+                if len(gate.wires) == 1
+                else [(a, b) for a in PAULIS for b in PAULIS]
+            )
+        ][1:]
+        rho = (1 - p) * rho + p / len(others) * sum(e @ rho @ e.conj().T for e in others)
+    diagonal = np.diag(rho).real
+    z = [diagonal @ np.diag(matrix(n, {j: PAULIS[2]})).real for j in range(n)]
+    return (1 - 2 * noise.readout) * np.array(z)
+
+
+def test_every_error_is_what_its_row_of_the_table_says():
+    table = error_table(EVERY_GATE)
+    assert len(table.effects) == 2 * sum(len(gate.wires) for gate in EVERY_GATE.gates)
+    parametrised = [gate for gate in EVERY_GATE.gates if gate.parameter is not None]
+    values = ANGLES[[gate.parameter for gate in parametrised]]
+    for effect, owner, bit in zip(table.effects, table.gate, table.bit, strict=True):
+        wire = EVERY_GATE.gates[owner].wires[bit // 2]
+        error = {wire: PAULIS[1 + bit % 2]}
+        state = np.eye(8)[0]
+        for position, gate in enumerate(EVERY_GATE.gates):
+            state = gate_matrix(3, gate, ANGLES) @ state
+            if position == owner:
+                state = matrix(3, error) @ state
+        turned, turned_state, index = values * (1 - 2 * effect[: len(values)]), np.eye(8)[0], 0
+        for gate in EVERY_GATE.gates:
+            own = gate
+            if gate.parameter is not None:
+                own, index = Gate(gate.name, gate.wires, index), index + 1
+            turned_state = gate_matrix(3, own, turned) @ turned_state
+        flips = matrix(3, {j: PAULIS[1] for j in range(3) if effect[len(values) + j]})
+        found = np.abs(flips @ turned_state) ** 2
+        np.testing.assert_allclose(found, np.abs(state) ** 2, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        Noise(),
+        Noise(one_qubit=0.1),
+        Noise(two_qubit=0.3),
+        Noise(readout=0.2),
+        Noise(0.05, 0.1, 0.05),
+        Noise(one_qubit=0.75),  # the state forgets everything
+    ],
+)
+def test_the_mean_over_shots_is_that_of_the_density_matrix(key, noise):
+    expected = density_expectations(EVERY_GATE, ANGLES, noise)
+    found = noisy_expectations(key, EVERY_GATE, jnp.asarray(ANGLES)[None], noise, SHOTS)
+    # Five standard deviations.
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=5 / SHOTS**0.5)
+
+
+def test_errors_change_what_is_measured():
+    clean = density_expectations(EVERY_GATE, ANGLES, Noise())
+    for noise in (Noise(one_qubit=0.1), Noise(two_qubit=0.3), Noise(readout=0.2)):
+        gap = np.abs(density_expectations(EVERY_GATE, ANGLES, noise) - clean)
+        assert gap.max() > 10 / SHOTS**0.5, noise
+
+
+def test_rows_and_keys_have_numbers_of_their_own(key):
+    parameters = jnp.asarray(np.stack([ANGLES, ANGLES, ANGLES + 1]))
+
+    def draw(key, shots=300):
+        return np.asarray(noisy_expectations(key, EVERY_GATE, parameters, Noise(0.1), shots))
+
+    found = draw(key)
+    assert found.shape == (3, 3) and not np.array_equal(found[0], found[1])
+    np.testing.assert_array_equal(draw(key), found)
+    assert not np.array_equal(draw(jax.random.key(1)), found)
+    # 300 is more than a chunk of trajectories and no multiple of it: the rest must not be counted.
+    assert np.all(np.abs(found) <= 1)
+    np.testing.assert_array_equal(np.rint(found * 300) % 2, 0)  # as many signs as there are shots
+
+
+def test_readout_in_closed_form():
+    np.testing.assert_allclose(after_readout(jnp.array([1.0, -0.5]), 0.1), [0.8, -0.4])
+
+
+def test_merged_rotations_give_the_same_state():
+    circuit = classifier_circuit(5)
+    merged = merged_rotations(circuit)
+    names = [gate.name for gate in merged.circuit.gates]
+    # Two layers, each R_Y and R_Z once for each qubit that has them.
+    assert (names.count("RY"), names.count("RZ"), names.count("RX")) == (8, 10, 5)
+    values = np.random.default_rng(0).uniform(-3, 3, circuit.num_parameters).astype(np.float32)
+    rotations = [gate.parameter for gate in circuit.gates if gate.parameter is not None]
+    found = apply(merged.circuit, jnp.asarray(values[rotations] @ merged.sums, jnp.float32))
+    expected = apply(circuit, jnp.asarray(values))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=100 * 1.2e-7)
+    assert merged_rotations(EVERY_GATE).sums.shape == (9, 8)
+    assert np.ptp(np.asarray(expectation_z(expected))) > 0.1
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, np.nan, "much"])
+def test_probabilities_are_checked(value):
+    message = f"Noise.readout: expected a number from 0 to 1, found {value!r}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Noise(readout=value)
+
+
+def test_a_single_row_is_refused(key):
+    with pytest.raises(ConfigError, match=r"parameters: expected shape \[batch, 4\], found \[4\]"):
+        noisy_expectations(key, EVERY_GATE, jnp.asarray(ANGLES), Noise(), 10)
