@@ -4,10 +4,13 @@ Three tasks, the last of one class. The devices divide batches and sums, so para
 rounding; accuracies are those of the same images, each of them counted.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from qkd_jax.engine.engine import Engine
+from qkd_jax.engine.verbs import teacher_config
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
@@ -36,7 +39,10 @@ def config(method, devices):
 )
 def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch):
     backbone = load_backbone("tiny_random", image_size=32)
-    whole = run(config(method, 1), backbone, tmp_path / "whole")
+    taught = teacher_config(config(method, 1)) is not None
+    teacher = load_backbone("tiny_random", image_size=32) if taught else None
+    run_it = partial(run, backbone=backbone, teacher=teacher)
+    whole = run_it(config(method, 1), out=tmp_path / "whole")
     finish, ended = Engine.finish, []
 
     def stops_once(*arguments):
@@ -47,8 +53,8 @@ def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Engine, "finish", stops_once)
-        run(config(method, 2), backbone, tmp_path / "parts")
-    parts = run(config(method, 2), backbone, tmp_path / "parts")
+        run_it(config(method, 2), out=tmp_path / "parts")
+    parts = run_it(config(method, 2), out=tmp_path / "parts")
     assert (whole["devices"], parts["devices"]) == (1, 2)
     assert whole["num_tasks"] == (1 if method == "joint" else 3)
     found, expected = (
