@@ -31,6 +31,10 @@ METHODS = {
     "qkd": ("adapter.first_block=3", "train.learning_rate=0.8"),
     "mos": ("train.learning_rate=0.8",),
     "ranpac": ("train.learning_rate=3.2",),
+    "qd_llm": (
+        *("train.optimizer=adam", "train.weight_decay=0", "train.learning_rate=0.01"),
+        *("train.epochs=20", "train.batch_size=128"),
+    ),
     "q_tuning": (
         *PROMPTED,
         "q_tuning.prompt_length=4",
