@@ -149,7 +149,8 @@ def test_without_a_teacher_the_loss_is_cross_entropy(texts):
     state = qkd_jax.begin_task(new_state(texts, "qd_llm.teacher=none"), texts.tasks[0])
     assert state.teacher is None
     _, metrics = qkd_jax.train_task(state, texts.batch(texts.tasks[0]))
-    assert float(metrics["loss"]) == float(metrics["loss_ce"]) and "loss_distillation" not in metrics
+    assert float(metrics["loss"]) == float(metrics["loss_ce"])
+    assert "loss_distillation" not in metrics
 
 
 def test_divergences_count_the_columns_alone():
