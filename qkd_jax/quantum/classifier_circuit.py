@@ -5,15 +5,16 @@ a statevector, exactly, with work that grows linearly with the qubits. Why that 
 
 * In a layer every R_ZZ can act before every R_Y: it commutes with those that come earlier.
 * The last qubit has no R_Y, so its bit c never changes: the others see a coin of mean cos(x).
-* The CNOTs map bits linearly. With b before them and y after: y_0 = b_0 + c + b_1, y_k = b_{k+1},
-  y_{Q-3} = b_1 + ... + b_{Q-3}, y_{Q-2} = y_{Q-3} + b_{Q-2}. Qubit 0 is a product until then, and
-  the only other long link is a parity, resolved by a sum over one sign each for ket and bra.
+* The CNOTs map bits linearly, modulo 2. With b before them and y after: y_0 = b_0 + c + b_1,
+  y_k = b_{k+1}, y_{Q-3} = b_1 + ... + b_{Q-3}, y_{Q-2} = y_{Q-3} + b_{Q-2}. Qubit 0 is a product
+  until then, and the only other long link is a parity, resolved by a sum over one sign each for ket
+  and bra.
 * So layer 2 turns every <Z_j> into a product of one-qubit operators on a chain of sites y_1, y_2,
   ..., whose neighbours are linked by one phase of each layer. What passes a link is a Hermitian
   matrix of the bits (a, y) before and between the layers, 4 x 4, for each of four pairs of signs:
   64 real numbers for each row and observable, however many qubits there are.
 
-The circuit has a bond of constant size: no number of qubits makes it hard to simulate.
+The links have a constant size: no number of qubits makes these <Z> hard to compute.
 
 Angles are radians, rotations exp(-i angle P / 2), wire 0 the most significant bit.
 """

@@ -92,8 +92,16 @@ def _sum_of_outcomes(key, parameters, circuit, noise, shots):
     key_shots, key_readout = jax.random.split(key)
     has_errors = noise.one_qubit > 0 or noise.two_qubit > 0
     chunk = min(shots, CHUNK)
-    shot = _shot(circuit, parameters, noise)
-    state = None if has_errors else apply(circuit, parameters)
+    rotations = np.array([g.parameter for g in circuit.gates if g.parameter is not None], int)
+    angles, merged = parameters[rotations], merged_rotations(circuit)
+    sums = jnp.asarray(merged.sums, angles.dtype)
+
+    def state_of(angles):
+        """The state by one angle for each rotation [R]."""
+        return apply(merged.circuit, jnp.dot(angles, sums, precision=HIGHEST))
+
+    shot = _shot(circuit, angles, state_of, noise)
+    state = None if has_errors else state_of(angles)
     num_chunks = -(-shots // chunk)
 
     def outcomes(index):
@@ -117,12 +125,10 @@ def _sum_of_outcomes(key, parameters, circuit, noise, shots):
     return total.astype(parameters.dtype)
 
 
-def _shot(circuit, parameters, noise):
+def _shot(circuit, angles, state_of, noise):
     """A function key -> [Q] bits of one trajectory, without readout errors."""
-    table, merged = error_table(circuit), merged_rotations(circuit)
+    table = error_table(circuit)
     effects = jnp.asarray(table.effects, jnp.float32)
-    angles = parameters[np.array([g.parameter for g in circuit.gates if g.parameter is not None])]
-    sums = jnp.asarray(merged.sums, parameters.dtype)
     strengths = np.array([noise.one_qubit, noise.two_qubit])[table.num_wires - 1]
     # A number from 1: its bits say where there is an X, and where a Z.
     kinds = jnp.asarray(4**table.num_wires, jnp.int32)
@@ -136,8 +142,7 @@ def _shot(circuit, parameters, noise):
         # Sums of a few hundred zeros and ones: exact.
         turned = jnp.dot(errors, effects, precision=HIGHEST).astype(jnp.int32) & 1
         signs = (1 - 2 * turned[: angles.size]).astype(angles.dtype)
-        state = apply(merged.circuit, jnp.dot(signs * angles, sums, precision=HIGHEST))
-        outcome = _bits(sample(key_outcome, state, 1), circuit.num_qubits)[0]
+        outcome = _bits(sample(key_outcome, state_of(signs * angles), 1), circuit.num_qubits)[0]
         return outcome ^ turned[angles.size :]
 
     return shot
