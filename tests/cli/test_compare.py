@@ -118,7 +118,7 @@ def test_without_methods_all_that_the_backbone_allows_are_compared(tmp_path, mon
     monkeypatch.setattr(compare, "planned_runs", remembered)
     words = ["compare", "smoke", "--set", f"backbone.name={backbone}", "--out", str(tmp_path)]
     assert main(words) == 1
-    of_texts = {"prog_prompt", "prompt_per_task", "q_tuning"}
+    of_texts = {"prog_prompt", "prompt_per_task", "q_tuning", "qd_llm"}
     left_out = of_texts if backbone == "tiny_random" else {"cdl"}
     assert set(planned) == set(learner_names()) - left_out
 
