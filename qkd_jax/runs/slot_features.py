@@ -175,12 +175,15 @@ class SlotFeatures:
 
     def _stored_features(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
         """The frozen model's features [n, 1, D], from the store where it has them."""
-        like = jax.ShapeDtypeStruct((1, self.width), np.float32)
-        return self._shelf("class token").rows(
-            self.digests[rows],
-            like,
-            lambda positions: self._extract(state, (self.frozen,), rows[positions])[:, 0],
-        )[:, None]
+        # Without the zeros after it, which other methods have not.
+        width = state.query.spec.width
+        like = jax.ShapeDtypeStruct((1, width), np.float32)
+
+        def compute(positions):
+            return self._extract(state, (self.frozen,), rows[positions])[:, 0, :width]
+
+        kept = self._shelf("class token").rows(self.digests[rows], like, compute)
+        return np.pad(kept, ((0, 0), (0, self.width - width)))[:, None]
 
     def inputs_in_batches(self) -> Iterator[dict]:
         """This host's inputs and masks of the whole set, in batches of equal size."""
