@@ -39,8 +39,10 @@ those of CODA-Prompt's code, which are the defaults here: L2P 30 prompts of 20 r
 block 0; DualPrompt 20 + 6 rows; CODA-Prompt 100 components of 8 rows; key losses as means over the
 batch (sums before January 2025). APT merges with 0.3.
 
-What the code does rather than the papers say: the terms of the hosts have weight 1; fusion in
-`reviewkd` has no softmax over its two gates; DKD drops the weight of TCKD, which is 1.
+What the code does rather than the papers say: the published scripts run on two GPUs and add up what
+each has, which doubles the hosts' own terms and the feature losses (ours is one device's); the
+terms of the hosts have weight 1; fusion in `reviewkd` has no softmax over its two gates; DKD drops
+the weight of TCKD, which is 1.
 
 Where we differ: the authors merge the APT teacher's prompt only after the student has learned, so
 that the teacher of the first task predicts without a prompt; ours ends its task first, as the other
@@ -48,7 +50,9 @@ hosts do. Their APT head adds a bias. With DualPrompt, their keys of tasks that 
 can be chosen (see `learners.dualprompt`). Their `cdl_prompt` gives the mapper the host's own pool,
 of which it uses only the first M / T components, in all tasks: 10 of 8 rows with CODA-Prompt, which
 is the default here; set `cdl.map_components=3`, `cdl.map_length=20` for L2P and 1 and 20 for
-DualPrompt. Their token of `kd_token` stands in front; attention does not depend on the order.
+DualPrompt. Version 1 also trains teacher and student in turn on every batch, with the prompts that
+the teacher chooses in training; ours has two phases, as the later ones. Their token of `kd_token`
+stands in front; attention does not depend on the order.
 
 What cannot be verified: the papers' numbers are of one seed, and their body was not at hand, so
 that "published" means the code and the tables of the project page. `cdl_prompt` follows code that
