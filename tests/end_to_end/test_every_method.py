@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 
 METHODS = methods_reading(("image",))
 # Prompts, a survey of the images, sums of a fixed size, nothing trained; the others take minutes.
-DEFAULT = ("coda_prompt", "inflora", "ranpac", "simplecil")
+DEFAULT = ("inflora", "ranpac", "simplecil")
 
 
 def config(method, devices):

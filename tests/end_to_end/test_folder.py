@@ -77,7 +77,7 @@ def scores_of(out):
         return summary, dict(saved)
 
 
-@pytest.mark.parametrize("augment", ["false", "true"])
+@pytest.mark.parametrize("augment", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_folder_on_one_and_on_eight_devices(capsys, experiment, images, tmp_path, augment):
     """Every test image once, with its path for id; the same curve and predictions on 8 devices."""
     found = []

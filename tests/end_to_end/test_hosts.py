@@ -107,6 +107,7 @@ def test_two_hosts_are_one_run(one_process, compiled, tmp_path):
     check_equal("ease", tmp_path, one_process)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_and_another_number_continues(
     one_process, compiled, tmp_path
 ):

@@ -139,16 +139,25 @@ def check_equal(folder, reference, backbone):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def test_killed_again_and_again_ends_with_the_same_bytes(reference, compiled, backbone, tmp_path):
+MOMENTS = {
+    "mid_task": ("checkpoints/3", signal.SIGKILL),
+    "evaluation": ("predictions/after_task_1.npz", signal.SIGKILL),
+    "between_tasks": ("checkpoints/20000000", signal.SIGKILL),
+    "terminated": ("checkpoints/20000003", signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [("mid_task", "terminated"), pytest.param(tuple(MOMENTS), marks=pytest.mark.slow)],
+)
+def test_killed_again_and_again_ends_with_the_same_bytes(
+    moments, reference, compiled, backbone, tmp_path
+):
     """SIGKILL mid-task, in evaluation and between tasks, then SIGTERM, each on the run before."""
     folder = run_folder(tmp_path / "chain", config())
-    moments = {
-        "mid_task": ("checkpoints/3", signal.SIGKILL),
-        "evaluation": ("predictions/after_task_1.npz", signal.SIGKILL),
-        "between_tasks": ("checkpoints/20000000", signal.SIGKILL),
-        "terminated": ("checkpoints/20000003", signal.SIGTERM),
-    }
-    for name, (path, number) in moments.items():
+    for name in moments:
+        path, number = MOMENTS[name]
         process = start(tmp_path / "chain", compiled)
         wait_for(folder / path, process)
         process.send_signal(number)
@@ -161,7 +170,7 @@ def test_killed_again_and_again_ends_with_the_same_bytes(reference, compiled, ba
         stored = folder / "summary.json"
         assert not (stored.exists() and json.loads(stored.read_text())["finished"]), name
         copy(folder, tmp_path / name)
-    for name in ("mid_task", "evaluation", "between_tasks"):
+    for name in moments[:-1]:
         run(config(), backbone, tmp_path / name)
         check_equal(run_folder(tmp_path / name, config()), reference, backbone)
     # The last one by the command line, in a process of its own.
@@ -172,7 +181,9 @@ def test_killed_again_and_again_ends_with_the_same_bytes(reference, compiled, ba
     check_equal(folder, reference, backbone)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_exits_130(reference, backbone, tmp_path, capsys, number):
     """In this process: the handlers are put back afterwards."""
     folder = run_folder(tmp_path, config())

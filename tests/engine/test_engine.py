@@ -140,7 +140,7 @@ def test_qkd_learns_the_same_on_eight_devices(learned):
     assert all(values["gate_entropy"] > 1e-3 for values in history)  # two tasks to choose from
 
 
-@pytest.mark.parametrize("method", ["ease", "finetune"])
+@pytest.mark.parametrize("method", [pytest.param("ease", marks=pytest.mark.slow), "finetune"])
 def test_other_methods_learn_the_same_on_eight_devices(backbone, method):
     check_equal(*many_steps(backbone, settings(method)))
 

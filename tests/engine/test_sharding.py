@@ -23,8 +23,12 @@ def config(method, *settings):
     return override(smoke, "train.epochs=1", "head.scale=10.0", *settings, where_read=True)
 
 
+SLOW = [("ease", 1e-5), ("qkd", 1e-4)]
+
+
 @pytest.mark.parametrize(
-    "method, budget", [("ease", 1e-5), pytest.param("qkd", 1e-4, marks=pytest.mark.slow)]
+    "method, budget",
+    [("finetune", 1e-5)] + [pytest.param(*m, marks=pytest.mark.slow) for m in SLOW],
 )
 def test_a_divided_run_is_the_run(method, budget, tmp_path):
     """Parameters and memory, relative: float32 sums in another order, 1e-5; qkd's memory holds

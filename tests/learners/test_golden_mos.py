@@ -178,6 +178,7 @@ def test_merging_after_a_step(stored, learned):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
+@pytest.mark.slow
 def test_merging_in_every_pass(stored):
     state, ended = learn(stored, "mos.merge=every_pass")
     arrays, held = stored.arrays, state.trainable["adapter"]

@@ -299,6 +299,7 @@ def test_errors(tiny, config, history):
             tiny.config("method=inflora", f"inflora.{setting}")
 
 
+@pytest.mark.slow  # the default suite stops it between tasks: end_to_end/test_every_method.py
 @pytest.mark.usefixtures("compiled")
 def test_a_run_stopped_within_a_task_ends_with_the_same_numbers(tmp_path, monkeypatch):
     """The checkpoint of a begun task holds its down-projection: the images are not surveyed again

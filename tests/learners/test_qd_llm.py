@@ -209,7 +209,13 @@ def test_layers_go_on_and_the_rows_of_old_classes_stay(texts, run, student):
 
 
 # One of each way to score: a method's one feature, one of many slots, several, a pass of its own.
-@pytest.mark.parametrize("method", ["linear_probe", "finetune", "ease", "mos", "coda_prompt"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("linear_probe", "ease", "coda_prompt"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("finetune", "mos")),
+    ],
+)
 def test_any_method_can_be_the_teacher(texts, method):
     own = {"coda_prompt": ("coda_prompt.blocks=2", "coda_prompt.pool=8")}.get(method, ())
     config = texts.config(f"method={method}", *own)

@@ -232,7 +232,7 @@ STEMS = [("parallel", "residual"), ("parallel", "norm"), ("sequential", "residua
 
 @pytest.mark.parametrize("placement, reads", STEMS)
 @pytest.mark.parametrize("first_block", range(SPEC.depth))
-@pytest.mark.parametrize("form", [dict, stack_blocks])
+@pytest.mark.parametrize("form", [dict, pytest.param(stack_blocks, marks=pytest.mark.slow)])
 def test_from_the_stem_of_all_adapters_as_from_the_images(placement, reads, first_block, form):
     """float64, the same sums: 1e-12 of features near 1. Dropout masks follow the block's number."""
     settings = AdapterSpec(3, 0.7, 0.4, placement, reads, first_block)

@@ -238,7 +238,7 @@ def theta_gradient(feature_map, one_sided, a, b, theta):
 
 
 # Rounding alone leaves gradients of size budget / weights; a live theta gives more than 1e-4.
-@pytest.mark.parametrize("cut_tail", [True, False])
+@pytest.mark.parametrize("cut_tail", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_which_thetas_can_learn(cut_tail):
     def gradient(num_layers, reupload=True, axis="y", one_sided=False):
         feature_map = FeatureMap(5, num_layers, reupload, axis, cut_tail)

@@ -217,6 +217,7 @@ def test_openqasm_read_by_pennylane_gives_the_same_expectations():
     np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_double_precision():
     with jax.enable_x64():
         inputs, angles = drawn(6)

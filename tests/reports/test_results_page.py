@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qkd_jax.reports.files import read_run
@@ -47,7 +48,8 @@ def cells_of(row):
 def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     recorded = json.loads((ROOT / "results" / experiment / "results.json").read_text())
     shown = tables("docs/results.md")[experiment.capitalize()]
-    assert set(shown) == {name for name in recorded["methods"] if "-" not in name}
+    elsewhere = prompted() if experiment == "glosses" else set()
+    assert set(shown) == {name for name in recorded["methods"] if "-" not in name} - elsewhere
     for name, cells in shown.items():
         assert cells == cells_of(recorded["methods"][name]), name
     if experiment == "renditions":
@@ -58,6 +60,35 @@ def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     # The best average first.
     averages = [recorded["methods"][name]["average_accuracy"]["mean"] for name in shown]
     assert averages == sorted(averages, reverse=True)
+
+
+def prompted():
+    """The methods on glosses with soft prompts, and their variants."""
+    methods = ("q_tuning", "prog_prompt", "prompt_per_task")
+    folders = (ROOT / "results" / "glosses").iterdir()
+    return {folder.name for folder in folders if folder.name.partition("-")[0] in methods}
+
+
+def prompted_cells(name):
+    """Cells of the table of soft prompts, over the seeds that are recorded."""
+    files = sorted((ROOT / "results" / "glosses" / name).glob("seed*/summary.json"))
+    summaries = [json.loads(file.read_text()) for file in files]
+    cells = [str(len(summaries))]
+    for key in (
+        *("within_task_average_accuracy", "within_task_last_accuracy"),
+        *("average_accuracy", "last_accuracy", "routing_accuracy"),
+    ):
+        values = [summary[key] for summary in summaries]
+        text = f"{np.mean(values):.2f}"
+        cells.append(text + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""))
+    return cells
+
+
+def test_the_table_of_soft_prompts_is_that_of_the_recorded_runs():
+    shown = tables("docs/results.md")["Q-tuning and its parts"]
+    assert set(shown) == prompted()
+    for name, cells in shown.items():
+        assert cells == prompted_cells(name), name
 
 
 def speeds_of(name):

@@ -240,6 +240,7 @@ def test_numbers_equal_those_of_predict_without_any_cache(finished, backbone):
     np.testing.assert_array_equal(saved["predicted"][clear], scores.argmax(1)[clear])
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_predictions(backbone, tmp_path):
     """Float32 sums in another order: relevance within 1e-3; a prediction may differ only at a tie.
 

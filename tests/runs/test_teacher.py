@@ -148,7 +148,9 @@ def test_both_are_reported_and_compiled_once(finished):
     assert f"<td>last_accuracy</td><td>{own}</td><td>{shown}</td>" in page
 
 
-@pytest.mark.parametrize("where", ["teacher", "between", "student"])
+@pytest.mark.parametrize(
+    "where", ["teacher", pytest.param("between", marks=pytest.mark.slow), "student"]
+)
 def test_stopped_in_either_phase_a_run_ends_with_the_same_bytes(
     where, finished, backbones, tmp_path, monkeypatch
 ):

@@ -311,6 +311,7 @@ def test_kept_features_stand_for_the_teacher(texts, evaluation):
         np.testing.assert_allclose(with_kept[name], value, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_padding_and_devices_change_nothing(texts, history):
     """Two steps in the third task, 5 real rows of 16, on 1 and on 8 devices, and without padding.
 
