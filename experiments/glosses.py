@@ -32,8 +32,8 @@ METHODS = {
     "mos": ("train.learning_rate=0.8",),
     "ranpac": ("train.learning_rate=3.2",),
     "qd_llm": (
-        *("train.optimizer=adam", "train.weight_decay=0", "train.learning_rate=0.01"),
-        *("train.epochs=20", "train.batch_size=128"),
+        *("train.optimizer=adam", "train.weight_decay=0", "train.learning_rate=0.03"),
+        *("qd_llm.teacher_rate=0.003", "train.epochs=20", "train.batch_size=128"),
     ),
     "q_tuning": (
         *PROMPTED,
