@@ -48,7 +48,7 @@ def cells_of(row):
 def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     recorded = json.loads((ROOT / "results" / experiment / "results.json").read_text())
     shown = tables("docs/results.md")[experiment.capitalize()]
-    elsewhere = prompted() if experiment == "glosses" else set()
+    elsewhere = rows_of(*PROMPTED, "qd_llm") if experiment == "glosses" else set()
     assert set(shown) == {name for name in recorded["methods"] if "-" not in name} - elsewhere
     for name, cells in shown.items():
         assert cells == cells_of(recorded["methods"][name]), name
@@ -62,33 +62,49 @@ def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     assert averages == sorted(averages, reverse=True)
 
 
-def prompted():
-    """The methods on glosses with soft prompts, and their variants."""
-    methods = ("q_tuning", "prog_prompt", "prompt_per_task")
+PROMPTED = ("q_tuning", "prog_prompt", "prompt_per_task")
+TAKEN = {
+    "Q-tuning and its parts": (
+        *("within_task_average_accuracy", "within_task_last_accuracy"),
+        *("average_accuracy", "last_accuracy", "routing_accuracy"),
+    ),
+    "A circuit and its twins": ("last_accuracy", "teacher.last_accuracy", "trainable_parameters"),
+}
+
+
+def rows_of(*methods):
+    """The recorded rows of some methods on glosses, variants among them."""
     folders = (ROOT / "results" / "glosses").iterdir()
     return {folder.name for folder in folders if folder.name.partition("-")[0] in methods}
 
 
-def prompted_cells(name):
-    """Cells of the table of soft prompts, over the seeds that are recorded."""
+def cells_over_seeds(name, keys):
+    """n and the means of some numbers of a row on glosses, over the seeds that are recorded."""
     files = sorted((ROOT / "results" / "glosses" / name).glob("seed*/summary.json"))
-    summaries = [json.loads(file.read_text()) for file in files]
-    cells = [str(len(summaries))]
-    for key in (
-        *("within_task_average_accuracy", "within_task_last_accuracy"),
-        *("average_accuracy", "last_accuracy", "routing_accuracy"),
-    ):
-        values = [summary[key] for summary in summaries]
-        text = f"{np.mean(values):.2f}"
-        cells.append(text + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""))
+    cells = [str(len(files))]
+    for key in keys:
+        values = [json.loads(file.read_text()) for file in files]
+        for part in key.split("."):
+            values = [value and value.get(part) for value in values]
+        if None in values:
+            cells.append("–")
+        elif key == "trainable_parameters":
+            cells.append(f"{values[0]:,}")
+        else:
+            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.2f}{spread}")
     return cells
 
 
-def test_the_table_of_soft_prompts_is_that_of_the_recorded_runs():
-    shown = tables("docs/results.md")["Q-tuning and its parts"]
-    assert set(shown) == prompted()
+@pytest.mark.parametrize(
+    "title, methods",
+    [("Q-tuning and its parts", PROMPTED), ("A circuit and its twins", ("qd_llm",))],
+)
+def test_further_tables_on_glosses_are_those_of_the_recorded_runs(title, methods):
+    shown = tables("docs/results.md")[title]
+    assert set(shown) == rows_of(*methods)
     for name, cells in shown.items():
-        assert cells == prompted_cells(name), name
+        assert cells == cells_over_seeds(name, TAKEN[title]), name
 
 
 def speeds_of(name):
