@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.learners.features import added_feature, pooled_feature
-from qkd_jax.learners.shape import Learner, Slots, Sums, feature_width
+from qkd_jax.learners.shape import NO_SUMS, Learner, Slots, Sums, feature_width
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, with_term
 from qkd_jax.nn.backbone import Backbone
@@ -29,11 +29,6 @@ from qkd_jax.nn.heads import linear_logits
 from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.inserts import Inserts
 from qkd_jax.settings.config import Config
-
-NO_SUMS = Sums(
-    empty=lambda config, num_slots, width: (),
-    add=lambda state, sums, features, labels, mask: sums,
-)
 
 
 class PromptHost(NamedTuple):

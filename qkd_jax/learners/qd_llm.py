@@ -44,9 +44,9 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners import passes
 from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.shape import (
+    NO_SUMS,
     Learner,
     Slots,
-    Sums,
     Teacher,
     class_columns,
     feature_width,
@@ -318,10 +318,7 @@ LEARNER = register(
         extract=lambda state, inputs, slot, features: feature_of(state, inputs),
         score=score,
         slots=slots,
-        sums=Sums(
-            empty=lambda config, num_slots, width: (),
-            add=lambda state, sums, features, labels, mask: sums,
-        ),
+        sums=NO_SUMS,
         teacher=Teacher(teacher_config, alone, teacher_outputs),
     ),
     defaults=("protocol.kind=joint", "train.optimizer=adam", "train.weight_decay=0"),

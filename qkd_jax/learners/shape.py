@@ -70,6 +70,13 @@ class Sums(NamedTuple):
     add: Callable = add_classes
 
 
+# Of a learner that leaves nothing to sum up.
+NO_SUMS = Sums(
+    empty=lambda config, num_slots, width: (),
+    add=lambda state, sums, features, labels, mask: sums,
+)
+
+
 class Survey(NamedTuple):
     """A pass over a task's inputs before training, and another one after it.
 

@@ -32,7 +32,11 @@ COLUMNS = {
     "wall_seconds": "wall seconds",
 }
 # Hashes in environment.json that all rows of a table must share, those of weights and images.
-SHARED = {"weights_fingerprint": "weights", "data_fingerprint": "data"}
+SHARED = {
+    "weights_fingerprint": "weights",
+    "teacher_fingerprint": "weights of the teacher",
+    "data_fingerprint": "data",
+}
 # The files of a run that `record_runs` copies.
 RECORDED = ("config.json", "environment.json", "matrix.json", "summary.json")
 # Settings in which the seeds of one method may differ.

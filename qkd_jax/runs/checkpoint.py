@@ -122,7 +122,7 @@ class Checkpoints:
             arrays = ocp.args.StandardRestore() if more else ocp.args.StandardRestore(target)
             args = ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonRestore())
             found = self._manager.restore(number, args=args)
-            kept = _as_in(target, found["arrays"]) if more else found["arrays"]
+            kept = _as_in(target, _by_path(found["arrays"])) if more else found["arrays"]
             return (_with_arrays(state, kept), found["meta"]), ""
         except Exception as error:  # orbax raises many types for damaged files
             failure = _reason(error)
@@ -145,9 +145,10 @@ def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
     }
 
 
-def _as_in(target: Any, found: Any) -> Any:
-    """The arrays of `found`, which holds more, in the structure and placement of `target`."""
-    held = found if all(isinstance(path, tuple) for path in found) else _by_path(found)
+def _as_in(target: Any, held: dict[tuple[str, ...], Any]) -> Any:
+    """The arrays by the names on their path, of which there may be more, in the structure and
+    placement of `target`.
+    """
     arrays = []
     for path, wanted in _by_path(target).items():
         array = held.get(path)

@@ -304,8 +304,9 @@ class Learning:
     def _diverged(self, what: str, when: str, rate: str) -> QkdError:
         """The error for `what` that is not finite; `rate`: the setting of its learning rate."""
         advice = f"Lower {rate} (with another --variant or --out), or look" if rate else "Look"
+        of_teacher = f" of the {self.name}" if self.name else ""
         return QkdError(
-            f"{what} became NaN or infinite in task {int(self.state.task) + 1} of "
+            f"{what}{of_teacher} became NaN or infinite in task {int(self.state.task) + 1} of "
             f"{len(self.tasks)}, {when}; the last good state is in {self.folder / 'checkpoints'}. "
             f"{advice} at the {self.data.train.noun}s of this task."
         )

@@ -49,7 +49,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.q_tuning import queue as queues
 from qkd_jax.learners.q_tuning.retention import mutual_information, new_critic
-from qkd_jax.learners.shape import Learner, Slots, Sums, register
+from qkd_jax.learners.shape import NO_SUMS, Learner, Slots, register
 from qkd_jax.learners.state import valid_task_classes
 from qkd_jax.learners.task_heads import (
     class_terms,
@@ -353,10 +353,7 @@ def learner_named(name):
         extract=extract,
         score=score,
         slots=slots,
-        sums=Sums(
-            empty=lambda config, num_slots, width: (),
-            add=lambda state, sums, features, labels, mask: sums,
-        ),
+        sums=NO_SUMS,
     )
 
 
