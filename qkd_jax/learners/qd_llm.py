@@ -52,6 +52,7 @@ from qkd_jax.learners.shape import (
     feature_width,
     learner_of,
     register,
+    teacher_settings,
 )
 from qkd_jax.learners.state import LearnerState, valid_task_classes
 from qkd_jax.learners.task_heads import class_terms, finish_with_head, mask_unseen, with_term
@@ -97,18 +98,7 @@ def teacher_config(config: Config) -> Config | None:
     if settings.teacher == "none":
         return None
     method_named(settings.teacher)
-    rate = settings.teacher_rate or config.train.learning_rate
-    teacher = Config(
-        experiment=config.experiment,
-        method=settings.teacher,
-        seed=config.seed,
-        shapes=config.shapes,
-    ).replace(
-        backbone=config.backbone,
-        data=config.data,
-        protocol=config.protocol,
-        train=replace(config.train, learning_rate=rate),
-    )
+    teacher = teacher_settings(config, settings.teacher, config.backbone, settings.teacher_rate)
     if learner_of(teacher).teacher is not None:
         raise ConfigError(
             f"qd_llm.teacher: expected a method without a teacher, found {settings.teacher}"
@@ -319,7 +309,7 @@ LEARNER = register(
         score=score,
         slots=slots,
         sums=NO_SUMS,
-        teacher=Teacher(teacher_config, alone, teacher_outputs),
+        teacher=Teacher(teacher_config, alone, teacher_outputs, rate="qd_llm.teacher_rate"),
     ),
     defaults=("protocol.kind=joint", "train.optimizer=adam", "train.weight_decay=0"),
     reads="token_ids",

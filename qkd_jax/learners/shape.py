@@ -1,6 +1,7 @@
 """The parts that every method has, and the registry of methods."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from qkd_jax.learners.state import LearnerState, local_labels
 from qkd_jax.nn import heads
 from qkd_jax.settings.config import Config
 from qkd_jax.settings.methods import Method, declare, method_names
+from qkd_jax.settings.sections import BackboneConfig
 
 
 class Context(NamedTuple):
@@ -103,12 +105,35 @@ class Teacher(NamedTuple):
         `state.teacher` for these inputs, as `batch["teacher"]`.
       shares_query: config -> whether the teacher's queries come from the student's backbone, which
         its state then holds as `frozen["query"]`, with `shapes.query_width`.
+      rate: the student's setting of the teacher's learning rate.
     """
 
     config: Callable
     alone: Callable
     outputs: Callable
     shares_query: Callable = lambda config: False
+    rate: str = "train.learning_rate"
+
+
+def teacher_settings(
+    config: Config, method: str, backbone: BackboneConfig, learning_rate: float
+) -> Config:
+    """The settings of a teacher by this method, which learns from the student's data, in the same
+    tasks and with the same steps, but for a learning rate of its own; 0 = the student's.
+
+    Where both have a section of settings of one name, the teacher's is the student's.
+    """
+    teacher = Config(
+        experiment=config.experiment, method=method, seed=config.seed, shapes=config.shapes
+    )
+    rate = learning_rate or config.train.learning_rate
+    return teacher.replace(
+        backbone=backbone,
+        data=config.data,
+        protocol=config.protocol,
+        train=replace(config.train, learning_rate=rate),
+        **{name: section for name, section in config.own if name in dict(teacher.own)},
+    )
 
 
 class Learner(NamedTuple):

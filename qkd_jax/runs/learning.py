@@ -31,8 +31,6 @@ from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.runs.store import package_code
 from qkd_jax.settings.config import digest, end_rate
 
-TRAINING_RATE = "train.learning_rate"
-
 
 class Learning:
     """One learner of a run with what it has learned, measured and spent so far.
@@ -50,13 +48,16 @@ class Learning:
         model: Model,
         digests: tuple[np.ndarray, np.ndarray],
         folder: Path,
+        rate: str = "train.learning_rate",
     ):
-        """`digests`: of the contents of training and test set; `folder`: of the run.
+        """`digests`: of the contents of training and test set; `folder`: of the run; `rate`: the
+        setting of the learning rate.
 
         Raises:
           ConfigError: the backbone does not read what the data have.
         """
         self.name, self.planned, self.model, self.folder = name, planned, model, folder
+        self._rate = rate
         self.writer = Writer(folder / name, hosts.is_first())
         self.config, self.data, self.tasks, _ = planned
         self.learner = model.learner
@@ -200,7 +201,7 @@ class Learning:
                     self.books.end_step(images)
                     bad = [name for name, value in record.items() if not np.isfinite(value)]
                     if "loss" in bad:
-                        raise self._diverged(", ".join(bad), f"step {done}", TRAINING_RATE)
+                        raise self._diverged(", ".join(bad), f"step {done}", self._rate)
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
                     self.progress.update(1, images, record, epoch, epochs)
                     due = done % train.checkpoint_every == 0 and done < num_steps
@@ -215,7 +216,7 @@ class Learning:
     def _take(self, trained: LearnerState, step: int) -> None:
         """Continues with what the steps up to `step` trained, unless it is not finite."""
         self.model.take(trained)
-        self._need_finite(f"step {step}", TRAINING_RATE)
+        self._need_finite(f"step {step}", self._rate)
 
     def _log_line(self, task: Task, epoch: int, step: int, record: dict) -> dict[str, Any]:
         return {

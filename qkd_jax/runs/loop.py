@@ -32,7 +32,6 @@ logger = logging.getLogger("qkd_jax")
 
 # Checkpoint numbers are task * this + step, so that they increase over the whole run.
 STEPS_PER_TASK = 10_000_000
-TRAINING_RATE = "train.learning_rate"
 
 
 class Interrupted(Exception):
@@ -126,8 +125,9 @@ class _Loop:
         self.learnings = [self.own]
         if (teaching := self.own.state.teacher) is not None:
             taught = planned._replace(config=teaching.config)
+            rate = self.own.learner.teacher.rate
             self.learnings = [
-                Learning("teacher", taught, Model(teaching), digests, folder),
+                Learning("teacher", taught, Model(teaching), digests, folder, rate),
                 self.own,
             ]
 

@@ -15,7 +15,7 @@ import pytest
 
 import qkd_jax
 from qkd_jax.engine.verbs import teacher_config, teacher_outputs
-from qkd_jax.errors import CheckpointError, ConfigError
+from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.learners import linear_probe, shape
 from qkd_jax.learners.prompted import query_of
 from qkd_jax.learners.shape import Teacher, class_columns
@@ -65,7 +65,9 @@ def loss(trainable, state, inputs, batch, context):
 def pupil():
     """The student's method, known in this file alone."""
     student = linear_probe.LEARNER._replace(
-        name="pupil", loss=loss, teacher=Teacher(teaching, lambda config: config, outputs)
+        name="pupil",
+        loss=loss,
+        teacher=Teacher(teaching, lambda config: config, outputs, rate="pupil.teacher_rate"),
     )
     shape.register(student, head=linear_probe.HeadSettings)
     yield
@@ -129,6 +131,12 @@ def test_the_teacher_learns_as_it_does_alone(finished, backbones, tmp_path):
         assert (folder / "teacher" / name).read_bytes() == (other / name).read_bytes(), name
     for name in ("average_accuracy", "last_accuracy", "forgetting", "parameters", "train_images"):
         assert summary["teacher"][name] == alone[name], name
+
+
+def test_a_teacher_that_diverges_names_the_setting_of_its_own_rate(backbones, tmp_path):
+    config = config_of("pupil", "train.learning_rate=1e30")
+    with pytest.raises(QkdError, match="of the teacher became NaN.* Lower pupil.teacher_rate "):
+        run(config, backbones[0], tmp_path, teacher=backbones[1])
 
 
 def test_both_are_reported_and_compiled_once(finished):

@@ -60,7 +60,6 @@ is no longer in the repository's history.
 """
 
 import functools
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +88,7 @@ from qkd_jax.learners.prompted import (
     relevance,
     with_terms,
 )
-from qkd_jax.learners.shape import Learner, Teacher, class_columns, register
+from qkd_jax.learners.shape import Learner, Teacher, class_columns, register, teacher_settings
 from qkd_jax.learners.state import local_labels, valid_task_classes
 from qkd_jax.learners.task_heads import class_terms, mask_unseen, stored_head, with_term
 from qkd_jax.nn.backbone import Backbone
@@ -108,18 +107,7 @@ def teacher_config(config: Config) -> Config | None:
     settings = config.cdl
     if settings.form == "none":
         return None
-    rate = settings.teacher_rate or config.train.learning_rate
-    return Config(
-        experiment=config.experiment,
-        method=settings.host,
-        seed=config.seed,
-        shapes=config.shapes,
-        backbone=config.teacher,
-        data=config.data,
-        protocol=config.protocol,
-        train=replace(config.train, learning_rate=rate),
-        own=((settings.host, getattr(config, settings.host)),),
-    )
+    return teacher_settings(config, settings.host, config.teacher, settings.teacher_rate)
 
 
 def alone(config: Config) -> Config:
@@ -240,7 +228,7 @@ def distilled(host: PromptHost, form: Form) -> Learner:
         extract=extract_with(host, prompted),
         score=score,
         parts=lambda config: 2 if form.token else 1,
-        teacher=Teacher(teacher_config, alone, outputs, shares_query),
+        teacher=Teacher(teacher_config, alone, outputs, shares_query, rate="cdl.teacher_rate"),
     )
 
 
