@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, record, list, doctor, weights, data, export-circuit."""
+"""The command line: run, compare, report, record, list, doctor, weights, data, and circuits."""
 
 import argparse
 import sys
@@ -110,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--text", required=True)
     export.add_argument("--out", type=_path, help="a file to write; empty = print")
     export.add_argument("--weights", default="", help="the encoder's weight file")
+
+    noise = command(
+        "noise", _noise, "accuracy of trained circuits against shots, readout and gate errors"
+    )
+    noise.add_argument("folders", type=_path, nargs="+", help="runs of qd_llm, one for each seed")
+    noise.add_argument("--texts", default=300, type=int, help="how many test texts")
+    noise.add_argument("--seed", default=0, type=int, help="of texts, shots and errors")
+    noise.add_argument("--out", required=True, type=_path, help="a folder for figure and numbers")
+    noise.add_argument("--weights", default="", help="the encoder's weight file")
     return parser
 
 
@@ -397,6 +406,17 @@ def _export_circuit(options: argparse.Namespace) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(options.out)
+
+
+def _noise(options: argparse.Namespace) -> None:
+    from qkd_jax.cli.measure_noise import measure_noise, write_noise
+
+    if options.texts < 1:
+        raise ConfigError(f"--texts: expected 1 or more, found {options.texts}")
+    measured = measure_noise(
+        options.folders, options.texts, options.seed, weights=options.weights or None
+    )
+    print(write_noise(measured, options.out))
 
 
 def _data(options: argparse.Namespace) -> None:

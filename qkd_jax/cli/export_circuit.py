@@ -11,12 +11,19 @@ from qkd_jax.learners import qd_llm
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.tokens import tokenize
 from qkd_jax.quantum import circuit_parameters, classifier_circuit, to_openqasm
-from qkd_jax.runs.load import load_run
+from qkd_jax.runs.load import LoadedRun, load_run
 
 
 def export_circuit(folder: str | Path, text: str, *, weights: str | None = None) -> str:
     """The program that a run's circuit is for `text`, with its angles and with comments that say
-    how measured bits become a class.
+    how measured bits become a class. Arguments and errors as `trained_circuit`.
+    """
+    trained = trained_circuit(folder, weights=weights)
+    return program(trained.state, trained.class_names, text)
+
+
+def trained_circuit(folder: str | Path, *, weights: str | None = None) -> LoadedRun:
+    """A run whose student is a circuit.
 
     Args:
       folder: the folder of a run of `qd_llm` with `qd_llm.student=circuit`.
@@ -33,7 +40,7 @@ def export_circuit(folder: str | Path, text: str, *, weights: str | None = None)
         raise ConfigError(
             f"{folder}: expected a run of qd_llm with qd_llm.student=circuit, found {student}"
         )
-    return program(trained.state, trained.class_names, text)
+    return trained
 
 
 def program(state: LearnerState, class_names: tuple[str, ...], text: str) -> str:

@@ -219,6 +219,52 @@ def heat_map(
 
 
 @_styled
+def noise_curves(measured: dict[str, Any]) -> Figure:
+    """Accuracy of circuits against shots, for each readout error, and against errors of gates.
+
+    Lines are means over runs, bands reach from the least accurate run to the most accurate.
+
+    Args:
+      measured: of `cli.measure_noise`.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure, (left, right) = _figure(9.6, 3.9, ncols=2, sharey=True)
+    exact, chance = float(np.mean(measured["exact"])), 100 / measured["num_classes"]
+    for axes in (left, right):
+        axes.axhline(exact, color=INK, lw=1.2, ls=(0, (6, 3)), label="exact expectations")
+        axes.axhline(chance, color=MUTED, lw=1.2, ls=(0, (1.2, 1.2)), label="chance")
+        axes.grid(axis="y", color=GRID)
+    for kind, color in zip(measured["readout"], COLORS, strict=False):
+        label = f"{kind['probability']:.0%} of the measured bits flipped"
+        _band(left, measured["shots"], np.array(kind["accuracy"]), color, label)
+    left.set_xscale("log", base=2)
+    left.set_xticks(measured["shots"], [str(shots) for shots in measured["shots"]])
+    left.set(title="Finite shots", xlabel="shots for each text", ylabel="test accuracy (%)")
+    noisy = [kind for kind in measured["gates"] if kind["probability"] > 0]
+    _band(
+        right,
+        [kind["probability"] for kind in noisy],
+        np.array([kind["accuracy"] for kind in noisy]).T,
+        COLORS[0],
+        f"{measured['shots'][-1]} shots",
+    )
+    right.set_xscale("log")
+    right.xaxis.set_major_formatter(PercentFormatter(1.0))
+    right.set(title="Depolarising gates", xlabel="errors after a two-qubit gate")
+    left.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.legend(fontsize=8.5)
+    return figure
+
+
+def _band(axes: Axes, x: list[float], values: np.ndarray, color: str, label: str) -> None:
+    """The mean over rows of values [R, X] as a line, and what they span as a band."""
+    axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+    axes.plot(x, values.mean(0), color=color, lw=1.9, marker="o", ms=4.5, mec="white", label=label)
+
+
+@_styled
 def loss_curves(records: list[dict[str, Any]], title: str, noun: str = "images") -> Figure | None:
     """Losses, and below them each logged entropy, against training images (or texts) seen.
 

@@ -135,7 +135,7 @@ def test_the_teacher_learns_as_it_does_alone(finished, backbones, tmp_path):
 
 def test_a_teacher_that_diverges_names_the_setting_of_its_own_rate(backbones, tmp_path):
     config = config_of("pupil", "train.learning_rate=1e30")
-    with pytest.raises(QkdError, match="of the teacher became NaN.* Lower pupil.teacher_rate "):
+    with pytest.raises(QkdError, match=r"of the teacher became NaN.* Lower pupil\.teacher_rate "):
         run(config, backbones[0], tmp_path, teacher=backbones[1])
 
 

@@ -1,0 +1,115 @@
+"""How accurate the trained circuits of runs would be on a quantum computer: shots and errors."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qkd_jax.cli.export_circuit import trained_circuit
+from qkd_jax.engine.verbs import predict, slot_features
+from qkd_jax.errors import ConfigError
+from qkd_jax.learners import qd_llm
+from qkd_jax.quantum.noise import Noise
+from qkd_jax.runs.load import LoadedRun
+from qkd_jax.runs.plan import plan
+
+SHOTS = (16, 32, 64, 128, 256, 512, 1024)
+READOUT = (0.0, 0.02, 0.1)
+# Probabilities of an error after a gate on two qubits; after one on one qubit it is a tenth of it.
+GATES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
+TEXTS_AT_A_TIME = 64
+
+
+def measure_noise(
+    folders: list[Path], num_texts: int, seed: int = 0, *, weights: str | None = None
+) -> dict[str, Any]:
+    """Accuracies of the circuits of some runs on test texts, in percent.
+
+    Args:
+      folders: of runs that differ in their seeds alone.
+      num_texts: how many test texts are drawn; all of them if there are fewer.
+      seed: of the drawn texts, shots and errors.
+      weights: the encoder's weight file, if it is not where the runs recorded it.
+
+    Returns:
+      `exact` [R] of R runs without any noise; `readout`, for each probability of a flipped bit, and
+      `gates`, for each probability of an error after a gate on two qubits, [R] lists of accuracies:
+      by the number of `shots`, and with the largest of these; and what was measured.
+
+    Raises:
+      ConfigError: a run of another method or of a classical twin; runs with different settings.
+      CheckpointError, WeightsError: as `load_run`.
+    """
+    runs = [trained_circuit(folder, weights=weights) for folder in folders]
+    settings = [dataclasses.replace(run.config, seed=0) for run in runs]
+    for folder, other in zip(folders, settings, strict=True):
+        if other != settings[0]:
+            raise ConfigError(
+                f"{folder}: expected the settings of {folders[0]} but for the seed, found others"
+            )
+    measured = [_measure(run, num_texts, seed) for run in runs]
+    config = runs[0].config
+    return {
+        "experiment": config.experiment,
+        "num_classes": config.shapes.num_classes,
+        "run_seeds": [run.config.seed for run in runs],
+        "num_texts": measured[0]["num_texts"],
+        "seed": seed,
+        "shots": list(SHOTS),
+        "exact": [found["exact"] for found in measured],
+        **{
+            kind: [
+                {"probability": p, "accuracy": [found[kind][i] for found in measured]}
+                for i, p in enumerate(probabilities)
+            ]
+            for kind, probabilities in (("readout", READOUT), ("gates", GATES))
+        },
+    }
+
+
+def _measure(run: LoadedRun, num_texts: int, seed: int) -> dict[str, Any]:
+    """Of one run: `exact`, `readout` [by probability][by shots] and `gates` [by probability]."""
+    state, test = run.state, plan(run.config).data.test
+    rows = np.random.default_rng(seed).permutation(len(test))[:num_texts]
+    features, exact = [], []
+    for first in range(0, len(rows), TEXTS_AT_A_TIME):
+        fields = test.load(rows[first : first + TEXTS_AT_A_TIME], state.backbone)
+        features.append(slot_features(state, fields, (0,))[:, 0, : state.backbone.spec.width])
+        exact.append(predict(state, fields))
+    inputs = jax.numpy.concatenate(features)
+
+    def accuracy(scores):
+        correct = np.asarray(scores).argmax(axis=1) == test.labels[rows]
+        return round(100 * float(np.mean(correct)), 4)
+
+    def noisy(number, noise, shots):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        return accuracy(_noisy_scores(key, state, inputs, noise=noise, shots=shots))
+
+    return {
+        "num_texts": len(rows),
+        "exact": accuracy(np.concatenate(exact)),
+        "readout": [
+            [noisy(len(SHOTS) * i + j, Noise(readout=p), shots) for j, shots in enumerate(SHOTS)]
+            for i, p in enumerate(READOUT)
+        ],
+        "gates": [noisy(1000 + i, Noise(p / 10, p), SHOTS[-1]) for i, p in enumerate(GATES)],
+    }
+
+
+_noisy_scores = partial(jax.jit, static_argnames=("noise", "shots"))(qd_llm.noisy_scores)
+
+
+def write_noise(measured: dict[str, Any], folder: Path) -> Path:
+    """Writes `noise.json` and `noise.png`; returns the latter's path."""
+    from qkd_jax.reports.figures import noise_curves
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "noise.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    path = folder / "noise.png"
+    noise_curves(measured).savefig(path, dpi=150, bbox_inches="tight")
+    return path
