@@ -1,13 +1,15 @@
-"""One Gaussian for each class.
+"""One Gaussian for each class, with a covariance of its own or one that all classes share.
 
 A class is stored as its mean and a *factor* F of its covariance, F F^T = cov + jitter I: all that
 sampling needs, at half the memory of both. With few images the covariance is singular, so the
 jitter matters. `ClassMoments` collects mean and scatter in one pass over batches, centred
 as it goes: sums of squares would lose the small eigenvalues to rounding.
+
+Drawing means alone is what remains where the covariance is taken for zero.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -16,7 +18,9 @@ from jax import lax
 
 from qkd_jax.generators.generator import Generator
 
-Kind = Literal["covariance", "variance"]
+# What is kept of each class beside its mean: all of its covariance, the diagonal of it, nothing but
+# a share in one covariance within classes, or nothing at all.
+Kind = Literal["covariance", "variance", "shared", "mean"]
 
 
 @flax.struct.dataclass
@@ -36,7 +40,8 @@ class ClassMoments:
 
 def empty_moments(num_classes: int, width: int, kind: Kind) -> ClassMoments:
     """Moments before any image."""
-    shape = (num_classes, width, width) if kind == "covariance" else (num_classes, width)
+    full = kind in ("covariance", "shared")
+    shape = (num_classes, width, width) if full else (num_classes, width)
     return ClassMoments(
         jnp.zeros(num_classes), jnp.zeros((num_classes, width)), jnp.zeros(shape, jnp.float32)
     )
@@ -84,11 +89,11 @@ def covariance_factors(moments: ClassMoments, jitter: float) -> jax.Array:
     if moments.scatter.ndim == 2:
         return jnp.sqrt(moments.scatter / freedom[:, None] + jitter)
     covariance = moments.scatter / freedom[:, None, None]
-    covariance = covariance + jitter * jnp.eye(covariance.shape[-1])[None]
-    return lax.map(_factor, covariance)
+    return lax.map(partial(_factor, jitter=jitter), covariance)
 
 
-def _factor(covariance):
+def _factor(covariance, jitter):
+    covariance = covariance + jitter * jnp.eye(len(covariance))
     lower = jnp.linalg.cholesky(covariance)
 
     def from_eigenvalues():
@@ -118,9 +123,16 @@ def empty_gaussians(num_classes: int, width: int, kind: Kind) -> Gaussians:
 
 
 def store_gaussians(
-    gaussians: Gaussians, moments: ClassMoments, columns: jax.Array, jitter: float
+    gaussians: Gaussians,
+    moments: ClassMoments,
+    columns: jax.Array,
+    key: Any = None,
+    *,
+    jitter: float,
 ) -> Gaussians:
-    """`gaussians` with those of a task's classes at `columns` [M]; padding is dropped."""
+    """`gaussians` with those of a task's classes at `columns` [M]; padding is dropped. The key of
+    `Generator.fit` is not needed.
+    """
     return Gaussians(
         gaussians.mean.at[columns].set(moments.mean, mode="drop"),
         gaussians.factor.at[columns].set(covariance_factors(moments, jitter), mode="drop"),
@@ -139,11 +151,86 @@ def draw_features(gaussians: Gaussians, key: jax.Array, labels: jax.Array) -> ja
     return jnp.where((labels == labels[0])[:, None], drawn, jnp.nan)
 
 
+@flax.struct.dataclass
+class SharedGaussians:
+    """One Gaussian for each class, all with the covariance within classes.
+
+    Attributes:
+      mean: [C, D].
+      scatter: [D, D], the sum of (h - mean)(h - mean)^T over the images of all classes.
+      freedom: [], of the scatter: images less classes.
+      factor: [D, D], of the covariance.
+    """
+
+    mean: jax.Array
+    scatter: jax.Array
+    freedom: jax.Array
+    factor: jax.Array
+
+
+def empty_shared(num_classes: int, width: int) -> SharedGaussians:
+    """Gaussians of zeros, with room for every class that may come."""
+    zeros = jnp.zeros((width, width))
+    return SharedGaussians(jnp.zeros((num_classes, width)), zeros, jnp.float32(0), zeros)
+
+
+def store_shared(
+    gaussians: SharedGaussians,
+    moments: ClassMoments,
+    columns: jax.Array,
+    key: Any = None,
+    *,
+    jitter: float,
+) -> SharedGaussians:
+    """As `store_gaussians`; the covariance is that of all classes so far."""
+    scatter = gaussians.scatter + moments.scatter.sum(0)
+    freedom = gaussians.freedom + jnp.sum(jnp.maximum(moments.count - 1.0, 0.0))
+    return SharedGaussians(
+        gaussians.mean.at[columns].set(moments.mean, mode="drop"),
+        scatter,
+        freedom,
+        _factor(scatter / jnp.maximum(freedom, 1.0), jitter),
+    )
+
+
+def draw_shared(gaussians: SharedGaussians, key: jax.Array, labels: jax.Array) -> jax.Array:
+    """One feature for each of labels [N]: [N, D]."""
+    mean = gaussians.mean[labels]
+    return mean + jax.random.normal(key, mean.shape) @ gaussians.factor.T
+
+
+@flax.struct.dataclass
+class Means:
+    """The means of classes alone, [C, D]."""
+
+    mean: jax.Array
+
+
 def gaussian(kind: Kind, jitter: float) -> Generator:
-    """The generator whose memory is `Gaussians` and whose statistics are `ClassMoments`."""
+    """The generator whose statistics are `ClassMoments`, and whose memory are `Gaussians`, or with
+    `shared` `SharedGaussians`, or with `mean` `Means`.
+    """
+    collected = {"statistics": partial(empty_moments, kind=kind), "add": add_to_moments}
+    if kind == "mean":
+        return Generator(
+            empty=lambda num_classes, width: Means(jnp.zeros((num_classes, width))),
+            fit=lambda means, moments, columns, key=None: Means(
+                means.mean.at[columns].set(moments.mean, mode="drop")
+            ),
+            draw=lambda means, key, labels: means.mean[labels],
+            **collected,
+        )
+    if kind == "shared":
+        return Generator(
+            empty=empty_shared,
+            fit=partial(store_shared, jitter=jitter),
+            draw=draw_shared,
+            **collected,
+        )
     return Generator(
         empty=partial(empty_gaussians, kind=kind),
         fit=partial(store_gaussians, jitter=jitter),
         draw=draw_features,
         one_class=kind == "covariance",
+        **collected,
     )

@@ -37,6 +37,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.generators.gaussian import add_to_moments, empty_moments
+from qkd_jax.generators.learned import DriftSettings
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes
 from qkd_jax.learners.task_adapters import (
@@ -94,7 +95,7 @@ def init(key, backbone, config):
         "sum": jax.tree.map(lambda a: jnp.zeros(a.shape[1:]), adapters),  # of trained adapters
         "head": empty_linear_head(backbone, config),
         "prototypes": jnp.zeros((classes, width)),  # class means under the first adapter
-        "gaussians": generator_of(config).empty(classes, width),
+        "generator": generator_of(config).empty(classes, width),
     }
     return trainable, memory
 
@@ -158,7 +159,7 @@ def orthogonality(state, features, mask):
     """Mean over vectors r of -log softmax_s(r . s / 0.8)[s = r]. The vectors are the means of old
     classes and the features [N, D] of a batch where `mask` [N] holds.
     """
-    vectors = jnp.concatenate([state.memory["gaussians"].mean, features])
+    vectors = jnp.concatenate([state.memory["generator"].mean, features])
     real = jnp.concatenate([old_classes(state), mask])
     similarity = jnp.where(real[None, :], vectors @ vectors.T / TEMPERATURE, MASKED)
     own = jnp.diagonal(jax.nn.log_softmax(similarity))
@@ -189,16 +190,17 @@ def freeze(state):
 
 
 def statistics(config, num_slots, width):
-    """Empty moments under the task's own adapter, and under the first one for its means."""
-    count, kind = config.shapes.max_task_classes, config.alignment.statistics
-    return empty_moments(count, width, kind), empty_moments(count, width, "variance")
+    """What the generator collects under the task's own adapter; moments under the first one."""
+    count = config.shapes.max_task_classes
+    own = generator_of(config).statistics(count, width)
+    return own, empty_moments(count, width, "variance")
 
 
 def accumulate(state, statistics, features, labels, mask):
     own, first = statistics
     positions = local_labels(state, labels)
     return (
-        add_to_moments(own, features[:, state.task], positions, mask),
+        generator_of(state.config).add(own, features[:, state.task], positions, mask),
         add_to_moments(first, features[:, 0], positions, mask),
     )
 
@@ -209,9 +211,9 @@ def finish(state, statistics, key):
     head = stored_head(state, memory["head"])
     prototypes = memory["prototypes"].at[columns].set(first.mean, mode="drop")
     generator = generator_of(state.config)
-    gaussians = generator.fit(memory["gaussians"], own, columns)
-    head = aligned(state, key, head, logits_of, generator, gaussians)
-    memory = {**memory, "head": head, "prototypes": prototypes, "gaussians": gaussians}
+    drawn = generator.fit(memory["generator"], own, columns, key)
+    head = aligned(state, key, head, logits_of, generator, drawn)
+    memory = {**memory, "head": head, "prototypes": prototypes, "generator": drawn}
     return state.replace(memory=memory)
 
 
@@ -258,5 +260,6 @@ LEARNER = register(
     ),
     adapter=AdapterSpec,
     alignment=AlignmentSettings,
+    drift=DriftSettings,
     mos=MosSettings,
 )

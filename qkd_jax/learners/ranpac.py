@@ -35,13 +35,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.errors import ConfigError
+from qkd_jax.generators.bank import add_to_bank, empty_bank
 from qkd_jax.learners import aper
 from qkd_jax.learners.finetune import loss
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels
 from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
-from qkd_jax.learners.task_heads import HeadSettings, mask_unseen
+from qkd_jax.learners.task_heads import HeadSettings, mask_unseen, need_task_images
 from qkd_jax.nn.adapters import AdapterSpec
 from qkd_jax.nn.heads import unit
 from qkd_jax.settings.ranges import setting
@@ -64,12 +64,7 @@ EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 def init(key, backbone, config):
-    if config.shapes.max_task_images < 1:
-        raise ConfigError(
-            "shapes.max_task_images: expected at least 1, since ranpac keeps a task's features "
-            f"until it ends, found {config.shapes.max_task_images}; set it to the number of "
-            "training images of the largest task"
-        )
+    need_task_images(config, "ranpac")
     width, size = backbone.spec.width, config.ranpac.projection_dim
     memory = {
         "projection": jax.random.normal(jax.random.fold_in(key, 2), (width, size)),
@@ -94,23 +89,11 @@ def extract(state, inputs, slot, features):
 
 def statistics(config, num_slots, width):
     """Room for the task's features themselves, since the search for lambda holds some out."""
-    return {
-        "features": jnp.zeros((config.shapes.max_task_images, width)),
-        "position": jnp.zeros(config.shapes.max_task_images, jnp.int32),
-        "count": jnp.int32(0),
-    }
+    return empty_bank(config.shapes.max_task_images, width)
 
 
-def accumulate(state, statistics, features, labels, mask):
-    """Appends the real rows of a batch."""
-    size = len(statistics["features"])
-    place = jnp.where(mask, statistics["count"] + jnp.cumsum(mask) - 1, size)
-    position = local_labels(state, labels).astype(jnp.int32)
-    return {
-        "features": statistics["features"].at[place].set(features[:, 0], mode="drop"),
-        "position": statistics["position"].at[place].set(position, mode="drop"),
-        "count": statistics["count"] + jnp.sum(mask),
-    }
+def accumulate(state, bank, features, labels, mask):
+    return add_to_bank(bank, features[:, 0], local_labels(state, labels), mask)
 
 
 def project(state, feature):
@@ -118,12 +101,12 @@ def project(state, feature):
     return jax.nn.relu(jnp.matmul(feature, state.memory["projection"], precision="highest"))
 
 
-def finish(state, statistics, key):
-    memory, count = state.memory, statistics["count"]
-    size, num_classes = len(statistics["features"]), state.config.shapes.max_task_classes
+def finish(state, bank, key):
+    memory, count = state.memory, bank.count
+    size, num_classes = len(bank.features), state.config.shapes.max_task_classes
     real = (jnp.arange(size) < count).astype(jnp.float32)[:, None]
-    hidden = project(state, statistics["features"]) * real
-    targets = jax.nn.one_hot(statistics["position"], num_classes) * real
+    hidden = project(state, bank.features) * real
+    targets = jax.nn.one_hot(bank.position, num_classes) * real
 
     gram = memory["gram"] + jnp.matmul(hidden.T, hidden, precision="highest")
     added = jnp.matmul(hidden.T, targets, precision="highest")

@@ -34,7 +34,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.generators.gaussian import add_to_moments, empty_moments
+from qkd_jax.generators.learned import DriftSettings
 from qkd_jax.learners.finetune import freeze
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes
@@ -79,7 +79,7 @@ def init(key, backbone, config):
     memory = {
         "previous": adapter,
         "rows": jnp.zeros((classes, width)),
-        "gaussians": generator_of(config).empty(classes, width),
+        "generator": generator_of(config).empty(classes, width),
     }
     return {"adapter": adapter, "head": head}, memory
 
@@ -113,27 +113,27 @@ def extract(state, inputs, slot, features):
 
 
 def statistics(config, num_slots, width):
-    """Empty moments of the task's classes; for all classes sum_i w_i and sum_i w_i (g_i - f_i)."""
+    """What the generator collects of the task's classes; for all classes sum_i w_i and
+    sum_i w_i (g_i - f_i).
+    """
     return {
-        "moments": empty_moments(
-            config.shapes.max_task_classes, width, config.alignment.statistics
-        ),
+        "own": generator_of(config).statistics(config.shapes.max_task_classes, width),
         "weight": jnp.zeros(config.shapes.num_classes),
         "moved": jnp.zeros((config.shapes.num_classes, width)),
     }
 
 
 def accumulate(state, statistics, features, labels, mask):
-    settings, means = state.config.ssiat, state.memory["gaussians"].mean
+    settings, means = state.config.ssiat, state.memory["generator"].mean
     old, new = features[:, jnp.maximum(state.task - 1, 0)], features[:, state.task]
-    moments = add_to_moments(statistics["moments"], new, local_labels(state, labels), mask)
+    own = generator_of(state.config).add(statistics["own"], new, local_labels(state, labels), mask)
     distance = jnp.sum(jnp.square(old[:, None] - means[None]), axis=-1)
     weight = jnp.exp(-distance / (2.0 * settings.kernel_width**2)) + settings.kernel_floor
     weight = jnp.where(mask[:, None] & old_classes(state)[None], weight, 0.0)
     step = new - old if settings.shift == "paired" else -old
     moved = jnp.matmul(weight.T, step, precision="highest")
     return {
-        "moments": moments,
+        "own": own,
         "weight": statistics["weight"] + weight.sum(0),
         "moved": statistics["moved"] + moved,
     }
@@ -141,31 +141,33 @@ def accumulate(state, statistics, features, labels, mask):
 
 def shifts(state, statistics):
     """[C, D]: how far each class mean moves; zero for classes that are not old."""
-    moments, kind = statistics["moments"], state.config.ssiat.shift
+    own, kind = statistics["own"], state.config.ssiat.shift
     # The floor bounds the sum of weights from below wherever there are images.
     shift = statistics["moved"] / jnp.maximum(statistics["weight"], 1e-30)[:, None]
     if kind == "unpaired":
-        total = jnp.sum(moments.mean * moments.count[:, None], axis=0)
-        shift = shift + (total / jnp.maximum(moments.count.sum(), 1.0))[None]
+        total = jnp.sum(own.mean * own.count[:, None], axis=0)
+        shift = shift + (total / jnp.maximum(own.count.sum(), 1.0))[None]
     moving = old_classes(state) & (kind != "none")
     return jnp.where(moving[:, None], shift, 0.0)
 
 
 def finish(state, statistics, key):
     memory, columns = stored_head(state, state.memory), class_columns(state)
-    gaussians, generator = memory["gaussians"], generator_of(state.config)
-    gaussians = gaussians.replace(mean=gaussians.mean + shifts(state, statistics))
-    gaussians = generator.fit(gaussians, statistics["moments"], columns)
-    drawn, start = scaled(state, gaussians), memory["rows"]
+    kept, generator = memory["generator"], generator_of(state.config)
+    kept = kept.replace(mean=kept.mean + shifts(state, statistics))
+    kept = generator.fit(kept, statistics["own"], columns, key)
+    drawn, start = scaled(state, kept), memory["rows"]
     rows = aligned(state, key, start, lambda r, f: logits_of(state, f, r), generator, drawn)
-    return state.replace(memory={**memory, "rows": rows, "gaussians": gaussians})
+    return state.replace(memory={**memory, "rows": rows, "generator": kept})
 
 
-def scaled(state, gaussians):
-    """`gaussians` with means of old classes multiplied by 0.9 (the oldest) to 1 (the newest)."""
+def scaled(state, kept):
+    """The generator's memory with means of old classes multiplied by 0.9 (the oldest) to 1 (the
+    newest).
+    """
     age = (state.task_of_class + 1).astype(jnp.float32) / (state.task + 1).astype(jnp.float32)
     factor = 1.0 - state.config.ssiat.mean_decay * (1.0 - age)
-    return gaussians.replace(mean=factor[:, None] * gaussians.mean)
+    return kept.replace(mean=factor[:, None] * kept.mean)
 
 
 def score(state, features):
@@ -192,5 +194,6 @@ LEARNER = register(
     ),
     adapter=AdapterSpec,
     alignment=AlignmentSettings,
+    drift=DriftSettings,
     ssiat=SsiatSettings,
 )

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qkd_jax.errors import ConfigError
 from qkd_jax.generators.gaussian import gaussian
 from qkd_jax.generators.generator import Generator
+from qkd_jax.generators.learned import learned
 from qkd_jax.learners.shape import class_columns
 from qkd_jax.learners.state import LearnerState, local_labels, seen_classes, valid_task_classes
 from qkd_jax.nn.backbone import Backbone
@@ -35,11 +37,15 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """How mos, tuna and ssiat train the head again after a task: SGD on Gaussian pseudo-features
-    of all classes seen.
+    """How mos, tuna and ssiat train the head again after a task: SGD on pseudo-features of all
+    classes seen.
     """
 
-    statistics: Literal["covariance", "variance"] = "covariance"  # kept for each class
+    # What draws them: a Gaussian for each class, or a network with the settings `drift`.
+    generator: Literal["gaussian", "drifting", "gradient_flow"] = "gaussian"
+    # What a Gaussian keeps of each class beside its mean: its covariance, the diagonal of it, one
+    # covariance for all classes, or nothing.
+    statistics: Literal["covariance", "variance", "shared", "mean"] = "covariance"
     # Added to every variance; with few images the covariance is singular.
     jitter: float = setting(1e-4, above=0)
     epochs: int = setting(30, low=0)
@@ -146,8 +152,28 @@ def alignment_loss(state: LearnerState, logits: jax.Array, labels: jax.Array) ->
 
 
 def generator_of(config: Config) -> Generator:
-    """The generator of learners whose head is `aligned`."""
-    return gaussian(config.alignment.statistics, config.alignment.jitter)
+    """The generator of learners whose head is `aligned`.
+
+    Raises:
+      ConfigError: it keeps a task's features, and their largest number is not known.
+    """
+    settings = config.alignment
+    if settings.generator == "gaussian":
+        return gaussian(settings.statistics, settings.jitter)
+    need_task_images(config, f"alignment.generator={settings.generator}")
+    return learned(settings.generator, config.drift, config.shapes.max_task_images)
+
+
+def need_task_images(config: Config, who: str) -> None:
+    """Raises ConfigError unless the images of the largest task are known, for `who` keeps the
+    features of a task until it ends.
+    """
+    if config.shapes.max_task_images < 1:
+        raise ConfigError(
+            f"shapes.max_task_images: expected at least 1, since {who} keeps a task's features "
+            f"until it ends, found {config.shapes.max_task_images}; set it to the number of "
+            "training images of the largest task"
+        )
 
 
 def aligned(

@@ -32,7 +32,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.generators.gaussian import add_to_moments, empty_moments
+from qkd_jax.generators.learned import DriftSettings
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
 from qkd_jax.learners.task_adapters import (
@@ -87,7 +87,7 @@ def init(key, backbone, config):
         "universal": jax.tree.map(jnp.zeros_like, adapter),
         "rows": jnp.zeros((classes, width)),
         "order": jnp.zeros(classes, jnp.int32),  # how many classes came before each
-        "gaussians": generator_of(config).empty(classes, width),
+        "generator": generator_of(config).empty(classes, width),
     }
     return trainable, memory
 
@@ -148,12 +148,12 @@ def freeze(state):
 
 
 def statistics(config, num_slots, width):
-    return empty_moments(config.shapes.max_task_classes, width, config.alignment.statistics)
+    return generator_of(config).statistics(config.shapes.max_task_classes, width)
 
 
 def accumulate(state, statistics, features, labels, mask):
     positions = local_labels(state, labels)
-    return add_to_moments(statistics, features[:, 2 * state.task], positions, mask)
+    return generator_of(state.config).add(statistics, features[:, 2 * state.task], positions, mask)
 
 
 def finish(state, statistics, key):
@@ -162,10 +162,10 @@ def finish(state, statistics, key):
     memory = {
         **stored_head(state, memory),
         "order": memory["order"].at[columns].set(place.astype(jnp.int32), mode="drop"),
-        "gaussians": generator.fit(memory["gaussians"], statistics, columns),
+        "generator": generator.fit(memory["generator"], statistics, columns, key),
     }
     state = state.replace(memory=memory)
-    drawn = memory["gaussians"]
+    drawn = memory["generator"]
     drawn = drawn.replace(mean=mean_factors(state)[:, None] * drawn.mean)
     rows = aligned(
         state, key, memory["rows"], lambda r, f: logits_of(state, f, r), generator, drawn
@@ -227,5 +227,6 @@ LEARNER = register(
     ),
     adapter=AdapterSpec,
     alignment=AlignmentSettings,
+    drift=DriftSettings,
     tuna=TunaSettings,
 )

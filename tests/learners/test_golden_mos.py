@@ -83,8 +83,8 @@ def learned(stored):
 def test_means_covariances_and_prototypes(stored, learned):
     memory, arrays = learned[1].memory, stored.arrays
     np.testing.assert_allclose(memory["prototypes"][:6], arrays["prototypes"], atol=BUDGET)
-    np.testing.assert_allclose(memory["gaussians"].mean[:6], arrays["means"], atol=BUDGET)
-    factors = np.float64(memory["gaussians"].factor)[[0, 5]]
+    np.testing.assert_allclose(memory["generator"].mean[:6], arrays["means"], atol=BUDGET)
+    factors = np.float64(memory["generator"].factor)[[0, 5]]
     covariances = factors @ factors.swapaxes(1, 2)
     # The covariance of four images has rank 3; what is added is all there is in other directions.
     np.testing.assert_allclose(covariances, arrays["covariances"], atol=5 * BUDGET)

@@ -91,7 +91,7 @@ def test_margin_loss_and_gradient(stored, learned):
 
 
 def test_gaussians_before_and_after_the_shift(stored, learned):
-    first, second = (state.memory["gaussians"] for state in (learned[0], learned[2]))
+    first, second = (state.memory["generator"] for state in (learned[0], learned[2]))
     np.testing.assert_allclose(first.mean[:2], stored.arrays["means/0"], atol=BUDGET)
     np.testing.assert_allclose(second.mean, stored.arrays["means/1"], atol=2 * BUDGET)
     covariances = np.einsum("cde,cfe->cdf", second.factor, second.factor)
@@ -128,7 +128,7 @@ def test_shift(stored, learned, kind, sigma):
 
 def test_alignment_draws_around_scaled_means(stored, learned):
     state = learned[2]
-    means = ssiat.scaled(state, state.memory["gaussians"]).mean
+    means = ssiat.scaled(state, state.memory["generator"]).mean
     np.testing.assert_allclose(means, stored.arrays["align/means"], atol=2 * BUDGET)
 
 

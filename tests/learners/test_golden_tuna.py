@@ -112,7 +112,7 @@ def test_loss_and_gradient(stored, learned):
 
 def test_means_of_alignment(stored, learned):
     state, arrays = learned[1], stored.arrays
-    means = state.memory["gaussians"].mean
+    means = state.memory["generator"].mean
     np.testing.assert_allclose(means, arrays["means"], atol=BUDGET)
     scaled = tuna.mean_factors(state)[:, None] * means
     np.testing.assert_allclose(scaled, arrays["drawn_means"], atol=BUDGET)

@@ -47,8 +47,8 @@ def test_orthogonality_against_loops(history):
     features = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
     real = np.array([1, 1, 0, 1, 1, 0], bool)
     means = np.random.default_rng(1).normal(size=(7, 12)).astype(np.float32)
-    stored = state.memory["gaussians"].replace(mean=jnp.asarray(means))
-    state = state.replace(memory={**state.memory, "gaussians": stored})
+    stored = state.memory["generator"].replace(mean=jnp.asarray(means))
+    state = state.replace(memory={**state.memory, "generator": stored})
     rows = np.concatenate([means[[0, 1, 4]], features[real]]).astype(np.float64)
     expected = np.mean([-np.log(softmax(rows @ r / 0.8)[i]) for i, r in enumerate(rows)])
     found = mos.orthogonality(state, jnp.asarray(features), jnp.asarray(real))
@@ -154,8 +154,8 @@ def test_what_a_task_leaves_stays(tiny, history):
             np.testing.assert_array_equal(old["prototypes"][c], new["prototypes"][c])
             jax.tree.map(
                 lambda a, b, c=c: np.testing.assert_array_equal(a[c], b[c]),
-                old["gaussians"],
-                new["gaussians"],
+                old["generator"],
+                new["generator"],
             )
     total = jax.tree.map(lambda a: np.float64(a[:3]).sum(0), history[2].ended.memory["adapters"])
     jax.tree.map(
@@ -188,7 +188,7 @@ def test_statistics_are_of_the_right_slots(tiny, history):
     features = np.float64(verbs.slot_features(state, images))
     for c in task.classes:
         mine = features[labels == c]
-        gaussians = state.memory["gaussians"]
+        gaussians = state.memory["generator"]
         np.testing.assert_allclose(gaussians.mean[c], mine[:, 2].mean(0), atol=BUDGET)
         np.testing.assert_allclose(state.memory["prototypes"][c], mine[:, 0].mean(0), atol=BUDGET)
         factor = np.float64(gaussians.factor[c])

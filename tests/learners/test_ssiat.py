@@ -61,8 +61,8 @@ def test_means_move_with_the_adapter(tiny, history, features_under):
         state = after.ended
         old, labels = features_under(state, before.ended.trainable["adapter"], task)
         new, _ = features_under(state, state.trainable["adapter"], task)
-        means = np.float64(before.ended.memory["gaussians"].mean)
-        found, moved = state.memory["gaussians"].mean, []
+        means = np.float64(before.ended.memory["generator"].mean)
+        found, moved = state.memory["generator"].mean, []
         for c in [c for t in tiny.tasks[: task.index] for c in t.classes]:
             weight = np.exp(-((old - means[c]) ** 2).sum(1) / (2 * 0.5**2)) + 0.001
             shift = weight @ (new - old) / weight.sum()
@@ -76,7 +76,7 @@ def test_means_move_with_the_adapter(tiny, history, features_under):
 
 def test_factors_of_old_classes_stay(tiny, history):
     first = np.array(tiny.tasks[0].classes)
-    old, new = (h.ended.memory["gaussians"].factor for h in (history[0], history[2]))
+    old, new = (h.ended.memory["generator"].factor for h in (history[0], history[2]))
     np.testing.assert_array_equal(old[first], new[first])
     assert np.abs(old[first]).sum() > 0 and not np.asarray(old[5]).any()
 
@@ -96,7 +96,7 @@ def test_unpaired_and_no_shift(tiny, history, features_under):
     )
     found, expected = ssiat.shifts(other, sums), np.zeros((7, 12))
     for c in (0, 1, 4):
-        mean = np.float64(state.memory["gaussians"].mean[c])
+        mean = np.float64(state.memory["generator"].mean[c])
         weight = np.exp(-((old - mean) ** 2).sum(1) / (2 * 0.5**2)) + 0.001
         expected[c] = new.mean(0) - weight @ old / weight.sum()
     np.testing.assert_allclose(found, expected, atol=BUDGET)
@@ -149,7 +149,7 @@ def test_alignment_moves_all_rows_from_the_second_task_on(tiny, history):
 
 def test_alignment_lowers_its_loss_and_can_be_left_out(history):
     state = history[2].ended
-    gaussians = state.memory["gaussians"]
+    gaussians = state.memory["generator"]
     start = 0.02 * jax.random.normal(jax.random.key(1), state.memory["rows"].shape)
     config = qkd_jax.override(state.config, "alignment.epochs=20", "alignment.learning_rate=0.001")
     drawn = ssiat.scaled(state, gaussians)
@@ -183,7 +183,7 @@ def test_alignment_lowers_its_loss_and_can_be_left_out(history):
 
 def test_old_classes_are_drawn_around_a_part_of_their_mean(history):
     state = history[2].ended
-    gaussians = state.memory["gaussians"].replace(mean=jnp.ones((7, 12)))
+    gaussians = state.memory["generator"].replace(mean=jnp.ones((7, 12)))
     factors = ssiat.scaled(state, gaussians).mean[:, 0]
     share = np.array([2, 1, 3, 3, 1, 3, 3]) / 3
     seen = np.array([0, 1, 2, 4, 5])

@@ -182,8 +182,8 @@ def test_what_a_task_leaves_stays(tiny, history):
             )
             jax.tree.map(
                 lambda a, b, c=c: np.testing.assert_array_equal(a[c], b[c]),
-                old["gaussians"],
-                new["gaussians"],
+                old["generator"],
+                new["generator"],
             )
     for last, now in pairwise(history):
         jax.tree.map(
