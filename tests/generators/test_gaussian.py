@@ -125,3 +125,39 @@ def test_full_covariances_draw_one_class_at_a_time():
     draw = gaussian("covariance", JITTER).draw
     drawn = np.asarray(draw(gaussians, jax.random.key(0), jnp.array([1, 1, 0, 1])))
     assert np.isnan(drawn).all(axis=1).tolist() == [False, False, True, False]
+
+
+def test_a_shared_covariance_is_that_within_all_classes_of_all_tasks():
+    generator, features, labels = gaussian("shared", JITTER), *images()
+    memory = generator.empty(8, WIDTH)
+    for task, own in enumerate(((0, 1), (2, 3))):
+        rows = np.isin(labels, own)
+        positions = labels[rows] - own[0]
+        moments = moments_of(features[rows], positions, "shared")
+        columns = jnp.array([4 * task, 4 * task + 1, 8, 8, 8])
+        memory = generator.fit(memory, moments, columns, jax.random.key(0))
+    means = np.stack([np.float64(features[labels == c]).mean(0) for c in range(4)])
+    np.testing.assert_allclose(memory.mean[jnp.array([0, 1, 4, 5])], means, rtol=1e-6)
+    centred = np.float64(features) - means[labels]
+    # Class 3 has one image, which says nothing of the covariance.
+    covariance = centred.T @ centred / (len(labels) - 4) + JITTER * np.eye(WIDTH)
+    np.testing.assert_allclose(memory.factor @ memory.factor.T, covariance, atol=5e-5)
+
+    count = 4000
+    asked = jnp.asarray(np.resize([0, 5], 2 * count))
+    drawn = np.float64(jax.jit(generator.draw)(memory, jax.random.key(1), asked))
+    for c, mean in ((0, means[0]), (5, means[3])):
+        mine, size = drawn[np.asarray(asked) == c], np.sqrt(np.diag(covariance))
+        assert (np.abs(mine.mean(0) - mean) < 5 * size / np.sqrt(count) + 1e-4).all()
+        slack = 5 * np.sqrt(2 / count) * np.outer(size, size)
+        assert (np.abs(np.cov(mine.T) - covariance) < slack).all()
+
+
+def test_means_alone_are_drawn_as_they_are():
+    generator, (features, labels) = gaussian("mean", JITTER), images()
+    moments = moments_of(features, labels, "mean")
+    columns = jnp.array([6, 0, 2, 7, 7])
+    memory = generator.fit(generator.empty(7, WIDTH), moments, columns, jax.random.key(0))
+    drawn = generator.draw(memory, jax.random.key(1), jnp.array([2, 6, 6, 1]))
+    np.testing.assert_array_equal(drawn[:3], moments.mean[jnp.array([2, 0, 0])])
+    np.testing.assert_array_equal(drawn[3], 0)
