@@ -29,6 +29,8 @@ from qkd_jax.generators.fields import drifting_loss, gradient_flow_loss
 from qkd_jax.generators.gaussian import ClassMoments, add_to_moments, empty_moments
 from qkd_jax.generators.generator import Generator
 from qkd_jax.nn.fit import cosine_factor, fit
+from qkd_jax.nn.heads import unit
+from qkd_jax.nn.layers import linear
 from qkd_jax.settings.ranges import setting
 
 
@@ -152,11 +154,10 @@ def init_params(key: jax.Array, num_classes: int, width: int, settings: DriftSet
 def deviations(params: dict, labels: jax.Array, noise: jax.Array) -> jax.Array:
     """g(eps, c) [..., D] of noise [..., E] for labels [...]."""
     hidden = jnp.concatenate([noise, params["embedding"][labels]], axis=-1)
-    leading = hidden.shape[:-1]
-    hidden, (*inner, last) = hidden.reshape(-1, hidden.shape[-1]), params["layers"]
+    *inner, last = params["layers"]
     for layer in inner:
-        hidden = jax.nn.gelu(hidden @ layer["kernel"] + layer["bias"][None])
-    return (hidden @ last["kernel"] + last["bias"][None]).reshape(*leading, -1)
+        hidden = jax.nn.gelu(linear(layer, hidden, hidden.dtype))
+    return linear(last, hidden, hidden.dtype)
 
 
 def _draw(network: DrawingNetwork, params: dict, labels: jax.Array, noise: jax.Array) -> jax.Array:
@@ -164,10 +165,6 @@ def _draw(network: DrawingNetwork, params: dict, labels: jax.Array, noise: jax.A
     return network.mean[labels] + network.spread[labels][..., None] * deviations(
         params, labels, noise
     )
-
-
-def _direction(features: jax.Array) -> jax.Array:
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
 def on_sphere(kind: str, settings: DriftSettings) -> bool:
@@ -187,7 +184,7 @@ def draw_features(
     noise = jax.random.normal(key, (*labels.shape, settings.noise))
     drawn = _draw(network, network.params, labels, noise)
     if on_sphere(kind, settings):
-        drawn = network.length[labels][:, None] * _direction(drawn)
+        drawn = network.length[labels][:, None] * unit(drawn)
     return drawn
 
 
@@ -202,7 +199,7 @@ def loss_of(kind: str, settings: DriftSettings):
     }
     if settings.sphere:
         return lambda generated, data, mean: gradient_flow_loss(
-            _direction(generated), _direction(data), **options
+            unit(generated), unit(data), **options
         )
     return lambda generated, data, mean: gradient_flow_loss(
         generated - mean, data - mean, **options

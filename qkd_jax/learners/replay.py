@@ -114,6 +114,11 @@ def with_present(generator: Generator, bank, columns: jax.Array) -> Generator:
     return generator._replace(draw=draw)
 
 
+def draw(state, key, labels):
+    generator = generator_of(state.config)
+    return generator.draw(state.memory["generator"], key, labels)
+
+
 def score(state, features):
     return mask_unseen(state, logits_of(state, state.memory, features[:, 0])), None
 
@@ -130,6 +135,7 @@ LEARNER = register(
         score=score,
         slots=Slots(score=lambda task: (0,), frozen=0),
         sums=Sums(statistics, accumulate),
+        draw=draw,
     ),
     alignment=AlignmentSettings,
     drift=DriftSettings,

@@ -169,6 +169,8 @@ class Learner(NamedTuple):
       describe: config -> {file name: text}, files that a run writes beside its settings.
       parts: config -> how many vectors as wide as the backbone the feature of a slot consists of.
       teacher: of a student; None for a method that learns alone.
+      draw: (state, key, labels int [N]) -> features [N, D] of slot 0 that the method draws of
+        classes it has seen, for the measure `draws_energy_distance`; None = it draws none.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Learner(NamedTuple):
     describe: Callable = lambda config: {}
     parts: Callable = lambda config: 1
     teacher: Teacher | None = None
+    draw: Callable | None = None
 
     def num_slots(self, config: Config) -> int:
         """S, the number of slots in an array of features."""

@@ -216,6 +216,29 @@ def mean_relevance(relevance: np.ndarray, tasks: np.ndarray, num_tasks: int) -> 
     return np.stack(rows)
 
 
+def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| of two samples: 0 in expectation if their laws are equal,
+    else above (Szekely and Rizzo, "Energy statistics", 2013).
+
+    Args:
+      x, y: [N, D] and [M, D]; pairs of a vector with itself are left out, so that the estimate is
+        unbiased and can be negative.
+
+    Raises:
+      DataError: a sample with fewer than two vectors.
+    """
+    if min(len(x), len(y)) < 2:
+        raise DataError(f"energy distance: expected two vectors or more, found {len(x)}, {len(y)}")
+
+    def total(a, b):
+        return sum(float(np.linalg.norm(row - b, axis=1).sum()) for row in a)
+
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    n, m = len(x), len(y)
+    own = total(x, x) / (n * (n - 1)) + total(y, y) / (m * (m - 1))
+    return 2 * total(x, y) / (n * m) - own
+
+
 def summarise(
     correct: np.ndarray,
     total: np.ndarray,

@@ -5,15 +5,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.data.examples import Examples
 from qkd_jax.engine import hosts
+from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.state import LearnerState
 from qkd_jax.protocol import metrics
 from qkd_jax.runs.slot_features import SlotFeatures
 
 # Inference is timed on new images for at least this long, or until the test set ends.
 INFERENCE_SECONDS = 2.0
+
+# Features of a class that are drawn, to be compared with those of test images.
+DRAWN = 200
 
 SHOWN, SHOWN_WRONG = 12, 9  # test examples on the report's page
 
@@ -171,6 +178,25 @@ def shown_examples(examples: Examples, rows: np.ndarray, predicted: dict) -> lis
                 entry |= {"most_relevant_task": int(relevance[row].argmax()) + 1}
             shown.append(entry | examples.shown(int(rows[row])))
     return shown
+
+
+def draws_distance(state: LearnerState, features: np.ndarray, labels: np.ndarray) -> float | None:
+    """The mean over classes of the energy distance between what a learner draws of a class and
+    features [N, D] of that class in slot 0; None where it draws nothing. A class with fewer than
+    two features is left out.
+    """
+    learner = learner_of(state.config)
+    if learner.draw is None:
+        return None
+    draw, distances = jax.jit(learner.draw), []
+    for label in np.unique(labels):
+        own = features[labels == label]
+        if len(own) < 2:
+            continue
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 5), int(label))
+        drawn = draw(state, key, jnp.full(DRAWN, label, jnp.int32))
+        distances.append(metrics.energy_distance(np.asarray(drawn), own))
+    return float(np.mean(distances)) if distances else None
 
 
 def inference_rate(

@@ -18,6 +18,7 @@ from qkd_jax.runs.batches import training_batches
 from qkd_jax.runs.books import Books
 from qkd_jax.runs.evaluation import (
     Accuracies,
+    draws_distance,
     inference_rate,
     joined,
     predictions,
@@ -273,6 +274,16 @@ class Learning:
         size = self.test.batch_size
         return inference_rate(
             self.data.test, size, slots, self.model.features_of, classify, self.books.now
+        )
+
+    def draws_distance(self) -> float | None:
+        """How far what is drawn of classes is from the features of their test images."""
+        if self.learner.draw is None:
+            return None
+        rows = self._fill(self.test, (0,), self._seen(self.tasks[-1]), count=False)
+        width = self.state.backbone.spec.width
+        return draws_distance(
+            self.state, self.test.values[rows, 0, :width], self.data.test.labels[rows]
         )
 
     def summary(self) -> dict[str, Any]:

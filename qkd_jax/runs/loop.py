@@ -159,7 +159,10 @@ class _Loop:
                     )
                     done += 1
                     self._save(checkpoints, done)
+        distance = self.own.draws_distance()
         summary = self._summary(finished=True, rate=self.own.inference_rate())
+        if distance is not None:
+            summary["draws_energy_distance"] = distance
         self.own.writer.json("summary.json", summary)
         hosts.wait()
         return summary

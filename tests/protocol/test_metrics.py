@@ -4,7 +4,9 @@ Tolerances: values are percentages near 100 built from fewer than 1e4 float64 op
 rounding error is below 100 * 1e4 * 2**-53 = 1.2e-10; 1e-9 is used.
 """
 
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -326,3 +328,28 @@ def test_uniform_relevance_routes_to_task_zero():
 def test_impossible_input_is_named(call, words):
     with pytest.raises(DataError, match=words):
         call(metrics.empty_matrix(2), np.array([0, 1]))
+
+
+def test_energy_distance_against_its_closed_form_and_by_pairs():
+    """N(0, 1) and N(d, 1): x - y is normal with variance 2 and mean d."""
+    draws = np.random.default_rng(0)
+    distance, size = 1.5, 3000
+    x, y = draws.normal(size=(size, 1)), draws.normal(size=(size, 1)) + distance
+    apart = 2 / math.sqrt(math.pi) * math.exp(-(distance**2) / 4)
+    apart += distance * math.erf(distance / 2)
+    expected = 2 * apart - 2 * 2 / math.sqrt(math.pi)
+    # Means over 3,000 vectors of numbers with deviations near 1: five of them.
+    assert abs(metrics.energy_distance(x, y) - expected) < 5 * 2 / math.sqrt(size)
+
+    x, y = draws.normal(size=(4, 3)), draws.normal(size=(5, 3)) + 1
+
+    def mean(pairs):
+        return np.mean([np.linalg.norm(a - b) for a, b in pairs])
+
+    own = sum(mean(itertools.combinations(sample, 2)) for sample in (x, y))
+    expected = 2 * mean(itertools.product(x, y)) - own
+    assert metrics.energy_distance(x, y) == pytest.approx(expected, rel=1e-12)
+    same = [metrics.energy_distance(*draws.normal(size=(2, 6, 2))) for _ in range(300)]
+    assert min(same) < 0 and abs(np.mean(same)) < 5 * np.std(same) / math.sqrt(300)
+    with pytest.raises(DataError, match="two vectors or more, found 1, 5"):
+        metrics.energy_distance(x[:1], y)

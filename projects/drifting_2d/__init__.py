@@ -1,0 +1,1 @@
+"""Drifting models and gradient flows in two dimensions."""
