@@ -1,7 +1,8 @@
 """All benchmarks and one table: `make bench`, or `python -m benchmarks [SUBJECT ...]`.
 
-Writes results/latest.json; given subjects replace their own rows in it. Each subject has a process
-of its own: what one has compiled or allocated is not the next one's.
+Writes results/latest.json; given subjects replace their own rows in it. Each subject keeps the
+machine that it was timed on, and has a process of its own: what one has compiled or allocated is
+not the next one's.
 """
 
 import argparse
@@ -11,11 +12,12 @@ import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 
-from benchmarks.pairs import RESULTS, Row, read, table, write
+from benchmarks.pairs import RESULTS, Row, read, table, timed_here, write
 
 SUBJECTS = (
     "gate",
     "quantum_student",
+    "drifting_field",
     "transformer",
     "text",
     "start",
@@ -46,20 +48,20 @@ def main() -> int:
     if unknown := set(chosen) - set(SUBJECTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}")
     path = RESULTS / "latest.json"
-    rows = read(path)
+    subjects = read(path)
     failed: list[str] = []
     spawn = multiprocessing.get_context("spawn")
     for subject in chosen:
         try:
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                rows[subject] = pool.submit(run, subject).result()
+                subjects[subject] = timed_here(pool.submit(run, subject).result())
         except Exception as error:  # the other subjects still count
             failed.append(f"{subject}: {type(error).__name__}: {error}")
             print(failed[-1], flush=True)
             continue
-        write({name: rows[name] for name in SUBJECTS if name in rows}, path)
-    for subject in SUBJECTS:
-        print(f"\n{subject}\n\n{table(rows.get(subject, []))}")
+        write({name: subjects[name] for name in SUBJECTS if name in subjects}, path)
+    for subject, timed in subjects.items():
+        print(f"\n{subject}, {timed.machine['processor']}\n\n{table(timed.rows)}")
     for line in failed:
         print(f"FAILED {line}")
     return 1 if failed else 0

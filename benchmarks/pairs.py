@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 # Whose versions the numbers depend on.
 PACKAGES = (
     *("jax", "numpy", "pillow", "torch", "pennylane", "pennylane-lightning"),
-    *("tensorcircuit-ng", "qujax"),
+    *("tensorcircuit-ng", "qujax", "transformers"),
 )
 # A measurement repeats its call until it takes this long: clocks and wake-ups then do not count.
 LEAST_SECONDS = 0.05
@@ -169,25 +169,40 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def write(rows: dict[str, Sequence[Row]], path: Path) -> None:
-    """The rows of each subject, the machine and the versions as JSON."""
+class Timed(NamedTuple):
+    """The rows of one subject, and what they belong to.
+
+    Attributes:
+      machine: of `machine`.
+      versions: of the `PACKAGES` that were installed.
+      rows: in order.
+    """
+
+    machine: dict[str, object]
+    versions: dict[str, str]
+    rows: list[Row]
+
+
+def timed_here(rows: list[Row]) -> Timed:
+    """Rows that were timed on this machine with what is installed."""
+    return Timed(machine(), versions(PACKAGES), rows)
+
+
+def write(subjects: dict[str, Timed], path: Path) -> None:
+    """Every subject with its machine, versions and rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     value = {
-        "machine": machine(),
-        "versions": versions(PACKAGES),
-        "rows": [{"subject": s, **row._asdict()} for s, part in rows.items() for row in part],
+        name: {**timed._asdict(), "rows": [row._asdict() for row in timed.rows]}
+        for name, timed in subjects.items()
     }
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def read(path: Path) -> dict[str, list[Row]]:
-    """The rows of each subject that `write` left; none of another machine or other versions."""
+def read(path: Path) -> dict[str, Timed]:
+    """What `write` left; nothing where there is no file."""
     if not path.exists():
         return {}
-    value = json.loads(path.read_text())
-    if value["machine"] != machine() or value["versions"] != versions(PACKAGES):
-        return {}
-    found: dict[str, list[Row]] = {}
-    for entry in value["rows"]:
-        found.setdefault(entry.pop("subject"), []).append(Row(**entry))
-    return found
+    return {
+        name: Timed(entry["machine"], entry["versions"], [Row(**row) for row in entry["rows"]])
+        for name, entry in json.loads(path.read_text()).items()
+    }

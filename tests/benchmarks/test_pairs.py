@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import pairs
-from benchmarks.pairs import Row, check, compare, read, table, write
+from benchmarks.pairs import Row, check, compare, read, table, timed_here, write
 
 
 @pytest.fixture
@@ -54,18 +54,20 @@ def test_a_missed_goal_is_marked_and_stays(tmp_path):
     assert "(half counted)" in lines[1] and "| – |" in lines[2]
     path = tmp_path / "results" / "latest.json"
     assert read(path) == {}
-    write({"one": rows[:2], "two": rows[2:]}, path)
+    subjects = {"one": timed_here(rows[:2]), "two": timed_here(rows[2:])}
+    write(subjects, path)
     written = json.loads(path.read_text())
-    assert [row["ratio"] for row in written["rows"]] == [2.0, 0.5, 0.5]
-    assert {"jax", "numpy"} <= written["versions"].keys() and written["machine"]["cores"] >= 1
-    assert read(path) == {"one": rows[:2], "two": rows[2:]}
+    assert [row["ratio"] for row in written["one"]["rows"]] == [2.0, 0.5]
+    assert {"jax", "numpy"} <= written["two"]["versions"].keys()
+    assert written["two"]["machine"]["cores"] >= 1
+    assert read(path) == subjects
 
 
-def test_rows_of_another_machine_or_version_are_not_kept(tmp_path):
-    path = tmp_path / "latest.json"
-    for part, name in (("machine", "processor"), ("versions", "jax")):
-        write({"one": [Row("a", 1.0, 2.0, "peer", "ms", 2.0, 1.5)]}, path)
-        written = json.loads(path.read_text())
-        written[part][name] = "another"
-        path.write_text(json.dumps(written))
-        assert read(path) == {}
+def test_a_subject_keeps_the_machine_that_it_was_timed_on(tmp_path, monkeypatch):
+    path, row = tmp_path / "latest.json", Row("a", 1.0, 2.0, "peer", "ms", 2.0, 1.5)
+    write({"one": timed_here([row])}, path)
+    monkeypatch.setattr(pairs, "machine", lambda: {"processor": "another"})
+    write(read(path) | {"two": timed_here([row])}, path)
+    found = read(path)
+    assert found["two"].machine == {"processor": "another"} != found["one"].machine
+    assert found["one"].rows == found["two"].rows == [row]
