@@ -151,7 +151,7 @@ def published(method: str, data_set: str) -> tuple[str, ...]:
     """Settings of a peer on cifar100, cub200, imagenet_r, imagenet_a or vtab.
 
     None for methods that have no published settings of their own: qkd, whose settings the
-    experiment files name, and simplecil, which trains nothing.
+    experiment files name, and simplecil and replay, which make no step.
     """
     if method not in RUNS:
         return ()
