@@ -20,6 +20,7 @@ OWN = {
     "dualprompt": ("dualprompt.general_blocks=1", "dualprompt.expert_blocks=1"),
     "qd_llm": ("qd_llm.teacher=none",),
     "ranpac": ("max_task_images=20", "ranpac.projection_dim=40"),
+    "replay": ("max_task_images=20",),
 }
 
 
