@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from qkd_jax.errors import CheckpointError
 from qkd_jax.learners.state import LearnerState
 
+# Names of earlier versions on the paths of arrays, and today's.
+RENAMED = {"gaussians": "generator"}
 KEPT = 2  # the one before the newest is for the case that the newest is damaged
 
 logger = logging.getLogger("qkd_jax")
@@ -52,6 +54,11 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
             ),
+            # Without them a manager that has saved nothing yet cannot tell which arrays there are.
+            item_handlers={
+                "arrays": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -117,12 +124,14 @@ class Checkpoints:
         """((state, meta), "") of one checkpoint, or (None, what is wrong with it)."""
         try:
             held = _by_path(self._manager.item_metadata(number)["arrays"])
-            # Earlier versions may have kept more arrays; those are ignored.
+            # Earlier versions may have kept more arrays, which are ignored, or under other names.
             more = set(held) - set(_by_path(target))
             arrays = ocp.args.StandardRestore() if more else ocp.args.StandardRestore(target)
             args = ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonRestore())
             found = self._manager.restore(number, args=args)
-            kept = _as_in(target, _by_path(found["arrays"])) if more else found["arrays"]
+            kept = found["arrays"]
+            if more:
+                kept = _as_in(target, _with_todays_names(_by_path(kept)))
             return (_with_arrays(state, kept), found["meta"]), ""
         except Exception as error:  # orbax raises many types for damaged files
             failure = _reason(error)
@@ -143,6 +152,11 @@ def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
         tuple(str(next(getattr(p, n) for n in names if hasattr(p, n))) for p in path): leaf
         for path, leaf in leaves
     }
+
+
+def _with_todays_names(held: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
+    """`held` with what earlier versions called otherwise."""
+    return {tuple(RENAMED.get(name, name) for name in path): leaf for path, leaf in held.items()}
 
 
 def _as_in(target: Any, held: dict[tuple[str, ...], Any]) -> Any:

@@ -142,12 +142,26 @@ def test_what_an_earlier_version_kept_is_passed_by(state, tmp_path):
     )
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, older, {"told": 1})
+    with Checkpoints(tmp_path) as checkpoints:
         blank = jax.tree.map(jnp.zeros_like, (state.trainable, state.memory))
         found, meta = checkpoints.restore(state.replace(trainable=blank[0], memory=blank[1]))
         assert meta == {"told": 1}
         jax.tree.map(np.testing.assert_array_equal, found.trainable, state.trainable)
         jax.tree.map(np.testing.assert_array_equal, found.memory, state.memory)
         assert jax.tree.structure(found.opt_state) == jax.tree.structure(state.opt_state)
+
+
+def test_what_an_earlier_version_called_otherwise_is_found(state, tmp_path):
+    """Of mos, tuna and ssiat, whose Gaussians are one of several generators now."""
+    kept = {"mean": jnp.arange(3.0), "factor": jnp.ones((3, 2))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state.replace(memory={**state.memory, "gaussians": kept}), {})
+    today = {**state.memory, "generator": jax.tree.map(jnp.zeros_like, kept)}
+    with Checkpoints(tmp_path) as checkpoints:
+        found, _ = checkpoints.restore(state.replace(memory=today))
+    assert set(found.memory) == set(today)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(found.memory["generator"][name], array)
 
 
 def test_the_checkpoint_of_a_later_version_says_so(state, tmp_path):
