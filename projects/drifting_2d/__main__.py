@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from projects.drifting_2d.shapes import SHAPES, energy_distance, judge, sample
+from projects.drifting_2d.shapes import SHAPES, judge, sample
 from projects.drifting_2d.train import FIELDS, Training, train
+from qkd_jax.protocol.metrics import energy_distance
 
 BANDWIDTHS = (0.1, 0.2, 0.4, 0.8)
 DATA, HELD_OUT = 4000, 1000

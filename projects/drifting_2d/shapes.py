@@ -72,14 +72,3 @@ def judge(shape: Shape, samples: np.ndarray) -> tuple[float, float]:
     modes = (shape.modes * place[distances[near].argmin(axis=1)]).astype(int)
     shares = np.bincount(modes, minlength=shape.modes) / near.sum()
     return float(near.mean()), float(shape.modes * shares.min())
-
-
-def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| over pairs of different samples; 0 between equal laws."""
-
-    def mean(a, b, same):
-        total = sum(np.linalg.norm(row - b, axis=-1).sum() for row in a)
-        return total / (len(a) * (len(b) - same))
-
-    x, y = np.float64(x), np.float64(y)
-    return float(2 * mean(x, y, 0) - mean(x, x, 1) - mean(y, y, 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.cli.export_circuit import trained_circuit
@@ -80,7 +81,7 @@ def _measure(run: LoadedRun, num_texts: int, seed: int) -> dict[str, Any]:
         fields = test.load(rows[first : first + TEXTS_AT_A_TIME], state.backbone)
         features.append(slot_features(state, fields, (0,))[:, 0, : state.backbone.spec.width])
         exact.append(predict(state, fields))
-    inputs = jax.numpy.concatenate(features)
+    inputs = jnp.concatenate(features)
 
     def accuracy(scores):
         correct = np.asarray(scores).argmax(axis=1) == test.labels[rows]

@@ -175,7 +175,7 @@ def drifting_goal(
     distances = distances + 100.0 * itself[None]
 
     force, scaled = jnp.zeros_like(generated), targets / scale
-    # One temperature after the other: an axis for them is three times slower on a CPU.
+    # One temperature after the other, which a CPU does faster than one product for all.
     for temperature in temperatures:
         # The root of the product of the softmax over rows and that over columns.
         product = jnp.ones((), dtype)

@@ -94,7 +94,9 @@ class TaskFeatures:
         return self.moments.count
 
 
-def learned(kind: Literal["drifting", "gradient_flow"], settings: DriftSettings, size: int):
+def learned(
+    kind: Literal["drifting", "gradient_flow"], settings: DriftSettings, size: int
+) -> Generator:
     """The generator whose memory is a `DrawingNetwork`, for tasks of at most `size` images."""
     return Generator(
         empty=partial(empty_network, settings=settings),

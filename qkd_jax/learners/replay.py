@@ -16,11 +16,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from qkd_jax.generators.bank import add_to_bank, empty_bank, pick, rows_by_class
+from qkd_jax.generators.bank import FeatureBank, add_to_bank, empty_bank, pick, rows_by_class
 from qkd_jax.generators.generator import Generator
 from qkd_jax.generators.learned import DriftSettings
-from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
+from qkd_jax.learners.simplecil import extract
 from qkd_jax.learners.state import local_labels, old_classes, seen_classes
 from qkd_jax.learners.task_heads import (
     AlignmentSettings,
@@ -98,7 +98,7 @@ def finish(state, statistics, key):
     return state.replace(memory={**head, "generator": kept})
 
 
-def with_present(generator: Generator, bank, columns: jax.Array) -> Generator:
+def with_present(generator: Generator, bank: FeatureBank, columns: jax.Array) -> Generator:
     """`generator` with draws of the classes `columns` [M] that are features of `bank`."""
     places = rows_by_class(bank, len(columns))
 
@@ -131,7 +131,7 @@ LEARNER = register(
         loss=None,
         freeze=lambda state: state,
         finish=finish,
-        extract=lambda state, inputs, slot, features: pooled_feature(state, inputs),
+        extract=extract,
         score=score,
         slots=Slots(score=lambda task: (0,), frozen=0),
         sums=Sums(statistics, accumulate),

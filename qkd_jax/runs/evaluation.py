@@ -181,14 +181,11 @@ def shown_examples(examples: Examples, rows: np.ndarray, predicted: dict) -> lis
 
 
 def draws_distance(state: LearnerState, features: np.ndarray, labels: np.ndarray) -> float | None:
-    """The mean over classes of the energy distance between what a learner draws of a class and
-    features [N, D] of that class in slot 0; None where it draws nothing. A class with fewer than
-    two features is left out.
+    """The mean over classes of the energy distance between what a learner draws of a class
+    (`Learner.draw`) and features [N, D] of that class in slot 0. A class with fewer than two
+    features is left out; None if all are.
     """
-    learner = learner_of(state.config)
-    if learner.draw is None:
-        return None
-    draw, distances = jax.jit(learner.draw), []
+    draw, distances = jax.jit(learner_of(state.config).draw), []
     for label in np.unique(labels):
         own = features[labels == label]
         if len(own) < 2:

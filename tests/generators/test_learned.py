@@ -13,6 +13,7 @@ import pytest
 
 from qkd_jax.generators.bank import add_to_bank, empty_bank, pick, rows_by_class
 from qkd_jax.generators.learned import DriftSettings, learned
+from qkd_jax.protocol.metrics import energy_distance
 
 WIDTH, CLASSES, PER_TASK, SIZE = 4, 5, 2, 130
 SMALL = {"steps": 400, "learning_rate": 5e-3, "labels": 4, "noise": 4, "hidden": 32}
@@ -31,17 +32,6 @@ def ring(label, size, seed):
     features[:, label % 2] += 1.5 * np.cos(angle)
     features[:, 2 + label % 2] += 1.5 * np.sin(angle)
     return (features + 5.0 + 2.0 * label).astype(np.float32)
-
-
-def energy_distance(x, y):
-    """By the mean over all pairs, without those of one sample with itself."""
-
-    def mean(a, b, same):
-        distances = np.linalg.norm(a[:, None] - b[None], axis=-1)
-        return distances.sum() / (len(a) * (len(b) - same))
-
-    x, y = np.float64(x), np.float64(y)
-    return 2 * mean(x, y, 0) - mean(x, x, 1) - mean(y, y, 1)
 
 
 def collected(generator, labels, seed=0, garbage=np.nan):
