@@ -9,8 +9,11 @@ reported is measured on other samples of the shape.
 
 import argparse
 import json
+import os
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -40,8 +43,11 @@ def study(shape_name: str, field: str, seeds: list[int], training: Training) -> 
     def distance(bandwidth):
         return energy_distance(trained(SEED_OF_CHOICE, bandwidth)[-1], data[:HELD_OUT])
 
-    bandwidth = min(BANDWIDTHS, key=distance)
-    runs = [trained(seed, bandwidth) for seed in seeds]
+    # A training uses one core: the programs are too small to share it out.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        distances = list(pool.map(distance, BANDWIDTHS))
+        bandwidth = BANDWIDTHS[int(np.argmin(distances))]
+        runs = list(pool.map(partial(trained, bandwidth=bandwidth), seeds))
     found = [(*judge(shape, drawn[-1]), energy_distance(drawn[-1], held_out)) for drawn in runs]
     row = {"shape": shape_name, "field": field, "bandwidth": bandwidth}
     return {**row, **dict(zip(MEASURES, zip(*found, strict=True), strict=True))}, runs[0]

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from qkd_jax.generators.fields import drifting_velocity, gradient_flow_velocity
+from qkd_jax.nn.fit import fit
 
 # Names of the fields, and what they are.
 FIELDS = {
@@ -47,7 +48,7 @@ class Perceptron(nn.Module):
     def __call__(self, noise):
         hidden = noise
         for _ in range(3):
-            hidden = nn.gelu(nn.Dense(128)(hidden))
+            hidden = nn.gelu(nn.Dense(96)(hidden))
         return nn.Dense(2)(hidden)
 
 
@@ -76,25 +77,23 @@ def train(
     keys = jax.random.split(key, 3)
     params = model.init(keys[0], jnp.zeros((1, NOISE)))
 
-    def loss(params, key):
-        key_noise, key_data = jax.random.split(key)
-        x = model.apply(params, jax.random.normal(key_noise, (training.batch, NOISE)))
-        real = data[jax.random.randint(key_data, (training.batch,), 0, len(data))]
+    def batch(step):
+        key_noise, key_data = jax.random.split(jax.random.fold_in(keys[1], step))
+        rows = jax.random.randint(key_data, (training.batch,), 0, len(data))
+        return jax.random.normal(key_noise, (training.batch, NOISE)), data[rows]
+
+    def loss(params, batch):
+        noise, real = batch
+        x = model.apply(params, noise)
         goal = lax.stop_gradient(x + velocity(field, x, real, bandwidth))
         return jnp.mean(jnp.sum((x - goal) ** 2, axis=1))
-
-    def step(carry, i):
-        params, state = carry
-        gradients = jax.grad(loss)(params, jax.random.fold_in(keys[1], i))
-        updates, state = optimiser.update(gradients, state, params)
-        return (optax.apply_updates(params, updates), state), None
 
     def draw(params):
         return model.apply(params, jax.random.normal(keys[2], (training.shown, NOISE)))
 
     def part(carry, first):
         each = training.steps // training.pictures
-        carry, _ = lax.scan(step, carry, first * each + jnp.arange(each))
+        carry = fit(*carry, loss, lambda step: batch(first * each + step), optimiser, each)
         return carry, draw(carry[0])
 
     start = params, optimiser.init(params)

@@ -77,9 +77,10 @@ def plan(config: Config) -> Plan:
     num_classes = len(data.train.class_names)
     seed = config.protocol.order_seed if config.protocol.shuffle else None
     order = class_order(num_classes, seed)
-    tasks = split_tasks(order, config.protocol.base, config.protocol.increment)
-    if config.protocol.kind == "joint":
-        tasks = (Task(0, tuple(int(c) for c in order)),)
+    protocol = config.protocol
+    joint = protocol.kind == "joint"
+    base, increment = (0, num_classes) if joint else (protocol.base, protocol.increment)
+    tasks = split_tasks(order, base, increment)
     counts = np.bincount(data.train.labels, minlength=num_classes)
     need_every_class(data)
     shapes = Shapes(

@@ -25,6 +25,14 @@ def test_a_run_can_hold_out_training_styles_instead_of_testing():
     assert not {name for name in load_split("renditions").test.ids} & set(data.test.ids)
 
 
+def test_joint_learning_has_one_task_however_the_classes_would_be_cut():
+    """Its first task may be larger than all classes, since it is not read."""
+    changes = (*SMALL, "protocol.kind=joint", "protocol.base=7", "protocol.increment=9")
+    planned = plan(override(Config(), *changes))
+    assert [task.classes for task in planned.tasks] == [tuple(planned.order)]
+    assert len(planned.order) == 6
+
+
 def test_shapes_come_from_the_largest_task():
     """Six classes in tasks of four: 4, 2; synthetic classes have equally many images."""
     config = override(
