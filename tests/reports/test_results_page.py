@@ -47,8 +47,8 @@ def cells_of(row):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     recorded = json.loads((ROOT / "results" / experiment / "results.json").read_text())
-    shown = tables("docs/results.md")[experiment.capitalize()]
-    elsewhere = rows_of(*PROMPTED, "qd_llm") if experiment == "glosses" else set()
+    shown = tables("docs/results.md").get(experiment.capitalize(), {})
+    elsewhere = set().union(*(rows_of(title) for title in FURTHER if FURTHER[title][0] == experiment))
     assert set(shown) == {name for name in recorded["methods"] if "-" not in name} - elsewhere
     for name, cells in shown.items():
         assert cells == cells_of(recorded["methods"][name]), name
@@ -62,25 +62,37 @@ def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     assert averages == sorted(averages, reverse=True)
 
 
-PROMPTED = ("q_tuning", "prog_prompt", "prompt_per_task")
-TAKEN = {
+QD_LLM = ("last_accuracy", "teacher.last_accuracy", "trainable_parameters")
+# {title: (experiment, pattern of its rows' names, what its columns show)} of further tables.
+FURTHER = {
     "Q-tuning and its parts": (
-        *("within_task_average_accuracy", "within_task_last_accuracy"),
-        *("average_accuracy", "last_accuracy", "routing_accuracy"),
+        "glosses",
+        r"(q_tuning|prog_prompt|prompt_per_task)(-.*)?",
+        (
+            *("within_task_average_accuracy", "within_task_last_accuracy"),
+            *("average_accuracy", "last_accuracy", "routing_accuracy"),
+        ),
     ),
-    "A circuit and its twins": ("last_accuracy", "teacher.last_accuracy", "trainable_parameters"),
+    "A circuit and its twins": ("glosses", r"qd_llm(-(cos|tanh))?(-alone)?", QD_LLM),
+    "A circuit and its twins on four classes": ("glosses", r"qd_llm-four.*", QD_LLM),
+    "A circuit that learns class by class": (
+        "glosses",
+        r"qd_llm-incremental.*",
+        ("average_accuracy", "last_accuracy", "within_task_last_accuracy", "teacher.last_accuracy"),
+    ),
 }
 
 
-def rows_of(*methods):
-    """The recorded rows of some methods on glosses, variants among them."""
-    folders = (ROOT / "results" / "glosses").iterdir()
-    return {folder.name for folder in folders if folder.name.partition("-")[0] in methods}
+def rows_of(title):
+    """The recorded rows that belong into one of the further tables."""
+    experiment, pattern, _ = FURTHER[title]
+    folders = (ROOT / "results" / experiment).iterdir()
+    return {folder.name for folder in folders if re.fullmatch(pattern, folder.name)}
 
 
-def cells_over_seeds(name, keys):
-    """n and the means of some numbers of a row on glosses, over the seeds that are recorded."""
-    files = sorted((ROOT / "results" / "glosses" / name).glob("seed*/summary.json"))
+def cells_over_seeds(folder, keys):
+    """n and the means of some numbers of a row, over the seeds that are recorded."""
+    files = sorted(folder.glob("seed*/summary.json"))
     cells = [str(len(files))]
     for key in keys:
         values = [json.loads(file.read_text()) for file in files]
@@ -96,15 +108,13 @@ def cells_over_seeds(name, keys):
     return cells
 
 
-@pytest.mark.parametrize(
-    "title, methods",
-    [("Q-tuning and its parts", PROMPTED), ("A circuit and its twins", ("qd_llm",))],
-)
-def test_further_tables_on_glosses_are_those_of_the_recorded_runs(title, methods):
+@pytest.mark.parametrize("title", FURTHER)
+def test_further_tables_are_those_of_the_recorded_runs(title):
+    experiment, _, keys = FURTHER[title]
     shown = tables("docs/results.md")[title]
-    assert set(shown) == rows_of(*methods)
+    assert set(shown) == rows_of(title)
     for name, cells in shown.items():
-        assert cells == cells_over_seeds(name, TAKEN[title]), name
+        assert cells == cells_over_seeds(ROOT / "results" / experiment / name, keys), name
 
 
 def speeds_of(name):

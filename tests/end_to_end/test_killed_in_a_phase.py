@@ -1,0 +1,127 @@
+"""Killed while a teacher or its student learns, or while a generator is fitted, a run ends with the
+same bytes as one that was never stopped. Real processes and SIGKILL.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qkd_jax.cli.commands import main
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 240  # seconds; a starved machine is slow, not wrong
+# What a session marks as its own.
+SPENT = {"wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "compilations"} | {
+    *("training_images_per_second", "inference_images_per_second", "wall_s")
+}
+NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report")
+RUNS = {
+    "cdl": ("cdl", ("cdl.host=apt", "teacher.image_size=48")),
+    "qd_llm": (
+        "qd_llm",
+        ("backbone.name=tiny_random_text", "backbone.num_tokens=12", "qd_llm.qubits=4"),
+    ),
+    "replay": (
+        "replay",
+        ("alignment.generator=drifting", "drift.steps=1500", "drift.hidden=128"),
+    ),
+}
+# The file that is waited for, and how many seconds more.
+MOMENTS = {
+    # Turns are counted: the first task's teacher and student, the second task's teacher, ...
+    ("cdl", "teacher"): ("checkpoints/20000004", 0.0),
+    ("cdl", "student"): ("checkpoints/30000004", 0.0),
+    ("qd_llm", "teacher"): ("checkpoints/4", 0.0),
+    ("qd_llm", "student"): ("checkpoints/10000004", 0.0),
+    ("replay", "fit"): ("checkpoints/10000000", 1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for part, count in (("train", 16), ("test", 4)):
+        (folder / part).mkdir()
+        for kind in ("bird", "tool", "song"):
+            lines = [f"the {kind} number {n} of the {part}" for n in range(count)]
+            (folder / part / f"{kind}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def arguments(name, out, texts):
+    method, settings = RUNS[name]
+    if method == "qd_llm":
+        settings += ("data.source=texts", f"data.path={texts}", "data.num_classes=0")
+    chosen = ("train.devices=1", "data.store_gib=0", *settings)
+    if method != "replay":
+        chosen += ("train.checkpoint_every=4",)
+    pairs = [part for setting in chosen for part in ("--set", setting)]
+    return ["run", "smoke", "--method", method, *pairs, "--out", str(out), "--bare"]
+
+
+def started(name, out, texts, compiled):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "qkd_jax", *arguments(name, out, texts)],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def without_times(content):
+    if not isinstance(content, dict):
+        return content
+    return {k: without_times(v) for k, v in content.items() if k not in SPENT}
+
+
+def files_of(folder):
+    """Content of every file that says what was learned and predicted."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+        if name.startswith(NOT_OF_THE_RUN):
+            continue
+        if name == "summary.json":
+            content = without_times(json.loads(content))
+        elif name.endswith(".jsonl"):
+            content = [without_times(json.loads(line)) for line in content.splitlines()]
+        found[name] = content
+    return found
+
+
+@pytest.mark.parametrize(
+    "name, phase",
+    [
+        pytest.param(*moment, marks=[] if moment == ("cdl", "student") else pytest.mark.slow)
+        for moment in MOMENTS
+    ],
+)
+def test_killed_in_a_phase_it_ends_with_the_same_bytes(name, phase, texts, compiled, tmp_path):
+    assert main(arguments(name, tmp_path / "whole", texts)) == 0
+    method, (file, seconds) = RUNS[name][0], MOMENTS[name, phase]
+    whole, killed = (tmp_path / out / "smoke" / method / "seed1993" for out in ("whole", "killed"))
+    process, end = started(name, tmp_path / "killed", texts, compiled), time.monotonic() + DEADLINE
+    while not (killed / file).exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{file} never appeared"
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=DEADLINE)
+    assert process.returncode == -signal.SIGKILL
+    assert not json.loads((killed / "summary.json").read_text())["finished"]
+    newest = max(int(p.name) for p in (killed / "checkpoints").iterdir() if p.name.isdigit())
+    assert newest == int(Path(file).name)  # nothing was saved since: the phase was not over
+    assert main(arguments(name, tmp_path / "killed", texts)) == 0
+    assert files_of(killed) == files_of(whole)
