@@ -132,6 +132,7 @@ class Learning:
             return False
         from qkd_jax.runs.checkpoint import with_named_arrays
 
+        self.books.start_lap()
         measured = {name: found.pop(name, None) for name in ("scores", "relevance")}
         try:
             self.model.take(with_named_arrays(self.state, found))

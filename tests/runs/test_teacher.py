@@ -205,6 +205,11 @@ def test_a_teacher_of_the_same_settings_is_taken_from_the_store(
     assert taken == 0
     second, taken = teacher_of("second")
     assert taken == 3
+    # What the student did meanwhile is not counted as the teacher's time.
+    summary = json.loads((second / "summary.json").read_text())
+    parts = (summary, summary["teacher"])
+    spent = sum(part["train_seconds"] + part["eval_seconds"] for part in parts)
+    assert spent <= summary["wall_seconds"]
     expected, own = files_of(finished[0]), "teacher/metrics.jsonl"
     for name in (first, second):
         found = files_of(name)
