@@ -5,6 +5,7 @@
 # make test-floor               a short suite with the oldest supported versions, in .venv-floor
 # make bench                    side by side with PyTorch, PennyLane and others; prints ratios
 #                               SUBJECTS="gate inference" runs only those
+# make project NAME=drifting_2d  an experiment beside the library, its pictures and its table
 # make lint
 
 EXP ?= renditions
@@ -15,6 +16,7 @@ METHODS ?=
 SEEDS ?= 1993 1994 1995
 JOBS ?= 1
 ARGS ?=
+NAME ?= drifting_2d
 VENV ?= .venv
 PYTHON ?= python3
 TESTS ?= tests
@@ -28,7 +30,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare test test-floor bench lint format clean
+.PHONY: run compare project test test-floor bench lint format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -36,6 +38,9 @@ run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP)
 
 compare: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
 	$(BIN)/python -m qkd_jax compare $(EXP) --methods "$(METHODS)" --seeds "$(SEEDS)" --jobs $(JOBS) $(ARGS)
+
+project: $(VENV)/.installed
+	$(BIN)/python -m projects.$(NAME) $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)

@@ -1,5 +1,6 @@
 """All fields on all shapes: pictures of samples over training, and one table.
 
+    make project NAME=drifting_2d
     python -m projects.drifting_2d [--out FOLDER] [--seeds "0 1 2"] [--steps 2000]
 
 Every field has one bandwidth for each shape, chosen from four by the same rule: the least energy

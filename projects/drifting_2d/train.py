@@ -15,10 +15,10 @@ from qkd_jax.nn.fit import fit
 # Names of the fields, and what they are.
 FIELDS = {
     "drifting": "drifting, Laplace kernel",
-    "kl_qp": "KL(q || p)",
-    "kl_pq": "KL(p || q)",
-    "chi2_qp": "chi²(q || p)",
-    "mixed": "KL(p || q) + chi²(q || p)",
+    "kl_qp": "KL(q‖p)",
+    "kl_pq": "KL(p‖q)",
+    "chi2_qp": "chi²(q‖p)",
+    "mixed": "KL(p‖q) + chi²(q‖p)",
     "mmd": "MMD²",
 }
 NOISE = 8

@@ -9,7 +9,7 @@ Drawing means alone is what remains where the covariance is taken for zero.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.struct
 import jax
@@ -126,7 +126,7 @@ def store_gaussians(
     gaussians: Gaussians,
     moments: ClassMoments,
     columns: jax.Array,
-    key: Any = None,
+    key: jax.Array,
     *,
     jitter: float,
 ) -> Gaussians:
@@ -178,7 +178,7 @@ def store_shared(
     gaussians: SharedGaussians,
     moments: ClassMoments,
     columns: jax.Array,
-    key: Any = None,
+    key: jax.Array,
     *,
     jitter: float,
 ) -> SharedGaussians:
@@ -214,7 +214,7 @@ def gaussian(kind: Kind, jitter: float) -> Generator:
     if kind == "mean":
         return Generator(
             empty=lambda num_classes, width: Means(jnp.zeros((num_classes, width))),
-            fit=lambda means, moments, columns, key=None: Means(
+            fit=lambda means, moments, columns, key: Means(
                 means.mean.at[columns].set(moments.mean, mode="drop")
             ),
             draw=lambda means, key, labels: means.mean[labels],

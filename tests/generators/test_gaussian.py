@@ -81,7 +81,7 @@ def test_stored_gaussians_drop_padding_and_keep_the_rest(kind):
     generator = gaussian(kind, JITTER)
     before = generator.empty(7, WIDTH)
     columns = jnp.array([6, 0, 2, 7, 7])  # 7 = out of range: padding
-    after = generator.fit(before, moments, columns)
+    after = generator.fit(before, moments, columns, jax.random.key(0))
     np.testing.assert_array_equal(after.mean[columns[:3]], moments.mean[:3])
     factors = covariance_factors(moments, JITTER)
     np.testing.assert_array_equal(after.factor[columns[:3]], factors[:3])

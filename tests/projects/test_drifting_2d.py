@@ -1,6 +1,7 @@
 """The project that shows drifting and gradient flows in two dimensions."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +57,9 @@ def test_a_sample_is_never_sent_further_than_the_longest_step():
 
 
 def test_the_command_draws_and_records(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(SHAPES, "two moons", SHAPES["two moons"])
-    for name in ("eight Gaussians", "Swiss roll"):
-        monkeypatch.delitem(SHAPES, name)
+    for table_of, kept in ((SHAPES, {"two moons"}), (FIELDS, {"drifting", "mixed"})):
+        for name in table_of.keys() - kept:
+            monkeypatch.delitem(table_of, name)
     assert main(["--out", str(tmp_path), "--steps", "8", "--seeds", "4"]) == 0
     recorded = json.loads((tmp_path / "results.json").read_text())
     assert [row["field"] for row in recorded["rows"]] == list(FIELDS)
@@ -80,3 +81,5 @@ def test_the_committed_table_is_that_of_the_committed_numbers():
     assert len(recorded["rows"]) == len(SHAPES) * len(FIELDS) and len(recorded["seeds"]) == 3
     assert recorded["training"] == Training()._asdict()
     assert (FOLDER / "table.md").read_text() == table(recorded["rows"])
+    page = Path(__file__).parents[2] / "docs" / "generators.md"
+    assert table(recorded["rows"]) in page.read_text()

@@ -48,7 +48,9 @@ def cells_of(row):
 def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     recorded = json.loads((ROOT / "results" / experiment / "results.json").read_text())
     shown = tables("docs/results.md").get(experiment.capitalize(), {})
-    elsewhere = set().union(*(rows_of(title) for title in FURTHER if FURTHER[title][0] == experiment))
+    elsewhere = set().union(
+        *(rows_of(title) for title in FURTHER if FURTHER[title][0] == experiment)
+    )
     assert set(shown) == {name for name in recorded["methods"] if "-" not in name} - elsewhere
     for name, cells in shown.items():
         assert cells == cells_of(recorded["methods"][name]), name
