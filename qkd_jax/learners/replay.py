@@ -32,6 +32,7 @@ from qkd_jax.learners.task_heads import (
     need_task_images,
 )
 from qkd_jax.nn.heads import head_logits
+from qkd_jax.settings.config import Config
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,30 @@ def score(state, features):
     return mask_unseen(state, logits_of(state, state.memory, features[:, 0])), None
 
 
-LEARNER = register(
-    Learner(
-        name="replay",
-        init=init,
-        begin=lambda state, key: ({}, state.memory),
-        loss=None,
-        freeze=lambda state: state,
-        finish=finish,
-        extract=extract,
-        score=score,
-        slots=Slots(score=lambda task: (0,), frozen=0),
-        sums=Sums(statistics, accumulate),
-        draw=draw,
-    ),
+LEARNER = Learner(
+    name="replay",
+    init=init,
+    begin=lambda state, key: ({}, state.memory),
+    loss=None,
+    freeze=lambda state: state,
+    finish=finish,
+    extract=extract,
+    score=score,
+    slots=Slots(score=lambda task: (0,), frozen=0),
+    sums=Sums(statistics, accumulate),
+    draw=draw,
+)
+
+
+def replaying(config: Config) -> Learner:
+    """`LEARNER`; with settings that let no feature be drawn, without `draw`."""
+    drawn = config.alignment.epochs > 0 and config.replay.old == "drawn"
+    return LEARNER if drawn else LEARNER._replace(draw=None)
+
+
+register(
+    replaying,
+    name="replay",
     alignment=AlignmentSettings,
     drift=DriftSettings,
     head=HeadSettings,

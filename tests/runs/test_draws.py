@@ -43,7 +43,7 @@ def test_means_alone_are_farther_away_than_gaussians(tmp_path):
     assert means["draws_energy_distance"] > gaussians["draws_energy_distance"]
 
 
-def test_methods_that_draw_nothing_say_nothing(tmp_path):
-    config = load_experiment("smoke").get_config("simplecil")
-    summary = run(config, load_backbone("tiny_random", image_size=32), tmp_path)
-    assert "draws_energy_distance" not in summary
+@pytest.mark.parametrize("nothing_drawn", ["replay.old=none", "alignment.epochs=0"])
+def test_where_nothing_is_drawn_nothing_is_said(tmp_path, nothing_drawn):
+    summary, _ = ended(tmp_path, nothing_drawn)
+    assert summary["finished"] and "draws_energy_distance" not in summary
