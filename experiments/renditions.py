@@ -30,7 +30,11 @@ CDL = (
     *("backbone.name=dinov2_vit_s14", "backbone.image_size=84", "backbone.blocks=11"),
     *("teacher.name=clip_vit_b16", "teacher.image_size=96"),
 )
-METHODS = {"qkd": ("adapter.first_block=6",), "cdl": (*on_few_images("cdl"), *CDL)}
+METHODS = {
+    "qkd": ("adapter.first_block=6",),
+    "cdl": (*on_few_images("cdl"), *CDL),
+    "replay": ("alignment.learning_rate=20.0",),
+}
 RATES = {
     "qkd": 0.2,
     "aper": 0.2,
