@@ -8,6 +8,7 @@ Shapes: B batch, A atoms at most, R points of the PDF, C channels, h x w the lat
 [B, height, width, C].
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Sizes:
     """
 
     atoms: int = 64
-    pdf_points: int = 300
+    pdf_points: int = 320
     matrix_channels: int = 16
     matrix_levels: tuple[int, ...] = (1, 2, 4)
     matrix_blocks: int = 1
@@ -224,22 +225,21 @@ class SpatialTransformer(nn.Module):
 class MatrixVae(nn.Module):
     """The VAE of Laplacian weight matrices, with a prior that is conditional on the PDF.
 
-    As in the paper: the matrix is cut into four channels, the quadrants; an MLP reads the scaled PDF
-    and gives the prior of the latent; its mean is upsampled to the size of a quadrant (nearest) and
-    becomes a fifth channel of the encoder; the posterior's log variance passes through softplus, so
-    its standard deviation is at least 1, while the prior's does not.
+    As in the paper: the matrix is cut into four channels, the quadrants; an MLP reads the scaled
+    PDF and gives the prior of the latent; its mean is upsampled to the size of a quadrant (nearest)
+    and becomes a fifth channel of the encoder; the posterior's log variance passes through
+    softplus, so its standard deviation is at least 1, while the prior's does not.
 
-    Reduced: sizes. Different: attention is at the coarsest level in both directions (in the authors'
-    decoder, a resolution that is counted from a wrong start puts it one level up).
+    Reduced: sizes. Different: attention stands between the two residual blocks at the coarsest
+    level only, in both directions; the authors' encoder has it after each block of that level too,
+    their decoder also at the level above, whose resolution is counted from a wrong start.
     """
 
     sizes: Sizes
 
     def setup(self):
-        size, (height, width, channels) = self.sizes, self.sizes.latent
-        self.prior_layers = [
-            nn.Dense(n) for n in (*size.prior_widths, 2 * height * width * channels)
-        ]
+        size, numbers = self.sizes, math.prod(self.sizes.latent)
+        self.prior_layers = [nn.Dense(n) for n in (*size.prior_widths, 2 * numbers)]
         self.encoder, self.decoder = Encoder(size), Decoder(size)
 
     def prior(self, pdf: jax.Array) -> Gaussian:
@@ -423,7 +423,7 @@ class Denoiser(nn.Module):
 
 
 def level_embedding(level: jax.Array, channels: int) -> jax.Array:
-    """Sines, then cosines, of levels [B] at channels / 2 frequencies from 1 to 1e-4: [B, channels]."""
+    """Sines, then cosines, of levels [B] at channels / 2 frequencies, 1 to 1e-4: [B, channels]."""
     half = channels // 2
     frequencies = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / (half - 1))
     angles = level.astype(jnp.float32)[:, None] * frequencies[None]
@@ -432,7 +432,7 @@ def level_embedding(level: jax.Array, channels: int) -> jax.Array:
 
 def cut(matrix: jax.Array) -> jax.Array:
     """Matrices [B, A, A] as their quadrants [B, A/2, A/2, 4]: upper left and right, then lower."""
-    batch, atoms, half = matrix.shape[0], matrix.shape[1], matrix.shape[1] // 2
+    batch, half = matrix.shape[0], matrix.shape[1] // 2
     blocks = matrix.reshape(batch, 2, half, 2, half)
     return blocks.transpose(0, 2, 4, 1, 3).reshape(batch, half, half, 4)
 
