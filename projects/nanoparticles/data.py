@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from projects.nanoparticles.scattering import (
     PdfSettings,
     form_factors,
@@ -14,7 +15,6 @@ from projects.nanoparticles.scattering import (
     with_noise,
 )
 from projects.nanoparticles.structures import make_clusters
-
 from qkd_jax.errors import DataError
 
 BLOCK = 64  # clusters whose G(r) is computed at once

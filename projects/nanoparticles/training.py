@@ -22,10 +22,10 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from projects.nanoparticles.laplacian import weights_of
 
 from projects.nanoparticles.data import DataSet, Examples
 from projects.nanoparticles.diffusion import Diffusion, noise_loss
+from projects.nanoparticles.laplacian import weights_of
 from projects.nanoparticles.networks import (
     Denoiser,
     Gaussian,
@@ -294,8 +294,8 @@ def train_stage(
     """
     weights = folder / f"{stage.name}.safetensors"
     key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage.name))
-    params = stage.init(jax.random.fold_in(key, 0))
-    _check_record(folder, stage.name, record)
+    params = jax.jit(stage.init)(jax.random.fold_in(key, 0))
+    check_record(folder, stage.name, record)
     if weights.exists():
         tell(f"{stage.name}: already trained")
         return load_params(weights, params)
@@ -439,7 +439,7 @@ def _line(stage: Stage, done: int, measures: dict[str, float], left: float) -> s
     return f"{stage.name}  step {done}/{stage.steps}  {shown}  {duration(left)} left"
 
 
-def _check_record(folder: Path, name: str, record: dict[str, Any]) -> None:
+def check_record(folder: Path, name: str, record: dict[str, Any]) -> None:
     """Writes the record of a training that begins; refuses to go on with another one."""
     path = folder / f"{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
