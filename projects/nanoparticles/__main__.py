@@ -24,7 +24,7 @@ from qkd_jax.errors import ConfigError, DataError, QkdError
 from qkd_jax.runs.folder import exclusive
 
 WORDS = ("data", "train", "sample", "evaluate")
-NEEDED = {"ase": "ase", "diffpy.utils": "diffpy.utils", "matplotlib": "matplotlib"}
+NEEDED = ("ase", "xraydb", "diffpy.utils")
 NOISE_LEVELS = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 STUDIED = 24  # clusters of the decoders' comparison under noise
 
@@ -76,7 +76,7 @@ class Work:
                 raise ConfigError(f"--{name.replace('_', '-')}: expected 1 or more")
         if options.candidates > options.clusters:
             raise ConfigError(
-                f"--candidates: expected at most the {options.clusters} clusters to train on, since "
+                f"--candidates: expected at most the {options.clusters} training clusters, since "
                 f"as many nearest neighbours are compared, found {options.candidates}"
             )
         if not 0 <= options.noise < 1:
@@ -279,7 +279,7 @@ def _need_packages() -> None:
         except ModuleNotFoundError:  # the package around a module is missing
             return False
 
-    missing = [package for name, package in NEEDED.items() if not found(name)]
+    missing = [name for name in NEEDED if not found(name)]
     if missing:
         raise ConfigError(
             f"packages: expected those of this project, found no {', '.join(missing)}; install "

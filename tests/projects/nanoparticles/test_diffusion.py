@@ -126,7 +126,7 @@ def zero(z, level):
 
 @pytest.mark.parametrize(("skip", "calls"), [(0, 20), (100, 18), (400, 12)])
 def test_the_network_is_called_once_for_every_step_that_is_not_skipped(skip, calls):
-    """A twentieth of 1000 - skip with a stride of 50; all levels of the paper with a stride of 1."""
+    """With a stride of 50, a fiftieth of 1000 - skip; with a stride of 1 all, as in the paper."""
     coarse = Diffusion(stride=50)
     found, levels = walk(coarse, skip, jnp.ones((2, 3)), zero)
     assert len(levels) == calls == (1000 - skip) // 50
