@@ -98,7 +98,7 @@ def test_residual_block_of_the_denoiser_is_the_authors(golden):
         "conv_1": kernel(golden, "unet_residual.in_layers.2"),
         "embedding": kernel(golden, "unet_residual.emb_layers.1", dense=True),
         "norm_2": norm(golden, "unet_residual.out_layers.0"),
-        "conv_2": kernel(golden, "unet_residual.out_layers.3"),
+        "conv_2": kernel(golden, "unet_residual.out_layers.2"),
         "shortcut": kernel(golden, "unet_residual.skip_connection"),
     }
     block = ResidualBlock(8, groups=8, starts_at_zero=True)
