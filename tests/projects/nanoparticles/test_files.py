@@ -42,7 +42,7 @@ def test_what_is_written_is_read_again(path):
     pdf = np.cos(SETTINGS.r())
     write_pdf(path, pdf, SETTINGS)
     np.testing.assert_allclose(read_pdf(path, SETTINGS), pdf, atol=6e-7)
-    with pytest.raises(DataError, match="G\\(r\\): expected 140 values"):
+    with pytest.raises(DataError, match=r"G\(r\): expected 140 values"):
         write_pdf(path, pdf[1:], SETTINGS)
 
 
@@ -89,7 +89,7 @@ def test_a_file_that_is_none_says_why(path, content, message):
     with pytest.raises(DataError, match=message):
         read_pdf(path, SETTINGS)
     path.unlink()
-    with pytest.raises(DataError, match="expected a .gr file that can be read"):
+    with pytest.raises(DataError, match=r"expected a \.gr file that can be read"):
         read_pdf(path, SETTINGS)
 
 
