@@ -152,11 +152,12 @@ def canonical_order(positions: np.ndarray) -> np.ndarray:
     """Indices [N] that put atoms [N, 3] in an order which follows from their distances alone.
 
     Shell by shell from the mean of the atoms outwards, a shell being one nearest-neighbour distance
-    thick. Inside a shell the next atom is the one that is closest to all that stand before it, by
-    the sum of 1 / d^2, so that neighbours follow one another. Rotated, reflected or permuted, a
-    cluster keeps its matrix of distances in this order: a network sees the same cluster always the
-    same way. Principal axes would not do, since those of a symmetric cluster are any. Where two
-    atoms tie, they are equivalent in a symmetric cluster, and the first one is taken.
+    thick. Inside a shell the next atom is the one that is closest to those that stand before it, by
+    the sum of 1 / d^2 in which every earlier atom counts 0.9 of the one after it, so that
+    neighbours follow one another. Rotated, reflected or permuted, a cluster keeps its matrix of
+    distances in this order: a network sees the same cluster always the same way. Principal axes
+    would not do, since those of a symmetric cluster are any. Atoms that tie are as far from each
+    atom before them, and equivalent in a symmetric cluster; the first one is taken.
     """
     gap = nearest_gap(positions)
     squared = np.sum((positions[:, None] - positions[None]) ** 2, axis=-1) / gap**2
@@ -164,7 +165,8 @@ def canonical_order(positions: np.ndarray) -> np.ndarray:
     shell = np.floor(np.linalg.norm(centred, axis=1) / gap + 0.5 + 1e-6)
     closeness_of_pairs = 1 / np.maximum(squared, 1e-6)
     # The first atom of all is the innermost, and of equally far ones that with the most around it.
-    order, closeness = [], closeness_of_pairs.sum(axis=1) * 1e-6 / len(positions)
+    surrounded = closeness_of_pairs.sum(axis=1) * 1e-6 / len(positions)
+    order, closeness = [], surrounded
     left = np.ones(len(positions), bool)
     while left.any():
         now = left & (shell == shell[left].min())
@@ -172,5 +174,5 @@ def canonical_order(positions: np.ndarray) -> np.ndarray:
         chosen = int(np.argmax(tied))
         order.append(chosen)
         left[chosen] = False
-        closeness = closeness + closeness_of_pairs[chosen]
+        closeness = 0.9 * closeness + closeness_of_pairs[chosen] + surrounded
     return np.array(order)
