@@ -232,7 +232,7 @@ class Work:
     def _model(self, seed: int):
         from projects.nanoparticles.model import load_model
 
-        return load_model(self._file(seed), self._folder(seed), seed, self.sizes, self.diffusion)
+        return load_model(self._folder(seed), self.sizes, self.diffusion)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,9 +20,11 @@ from projects.nanoparticles.networks import (
     scaled,
 )
 from projects.nanoparticles.training import (
+    STAGES,
     Training,
     denoiser_stage,
     digest,
+    encoded,
     latent_scale,
     load_params,
     matrix_stage,
@@ -31,6 +33,7 @@ from projects.nanoparticles.training import (
     train_stage,
 )
 from qkd_jax.errors import ConfigError
+from qkd_jax.runs.folder import read_json
 
 LEAST_WEIGHT = 1e-6  # weights are cut to this and 1
 
@@ -73,7 +76,6 @@ def train_model(
             f"{data_file}: expected {sizes.atoms} atoms at most and {sizes.pdf_points} points of "
             f"G(r), found {found[0]} and {found[1]}; delete the file and run `data`"
         )
-    key = jax.random.fold_in(jax.random.key(seed), 100)
 
     def trained(stage, **more):
         record = record_of(stage, seed, sizes, training, data=used, **more)
@@ -81,40 +83,38 @@ def train_model(
 
     pdf_params = trained(pdf_stage(data, sizes, training))
     matrix_params = trained(matrix_stage(data, sizes, training))
-    scale = latent_scale(key, data, sizes, matrix_params)
-    files = {name: digest(folder / f"{name}.safetensors") for name in ("pdf_vae", "matrix_vae")}
-    noise = {"levels": diffusion.levels, "offset": diffusion.offset}
+    train, validation = (
+        encoded(part, sizes, pdf_params, matrix_params) for part in (data.train, data.validation)
+    )
+    scale = latent_scale(train)
     denoiser_params = trained(
-        denoiser_stage(data, sizes, training, diffusion, pdf_params, matrix_params, scale),
-        made_from=files,
-        noise=noise,
+        denoiser_stage(train, validation, sizes, training, diffusion, scale),
+        made_from={name: digest(folder / f"{name}.safetensors") for name in STAGES[:2]},
+        noise={"levels": diffusion.levels, "offset": diffusion.offset},
+        scale=scale,
     )
     return Model(sizes, diffusion, pdf_params, matrix_params, denoiser_params, jnp.float32(scale))
 
 
-def load_model(
-    data_file: Path, folder: Path, seed: int, sizes: Sizes, diffusion: Diffusion
-) -> Model:
+def load_model(folder: Path, sizes: Sizes, diffusion: Diffusion) -> Model:
     """A model that `train_model` finished in `folder`.
 
     Raises:
       CheckpointError: it is not finished, damaged, or of other sizes.
-      DataError: see `data.load_data`.
     """
     key = jax.random.key(0)
     matrix, pdf = jnp.zeros((1, sizes.atoms, sizes.atoms)), jnp.zeros((1, sizes.pdf_points))
     latent, code = jnp.zeros((1, *sizes.latent)), jnp.zeros((1, sizes.code))
-    shapes = {
+    networks = {
         "pdf_vae": (PdfVae(sizes), key, pdf),
         "matrix_vae": (MatrixVae(sizes), key, matrix, pdf),
         "denoiser": (Denoiser(sizes), latent, jnp.zeros(1, jnp.int32), code),
     }
     params = []
-    for name, (network, *inputs) in shapes.items():
+    for name, (network, *inputs) in networks.items():
         like = jax.eval_shape(network.init, key, *inputs)
         params.append(load_params(folder / f"{name}.safetensors", like))
-    key = jax.random.fold_in(jax.random.key(seed), 100)
-    scale = latent_scale(key, load_data(data_file), sizes, params[1])
+    scale = read_json(folder / "denoiser.json")["scale"]
     return Model(sizes, diffusion, *params, jnp.float32(scale))
 
 

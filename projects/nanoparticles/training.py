@@ -206,32 +206,27 @@ def matrix_stage(data: DataSet, sizes: Sizes, training: Training) -> Stage:
 
 
 def denoiser_stage(
-    data: DataSet,
+    data: dict[str, jax.Array],
+    validation: dict[str, jax.Array],
     sizes: Sizes,
     training: Training,
     diffusion: Diffusion,
-    pdf_params: Any,
-    matrix_params: Any,
     scale: float,
 ) -> Stage:
     """The denoiser. Loss: L1 of the noise in latents drawn from the matrix VAE's posterior.
 
     Args:
-      pdf_params, matrix_params: of the trained VAEs, which stay as they are.
+      data, validation: of `encoded`.
       scale: latents are divided by it (`latent_scale`); 1 in the authors' code.
     """
-    pdf_vae, matrix_vae, denoiser = PdfVae(sizes), MatrixVae(sizes), Denoiser(sizes)
+    denoiser = Denoiser(sizes)
 
     def loss(params, key, batch, beta):
         key_posterior, key_noise = jax.random.split(key)
-        matrix = weights_of(batch["positions"], batch["count"])
-        prior = matrix_vae.apply(matrix_params, batch["pdf"], method="prior")
-        posterior = matrix_vae.apply(matrix_params, matrix, prior, method="posterior")
-        code = pdf_vae.apply(pdf_params, batch["pdf"], method="code")
-        z_0 = draw(key_posterior, posterior) / scale
+        z_0 = draw(key_posterior, Gaussian(batch["mean"], batch["log_var"])) / scale
 
         def denoise(z, level):
-            return denoiser.apply(params, z, level, code)
+            return denoiser.apply(params, z, level, batch["code"])
 
         value = noise_loss(key_noise, denoise, z_0, diffusion)
         return value, {"L1": value}
@@ -245,8 +240,8 @@ def denoiser_stage(
         "denoiser",
         init,
         loss,
-        _matrix_inputs(data.train),
-        _matrix_inputs(data.validation.rows(slice(CHECKED))),
+        data,
+        {name: array[:CHECKED] for name, array in validation.items()},
         optax.adamw(rate, weight_decay=0.0),
         None,
         training.denoiser_steps,
@@ -255,17 +250,40 @@ def denoiser_stage(
     )
 
 
-def latent_scale(key: jax.Array, data: DataSet, sizes: Sizes, matrix_params: Any) -> float:
-    """The standard deviation of latents drawn from the posterior, over some training clusters."""
-    vae, batch = MatrixVae(sizes), _matrix_inputs(data.train.rows(slice(CHECKED)))
+def encoded(
+    examples: Examples, sizes: Sizes, pdf_params: Any, matrix_params: Any
+) -> dict[str, jax.Array]:
+    """What the denoiser learns from, computed once, since both VAEs stay as they are.
+
+    Returns:
+      "mean" and "log_var" [K, h, w, 1] of the matrices' posteriors, "code" [K, E] of the PDFs.
+    """
+    vae, pdf_vae = MatrixVae(sizes), PdfVae(sizes)
 
     @jax.jit
-    def deviation(params, batch):
+    def encode(matrix_params, pdf_params, batch):
         matrix = weights_of(batch["positions"], batch["count"])
-        prior = vae.apply(params, batch["pdf"], method="prior")
-        return jnp.std(draw(key, vae.apply(params, matrix, prior, method="posterior")))
+        prior = vae.apply(matrix_params, batch["pdf"], method="prior")
+        mean, log_var = vae.apply(matrix_params, matrix, prior, method="posterior")
+        code = pdf_vae.apply(pdf_params, batch["pdf"], method="code")
+        return {"mean": mean, "log_var": log_var, "code": code}
 
-    return float(deviation(matrix_params, batch))
+    inputs, count, parts = _matrix_inputs(examples), len(examples.count), []
+    for begin in range(0, count, CHECKED):
+        # The last block is filled up with the last cluster, so that all have one shape.
+        rows = np.minimum(np.arange(begin, begin + CHECKED), count - 1)
+        block = {name: array[rows] for name, array in inputs.items()}
+        parts.append(encode(matrix_params, pdf_params, block))
+    return jax.tree.map(lambda *blocks: jnp.concatenate(blocks)[:count], *parts)
+
+
+def latent_scale(data: dict[str, jax.Array]) -> float:
+    """The standard deviation of latents drawn from the posteriors of `encoded`.
+
+    Of four digits, so that another number of threads on going on does not change it.
+    """
+    mean, log_var = (np.asarray(data[name], np.float64) for name in ("mean", "log_var"))
+    return float(f"{np.sqrt(np.exp(log_var).mean() + mean.var()):.4g}")
 
 
 def train_stage(

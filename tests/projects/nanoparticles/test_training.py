@@ -25,6 +25,8 @@ from projects.nanoparticles.training import (
     Training,
     compiled_step,
     denoiser_stage,
+    encoded,
+    latent_scale,
     load_params,
     matrix_stage,
     pdf_stage,
@@ -117,8 +119,10 @@ def test_each_step_is_compiled_once_and_learns(name, data, key):
     """Twelve steps with the same batches lower the loss on them; one compilation."""
     if name == "denoiser":
         parts = [make(data, SMALL, SHORT).init for make in (pdf_stage, matrix_stage)]
-        params = [jax.jit(init)(key) for init in parts]
-        stage = denoiser_stage(data, SMALL, SHORT, Diffusion(), *params, 2.0)
+        latents = encoded(data.train, SMALL, *(jax.jit(init)(key) for init in parts))
+        assert latents["mean"].shape == (12, *SMALL.latent)
+        assert latents["code"].shape == (12, SMALL.code)
+        stage = denoiser_stage(latents, latents, SMALL, SHORT, Diffusion(), latent_scale(latents))
     else:
         stage = (pdf_stage if name == "pdf_vae" else matrix_stage)(data, SMALL, SHORT)
     assert stage.name == name
@@ -132,6 +136,18 @@ def test_each_step_is_compiled_once_and_learns(name, data, key):
     assert step._cache_size() == 1
     assert np.isfinite(losses).all()
     assert sum(losses[-2:]) < sum(losses[:2])
+
+
+def test_latents_are_divided_by_their_standard_deviation():
+    """Of 200,000 draws: five standard errors, 1 / sqrt(2 * 200,000) of the deviation each, and
+    half a unit of the fourth digit.
+    """
+    draws = np.random.default_rng(0)
+    shape = (20, 10000)
+    mean, log_var = draws.normal(1.0, 2.0, shape), draws.normal(size=shape)
+    latents = mean + np.exp(log_var / 2) * draws.normal(size=shape)
+    found = latent_scale({"mean": jnp.asarray(mean), "log_var": jnp.asarray(log_var)})
+    assert abs(found / latents.std() - 1) < 5 / np.sqrt(400000) + 5e-4
 
 
 def test_a_training_that_is_stopped_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
