@@ -86,7 +86,7 @@ class Work:
         self.given = self.truth = None
         if options.gr is not None:
             self.given = read_pdf(options.gr, self.settings)
-        elif options.word == "sample" and options.truth is not None:
+        elif options.truth is not None:
             raise DataError("--truth: expected a --gr file that belongs to it, found none")
         form_factors([options.element], self.settings)  # refuses what is no element
         if options.truth is not None:
@@ -249,8 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--test-clusters", type=int, default=24)
     add("--noise", type=float, default=0.02, help="on G(r), as a part of its largest value")
     add("--pdf-steps", type=int, default=600)
-    add("--matrix-steps", type=int, default=1000)
-    add("--denoiser-steps", type=int, default=1500)
+    add("--matrix-steps", type=int, default=600)
+    add("--denoiser-steps", type=int, default=1200)
     add("--batch", type=int, default=32)
     add("--stride", type=int, default=10, help="levels of 1000 between network calls in sampling")
     add("--eta", type=float, default=1.0, help="noise added in sampling: 1 ancestral, 0 DDIM")

@@ -1,6 +1,7 @@
 """The command line: everything at once on tiny networks, and bad arguments."""
 
 import json
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from projects.nanoparticles import __main__ as command
 from projects.nanoparticles import networks, scattering
 from projects.nanoparticles.__main__ import main
+from projects.nanoparticles.diffusion import Diffusion
+from projects.nanoparticles.training import Training
 
 TINY = {
     "atoms": 16,
@@ -102,3 +105,11 @@ def test_missing_packages_are_named_with_the_way_to_install_them(monkeypatch, tm
     assert main(["data", "--out", str(tmp_path / "never")]) == 2
     said = capsys.readouterr().err
     assert "no_such_package.part" in said and "[nanoparticles]" in said and "json," not in said
+
+
+def test_defaults_of_the_command_are_those_of_the_trainings():
+    given = vars(command._parser().parse_args([]))
+    training = asdict(Training())
+    names = ("pdf_steps", "matrix_steps", "denoiser_steps", "batch")
+    assert {name: given[name] for name in names} == {name: training[name] for name in names}
+    assert (given["stride"], given["eta"]) == (Diffusion().stride, Diffusion().eta)

@@ -110,8 +110,8 @@ def test_beta_rises_as_in_the_authors_code():
     assert beta == 1.0 == raised(1.0, 0.1, slow)
     assert raised(0.5, 1.0, slow) == 0.5  # between the thresholds
     assert raised(0.5, 3.0, slow) == 0.5 * 0.999
-    assert raised(0.0, 0.002, PDF_BETA) == PDF_BETA.pace * 0.001
-    assert raised(0.0, 0.004, PDF_BETA) == 0.0
+    assert raised(0.0, 0.02, PDF_BETA) == PDF_BETA.pace * 0.001
+    assert raised(0.0, 0.04, PDF_BETA) == 0.0
 
 
 @pytest.mark.parametrize("name", ["pdf_vae", "matrix_vae", "denoiser"])
