@@ -22,7 +22,7 @@ T = 100.0
 LONGEST_DISTANCE = 25.0
 NEAREST = 8.0  # an atom has a weight above that of this distance in its row (its own is 1)
 REFINING_STEPS, LEAST_MOVE = 50, 1e-5  # the move in angstrom
-SCALING_STEPS = 100  # of metric multidimensional scaling
+SCALING_STEPS = 300  # of metric multidimensional scaling, the most that scikit-learn does
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-6, 1e7
 
 
