@@ -22,8 +22,8 @@ T = 100.0
 LONGEST_DISTANCE = 25.0
 NEAREST = 8.0  # an atom has a weight above that of this distance in its row (its own is 1)
 REFINING_STEPS, LEAST_MOVE = 50, 1e-5  # the move in angstrom
-SCALING_STEPS = 100  # of metric multidimensional scaling
-FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-7, 1e7
+SCALING_STEPS = 300  # of metric multidimensional scaling, the most that scikit-learn does
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-6, 1e7
 
 
 def padding_mask(count: jax.Array, atoms: int) -> jax.Array:
@@ -38,11 +38,14 @@ def squared_distances(positions: jax.Array) -> jax.Array:
 
 
 @jax.jit
-@partial(jnp.vectorize, signature="(a,x),(),()->(a,a)")
-def weights_of(positions: jax.Array, count: jax.Array, t: jax.Array = T) -> jax.Array:
+def weights_of(positions: jax.Array, count: jax.Array, t: float = T) -> jax.Array:
     """W [..., A, A] of positions [..., A, 3]; rows and columns from `count` [...] on are zeros."""
-    weights = jnp.exp(-squared_distances(positions) / jnp.asarray(t, positions.dtype))
-    return jnp.where(padding_mask(count, len(positions)), weights, 0)
+
+    def one(positions, count):
+        weights = jnp.exp(-squared_distances(positions) / jnp.asarray(t, positions.dtype))
+        return jnp.where(padding_mask(count, len(positions)), weights, 0)
+
+    return jnp.vectorize(one, signature="(a,x),()->(a,a)")(positions, count)
 
 
 def count_atoms(weights: jax.Array, t: float = T) -> jax.Array:
@@ -94,7 +97,7 @@ def laplacian_start(weights: jax.Array, count: jax.Array, t: jax.Array) -> jax.A
     product = partial(jnp.einsum, precision="highest")
     normal = product("ij,ijk,ijl->kl", importance, apart, apart)
     right = product("ij,ijk,ij->k", importance, apart, squared)
-    held = 1e-6 * jnp.trace(normal) * jnp.eye(3, dtype=weights.dtype)
+    held = (1e-6 * jnp.trace(normal) + 1e-9) * jnp.eye(3, dtype=weights.dtype)
     factors = jnp.linalg.solve(normal + held, right)
     # Noise may ask for a negative square; such an axis stays short, and refinement may stretch it.
     factors = jnp.maximum(factors, 1e-2 * jnp.max(jnp.abs(factors)))
@@ -176,7 +179,8 @@ def refined(positions: jax.Array, weights: jax.Array, count: jax.Array, t: jax.A
         return positions, value, damping, jnp.max(jnp.abs(change)), steps + 1
 
     def unfinished(carry):
-        return (carry[3] > LEAST_MOVE) & (carry[4] < REFINING_STEPS)
+        # NaN, of a system that is singular in float32, goes on: the damping grows.
+        return ~(carry[3] < LEAST_MOVE) & (carry[4] < REFINING_STEPS)
 
     value = misfit(positions, weights, mask, t)
     start = positions, value, jnp.asarray(FIRST_DAMPING, positions.dtype)
