@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except QkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"error: {options.out}: {error}; what was saved is whole", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
