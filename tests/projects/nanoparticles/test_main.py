@@ -39,6 +39,7 @@ def arguments(out, *more):
     return [*text.split(), *more]
 
 
+@pytest.mark.slow
 def test_everything_runs_from_nothing_to_a_report_and_once_more(tiny, tmp_path, capsys):
     assert main(arguments(tmp_path)) == 0
     said = capsys.readouterr().out
