@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 # Whose versions the numbers depend on.
 PACKAGES = (
     *("jax", "numpy", "pillow", "torch", "pennylane", "pennylane-lightning"),
-    *("tensorcircuit-ng", "qujax", "transformers"),
+    *("tensorcircuit-ng", "qujax", "transformers", "debyecalculator"),
 )
 # A measurement repeats its call until it takes this long: clocks and wake-ups then do not count.
 LEAST_SECONDS = 0.05

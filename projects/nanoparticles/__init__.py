@@ -1,0 +1,1 @@
+"""From an atomic pair distribution function to the positions of a nanoparticle's atoms."""
