@@ -39,7 +39,8 @@ run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP)
 compare: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
 	$(BIN)/python -m qkd_jax compare $(EXP) --methods "$(METHODS)" --seeds "$(SEEDS)" --jobs $(JOBS) $(ARGS)
 
-project: $(VENV)/.installed
+# What a project needs beside the library is the extra of its name.
+project: $(VENV)/.installed $(patsubst %,$(VENV)/.installed-%,$(filter nanoparticles,$(NAME)))
 	$(BIN)/python -m projects.$(NAME) $(ARGS)
 
 test: $(VENV)/.installed-test

@@ -220,6 +220,7 @@ def test_the_pdf_vae_gives_a_code_of_the_stated_size(key):
     np.testing.assert_array_equal(code, posterior.mean.reshape(2, -1))
 
 
+@pytest.mark.slow
 def test_the_denoiser_starts_at_zero_and_reads_latent_level_and_code(key):
     denoiser, z = Denoiser(SMALL), jax.random.normal(key, (2, *SMALL.latent))
     level, code = jnp.array([3, 900], jnp.int32), jax.random.normal(key, (2, SMALL.code))

@@ -114,7 +114,10 @@ def test_beta_rises_as_in_the_authors_code():
     assert raised(0.0, 0.04, PDF_BETA) == 0.0
 
 
-@pytest.mark.parametrize("name", ["pdf_vae", "matrix_vae", "denoiser"])
+@pytest.mark.parametrize(
+    "name",
+    ["pdf_vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("matrix_vae", "denoiser"))],
+)
 def test_each_step_is_compiled_once_and_learns(name, data, key):
     """Twelve steps with the same batches lower the loss on them; one compilation."""
     if name == "denoiser":
