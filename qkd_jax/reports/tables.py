@@ -103,7 +103,8 @@ def write_results(experiment_folder: str | Path) -> Path:
 def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]:
     """Copies the small files of the finished runs of runs/<experiment> to `target`/<experiment>.
 
-    They are settings, versions, matrix and summary, which are enough to make the tables again.
+    They are settings, versions, matrix and summary, which are enough to make the tables again. A
+    record is there to be shown to others, so of a path on this machine only the last name is kept.
 
     Returns:
       The folders of the copies.
@@ -123,11 +124,31 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
             copy = Path(target) / folder.name / method.name / run.name
             copy.mkdir(parents=True, exist_ok=True)
             for name in RECORDED:
-                shutil.copyfile(run / name, copy / name)
+                content = read_json(run / name)
+                shown = without_paths(content)
+                if shown == content:
+                    shutil.copyfile(run / name, copy / name)
+                else:
+                    text = json.dumps(shown, indent=1) + "\n"
+                    write_atomically(copy / name, text.encode())
             copies.append(copy)
     if not copies:
         raise DataError(f"{folder}: expected at least one finished run, found none")
     return copies
+
+
+def without_paths(value: Any) -> Any:
+    """Plain JSON where each text that is an absolute path or leads upwards, also behind
+    `setting=`, is the last name of that path.
+    """
+    if isinstance(value, dict):
+        return {name: without_paths(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [without_paths(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, path = value.rpartition("=")
+    return key + equals + Path(path).name if path.startswith(("/", "../")) else value
 
 
 def comparison_table(results: dict[str, Any], names: set[str], width: int) -> RenderableType:

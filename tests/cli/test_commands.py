@@ -1,6 +1,7 @@
 """Every command: what it prints, its exit code, and one clear line for a mistake."""
 
 import json
+import shutil
 import os
 
 import numpy as np
@@ -76,6 +77,19 @@ def test_record_keeps_what_makes_the_tables_again(finished, tmp_path, capsys, mo
     assert "expected at least one finished run" in refused(
         capsys, "record", finished / "smoke/simplecil", tmp_path
     )
+
+
+def test_a_record_does_not_say_where_on_this_machine_a_run_was(finished, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(finished / "smoke", runs / "smoke")
+    file = "smoke/simplecil/seed1/environment.json"
+    environment = json.loads((runs / file).read_text())
+    command = ["python", "--data", "/home/me/birds", "--set", "data.path=../birds", "--out", "runs"]
+    (runs / file).write_text(json.dumps(environment | {"command": command}))
+    assert call(capsys, "record", runs / "smoke", tmp_path / "kept")[0] == 0
+    kept = json.loads((tmp_path / "kept" / file).read_text())
+    told = ["python", "--data", "birds", "--set", "data.path=birds", "--out", "runs"]
+    assert kept == environment | {"command": told}
 
 
 def test_variant_names_a_folder_of_its_own(tmp_path, capsys):

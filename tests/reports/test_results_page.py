@@ -65,8 +65,11 @@ def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
 
 
 QD_LLM = ("last_accuracy", "teacher.last_accuracy", "trainable_parameters")
+REPLAY = ("average_accuracy", "last_accuracy", "draws_energy_distance")
 # {title: (experiment, pattern of its rows' names, what its columns show)} of further tables.
 FURTHER = {
+    "What a generator remembers": ("renditions", r"replay-.*", REPLAY),
+    "What a generator remembers of more images": ("cifar100_small", r"replay-.*", REPLAY),
     "Q-tuning and its parts": (
         "glosses",
         r"(q_tuning|prog_prompt|prompt_per_task)(-.*)?",
