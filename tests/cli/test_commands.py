@@ -1,8 +1,8 @@
 """Every command: what it prints, its exit code, and one clear line for a mistake."""
 
 import json
-import shutil
 import os
+import shutil
 
 import numpy as np
 import pytest
