@@ -1,7 +1,7 @@
 """All fields on all shapes: pictures of samples over training, and one table.
 
     make project NAME=drifting_2d
-    python -m projects.drifting_2d [--out FOLDER] [--seeds "0 1 2"] [--steps 2000]
+    python -m projects.drifting_2d [--out FOLDER] [--seeds "0 1 2"] [--steps 1600]
 
 Every field has one bandwidth for each shape, chosen from four by the same rule: the least energy
 distance to the data that it is trained on, after a training with a seed of its own. What is

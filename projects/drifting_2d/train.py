@@ -35,7 +35,7 @@ class Training(NamedTuple):
       shown: how many of them.
     """
 
-    steps: int = 2000
+    steps: int = 1600
     batch: int = 256
     pictures: int = 4
     shown: int = 1000
