@@ -373,7 +373,7 @@ def _list(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     import jax
 
-    from qkd_jax.runs.folder import versions
+    from qkd_jax.runs.provenance import versions
 
     for name, version in versions().items():
         print(f"{name:18} {version}")

@@ -13,7 +13,14 @@ import numpy as np
 
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.protocol import metrics
-from qkd_jax.reports.files import read_json, write_atomically
+from qkd_jax.reports.files import read_json, read_run, write_atomically
+from qkd_jax.reports.predictions import (
+    PACKED,
+    Predictions,
+    check_follows,
+    packed,
+    read_predictions,
+)
 from qkd_jax.reports.taught import taught_lines, taught_rows
 from qkd_jax.settings.config import changeable_settings, from_dict, to_dict
 
@@ -37,7 +44,7 @@ SHARED = {
     "teacher_fingerprint": "weights of the teacher",
     "data_fingerprint": "data",
 }
-# The files of a run that `record_runs` copies.
+# The files of a run that `record_runs` copies, beside its predictions.
 RECORDED = ("config.json", "environment.json", "matrix.json", "summary.json")
 # Settings in which the seeds of one method may differ.
 OWN_SETTINGS = ("seed", "out", "run_folder")
@@ -103,14 +110,16 @@ def write_results(experiment_folder: str | Path) -> Path:
 def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]:
     """Copies the small files of the finished runs of runs/<experiment> to `target`/<experiment>.
 
-    They are settings, versions, matrix and summary, which are enough to make the tables again. A
-    record is there to be shown to others, so of a path on this machine only the last name is kept.
+    They are settings, versions, matrix and summary, which are enough to make the tables again, and
+    what was predicted of each test image (`read_predictions`). A record is there to be shown to
+    others, so of a path on this machine only the last name is kept.
 
     Returns:
       The folders of the copies.
 
     Raises:
-      DataError: the folder does not exist, or holds no finished run.
+      DataError: the folder does not exist or holds no finished run, or the matrix or summary of one
+        does not follow from its predictions.
     """
     folder, copies = Path(experiment_folder), []
     if not folder.is_dir():
@@ -121,8 +130,11 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
                 continue
             if read_json(run / "summary.json").get("finished") is not True:
                 continue
+            predictions = _checked_predictions(run)
             copy = Path(target) / folder.name / method.name / run.name
             copy.mkdir(parents=True, exist_ok=True)
+            if predictions is not None:
+                write_atomically(copy / PACKED, packed(predictions))
             for name in RECORDED:
                 content = read_json(run / name)
                 shown = without_paths(content)
@@ -135,6 +147,17 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
     if not copies:
         raise DataError(f"{folder}: expected at least one finished run, found none")
     return copies
+
+
+def _checked_predictions(run: Path) -> Predictions | None:
+    """The predictions of a run, from which its matrix and summary follow; None if it has none."""
+    files, predictions = read_run(run), read_predictions(run)
+    if predictions is not None:
+        try:
+            check_follows(predictions, files.correct, files.total, files.summary)
+        except DataError as error:
+            raise DataError(f"{run}: {error}") from None
+    return predictions
 
 
 def without_paths(value: Any) -> Any:

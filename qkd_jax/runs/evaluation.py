@@ -62,11 +62,9 @@ class Accuracies:
         self,
         task: int,
         predicted: dict[str, np.ndarray],
-        scores: np.ndarray,
         task_of_class: np.ndarray,
     ) -> "Accuracies":
-        """The counts with the evaluation after `task`: the result of `predictions` and scores [N,
-        C].
+        """The counts with the evaluation after `task`, of which `predictions` gave the result.
 
         Raises:
           DataError: see `metrics.record`.
@@ -75,9 +73,8 @@ class Accuracies:
         correct, total = metrics.record(
             self.correct, self.total, task, labels, predicted["predicted"], task_of_class
         )
-        masked = metrics.task_masked_predictions(scores, labels, task_of_class)
         within_task, _ = metrics.record(
-            self.within_task, total, task, labels, masked, task_of_class
+            self.within_task, total, task, labels, predicted["within_task"], task_of_class
         )
         confusion = self.confusion
         if relevance is not None:
@@ -141,12 +138,18 @@ def predictions(
       task_of_class: int [C].
     """
     top5 = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    rows, wide = np.arange(len(labels)), scores.astype(np.float64)
+    largest = wide.max(axis=1, keepdims=True)
+    log_sum = largest[:, 0] + np.log(np.exp(wide - largest).sum(axis=1))
     saved = {
         "id": ids,
         "label": labels,
         "task": task_of_class[labels],
         "predicted": top5[:, 0],
+        "within_task": metrics.task_masked_predictions(scores, labels, task_of_class),
         "top5": top5,
+        "log_probability": (wide[rows, labels] - log_sum).astype(np.float32),
+        "predicted_log_probability": (wide[rows, top5[:, 0]] - log_sum).astype(np.float32),
     }
     return saved if relevance is None else saved | {"relevance": relevance}
 

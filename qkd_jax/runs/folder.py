@@ -11,7 +11,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -29,6 +28,7 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import split_name
 from qkd_jax.reports.files import write_atomically
 from qkd_jax.runs.plan import Plan
+from qkd_jax.runs.provenance import provenance, versions
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 
@@ -78,8 +78,7 @@ class Begun(NamedTuple):
     Attributes:
       planned: the plan to continue with; images are in the order that the run began with.
       summary: of a finished run; None while there is work to do.
-      changed: whether the folder's records of settings that cannot change a result, or of the
-        images, must be updated.
+      changed: whether settings differ from those in the folder, of which none changes a result.
       removed: ids of images that the run began with and that are gone.
       content: the fingerprint of the remaining images; "" for older runs, which recorded none and
         did not check their images.
@@ -148,7 +147,7 @@ def begun_run(
     return Begun(
         planned._replace(config=config, data=data),
         summary if finished else None,
-        changed=bool(changed) or content != environment_then.get("data_content", ""),
+        changed=bool(changed),
         removed=removed,
         content=content,
     )
@@ -274,15 +273,20 @@ def begin_folder(
 
 
 def continue_folder(folder: Path, begun: Begun) -> None:
-    """Records settings that may change, and the remaining images."""
+    """Records settings that may change, the remaining images, and other code or another machine."""
     then = read_json(folder / "environment.json")
+    now = dict(then)
     if begun.content != then.get("data_content", ""):
         removed = sorted({*then.get("removed_images", []), *begun.removed})
-        write_json(
-            folder / "environment.json",
-            then | {"data_content": begun.content, "removed_images": removed},
-        )
-    write_json(folder / "config.json", configuration.to_dict(begun.planned.config))
+        now |= {"data_content": begun.content, "removed_images": removed}
+    here = provenance()
+    before = [{name: then.get(name) for name in here}, *then.get("continued_by", [])]
+    if here not in before:
+        now["continued_by"] = [*before[1:], here]
+    if now != then:
+        write_json(folder / "environment.json", now)
+    if begun.changed:
+        write_json(folder / "config.json", configuration.to_dict(begun.planned.config))
 
 
 def _split_name(planned: Plan) -> str:
@@ -293,23 +297,11 @@ def _split_name(planned: Plan) -> str:
     return split_name(wanted.base, wanted.increment)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    names = ("qkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
-    names += ("tokenizers",)
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
-
-
 def environment(backbone: Backbone) -> dict[str, Any]:
-    """Versions, devices and weights of a run."""
+    """Machine, version of the code, packages, devices and weights of a run."""
     return {
         "platform": platform.platform(),
+        **provenance(),
         "versions": versions(),
         "devices": [str(device) for device in jax.local_devices()],
         "command": ["python", "-m", "qkd_jax", *sys.argv[1:]],

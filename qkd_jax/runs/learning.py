@@ -250,7 +250,7 @@ class Learning:
         """Writes what was measured after a task on the test images `rows`, and shows it."""
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
         predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
-        self.accuracies = self.accuracies.after(task.index, predicted, scores, self.task_of_class)
+        self.accuracies = self.accuracies.after(task.index, predicted, self.task_of_class)
         self.writer.arrays(f"predictions/after_task_{task.index}.npz", predicted)
         self.writer.json("matrix.json", self.accuracies.matrix())
         shown = shown_examples(self.data.test, rows, predicted)

@@ -106,7 +106,7 @@ def run(
             raise CheckpointError(f"another process began or removed {folder}; run it again")
         if first and now is None:
             begin_folder(folder, planned, contents, backbone, teacher, leaked, cut)
-        elif first and now.changed:
+        elif first:
             continue_folder(folder, now)
         hosts.wait()
         return loop.run()

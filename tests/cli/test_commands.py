@@ -11,6 +11,7 @@ from PIL import Image
 from qkd_jax import cli
 from qkd_jax.cli import commands
 from qkd_jax.learners.shape import learner_names
+from qkd_jax.reports.predictions import read_predictions
 
 # The cheapest run there is: nothing is trained.
 QUICK = ["--method", "simplecil", "--set", "train.devices=1"]
@@ -64,8 +65,10 @@ def test_record_keeps_what_makes_the_tables_again(finished, tmp_path, capsys, mo
     code, out, _ = call(capsys, "record", finished / "smoke", tmp_path)
     assert code == 0 and out.startswith("2 runs: ")
     kept = {p.relative_to(tmp_path / "smoke").as_posix() for p in tmp_path.rglob("seed1/*")}
-    names = ("config.json", "environment.json", "matrix.json", "summary.json")
+    names = ("config.json", "environment.json", "matrix.json", "summary.json", "predictions.npz")
     assert kept == {f"simplecil/seed1/{name}" for name in names}
+    own, copied = (read_predictions(f / "smoke/simplecil/seed1") for f in (finished, tmp_path))
+    assert own.images == copied.images and (own.predicted == copied.predicted).all()
     whole, again = (
         json.loads((folder / "smoke/results.json").read_text()) for folder in (finished, tmp_path)
     )
@@ -77,6 +80,17 @@ def test_record_keeps_what_makes_the_tables_again(finished, tmp_path, capsys, mo
     assert "expected at least one finished run" in refused(
         capsys, "record", finished / "smoke/simplecil", tmp_path
     )
+
+
+def test_a_run_whose_numbers_do_not_follow_from_its_predictions_is_not_recorded(
+    finished, tmp_path, capsys
+):
+    shutil.copytree(finished / "smoke", tmp_path / "runs/smoke")
+    summary = tmp_path / "runs/smoke/simplecil/seed2/summary.json"
+    better = json.loads(summary.read_text()) | {"last_accuracy": 99.5}
+    summary.write_text(json.dumps(better))
+    told = refused(capsys, "record", tmp_path / "runs/smoke", tmp_path / "kept")
+    assert "seed2: summary.json: expected last_accuracy" in told and "found 99.5" in told
 
 
 def test_a_record_does_not_say_where_on_this_machine_a_run_was(finished, tmp_path, capsys):

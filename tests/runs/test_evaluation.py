@@ -18,7 +18,7 @@ def evaluated(accuracies, task, labels, scores, relevance=None):
     relevance = None if relevance is None else np.asarray(relevance)
     ids = np.array([f"image {n}" for n in range(len(labels))])
     found = predictions(ids, labels, scores, relevance, TASK_OF_CLASS)
-    return accuracies.after(task, found, scores, TASK_OF_CLASS), found
+    return accuracies.after(task, found, TASK_OF_CLASS), found
 
 
 @pytest.fixture
@@ -85,6 +85,18 @@ def test_predictions_rank_classes_and_ties_go_to_the_first():
     assert found["relevance"].tolist() == [[0.5, 0.5], [0.0, 1.0]]
     _, found = evaluated(Accuracies.none_yet(2), 1, [2, 3], scores)
     assert "relevance" not in found
+
+
+def test_probabilities_are_the_softmax_of_the_scores_of_seen_classes():
+    """By hand: e^2 / (e^2 + e^1) of the second image; huge scores do not overflow."""
+    scores = [[0, UNSEEN, 0, UNSEEN], [1, UNSEEN, 2, UNSEEN], [1000, UNSEEN, 0, UNSEEN]]
+    _, found = evaluated(Accuracies.none_yet(2), 0, [2, 2, 2], scores)
+    own = [np.log(1 / 2), -np.log1p(np.exp(-1)), -1000]
+    best = [np.log(1 / 2), -np.log1p(np.exp(-1)), 0]
+    # float32 holds 7 digits.
+    np.testing.assert_allclose(found["log_probability"], own, rtol=1e-6)
+    np.testing.assert_allclose(found["predicted_log_probability"], best, rtol=1e-6)
+    assert found["log_probability"].dtype == np.float32
 
 
 def test_padding_is_dropped_when_batches_are_joined():

@@ -15,6 +15,7 @@ from qkd_jax.data.examples import Split
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.protocol.tasks import task_of_class
+from qkd_jax.reports.predictions import check_follows, read_predictions
 from qkd_jax.reports.tables import write_results
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive
@@ -151,6 +152,7 @@ def test_predictions_hold_every_seen_test_image_once(finished):
         np.testing.assert_array_equal(saved["task"], owner[saved["label"]])
         np.testing.assert_array_equal(saved["predicted"], saved["top5"][:, 0])
         assert np.isin(saved["predicted"], seen).all()
+        np.testing.assert_array_equal(owner[saved["within_task"]], saved["task"])
         assert all(len(set(row)) == len(row) for row in saved["top5"].tolist())
         weights = saved["relevance"]
         assert weights.shape == (len(rows), TASKS)
@@ -184,6 +186,30 @@ def test_accuracies_recomputed_from_predictions_equal_the_summary(finished):
     last = predictions(folder, 2)
     routed = 100.0 * (last["relevance"].argmax(1) == last["task"]).mean()
     assert summary["routing_accuracy"] == pytest.approx(routed, abs=1e-12)
+    check_follows(read_predictions(folder), correct, total, summary)
+
+
+def test_predictions_of_each_image_are_those_of_a_softmax_of_predict(finished, backbone):
+    """What a record keeps, against fresh scores of the final model."""
+    _, folder, _ = finished
+    found, test = read_predictions(folder), plan(smoke()).data.test
+    order = np.argsort(test.ids)
+    images = test.load(np.arange(len(test)), backbone)
+    scores, _ = predict_with_relevance(final_state(folder, backbone)[0], images)
+    chances = np.asarray(jax.nn.softmax(scores))[order]
+    np.testing.assert_array_equal(found.label, test.labels[order])
+    own = chances[np.arange(len(test)), found.label]
+    # float16 of a logarithm of order 1, and float32 scores that differ by 1e-4 (see above).
+    np.testing.assert_allclose(np.exp(found.log_probability), own, rtol=2e-3)
+    np.testing.assert_allclose(np.exp(found.predicted_log_probability), chances.max(1), rtol=2e-3)
+
+
+def test_environment_names_code_and_machine(finished):
+    _, folder, _ = finished
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"commit", "dirty", "code", "processor", "cores"} <= environment.keys()
+    assert "continued_by" not in environment
+    assert environment["cores"] >= 1 and len(environment["code"]) == 16
 
 
 def test_every_image_and_slot_is_computed_once(finished):
