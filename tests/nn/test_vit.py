@@ -292,6 +292,19 @@ def test_standardize_survives_a_large_offset(key):
     np.testing.assert_allclose(standardize(shifted, 0.0), exact, atol=5e-3)
 
 
+@pytest.mark.parametrize("eps", [1e-5, 1e-6])
+def test_the_last_layer_norm_has_the_eps_of_the_spec(eps):
+    """On a residual stream of variance 1e-5, which eps changes by a good part."""
+    spec = ViTSpec(**SMALL, eps=eps)
+    silent = jax.tree.map(lambda a: jnp.zeros(a.shape), spec.param_shapes())  # x goes through
+    silent["norm"]["scale"] = jnp.ones(spec.width)
+    x = 0.003 * np.random.default_rng(0).normal(size=(2, 10, 24))
+    found = encode(Backbone(silent, spec), Tokens(jnp.float32(x)))[:, 0]
+    centred = x[:, 0] - x[:, 0].mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+    assert relative(found, expected) < 1e-5
+
+
 def test_activations_and_their_slopes_are_the_textbooks():
     """Oracle: Phi from the C library's erf, in float64; float32 errs by 1e-6 of values up to 12."""
     x = np.concatenate([np.linspace(-12, 12, 2001), [-80.0, 80.0]])

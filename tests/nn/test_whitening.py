@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from qkd_jax.nn.whitening import identity_metric, learned_metric, shrunk_factor, whiten
 
@@ -43,3 +44,14 @@ def test_the_metric_of_nothing_is_regular():
     query = jnp.asarray(np.random.default_rng(1).normal(size=(5, WIDTH)), jnp.float32)
     same = whiten(identity_metric(WIDTH), query)
     np.testing.assert_array_equal(same, query)
+
+
+@pytest.mark.parametrize("shrinkage, share", [(0.6, 0.6), (0.0, 1e-3)])
+def test_the_floor_of_the_covariance(shrinkage, share):
+    """Of the mean variance, 1e-6, and of the share of the isotropic part, 1e-3."""
+    none = shrunk_factor(jnp.zeros((WIDTH, WIDTH)), jnp.float32(0), shrinkage)
+    np.testing.assert_allclose(none, np.sqrt(share * 1e-6) * np.eye(WIDTH), rtol=EXACT)
+    # Above the floor: sigma = 4 I, of which (1 - s) + share is left.
+    some = shrunk_factor(12.0 * jnp.eye(WIDTH), jnp.float32(3), shrinkage)
+    expected = np.sqrt(4.0 * (1 - shrinkage + share)) * np.eye(WIDTH)
+    np.testing.assert_allclose(some, expected, rtol=EXACT)

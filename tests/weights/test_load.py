@@ -484,3 +484,22 @@ def test_registry_is_consistent():
         assert entry.format in KEY_MAPS and entry.format in load_module.READERS
         assert entry.licence and bool(entry.preprocessings) != bool(entry.tokenizer)
     assert list(registry.lookup("vit_b16_in21k_augreg").preprocessings) == ["l2p01", "augreg"]
+
+
+@pytest.mark.parametrize(
+    "name, eps, activation, mean, deviation",
+    [
+        (
+            *("clip_vit_b16", 1e-5, "quick_gelu"),
+            *((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ),
+        ("dinov2_vit_s14", 1e-6, "gelu", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("vit_b16_in21k_augreg", 1e-6, "gelu", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ],
+)
+def test_constants_of_the_published_models(name, eps, activation, mean, deviation):
+    """As in the code of CLIP, DINOv2 and timm; pixels in [0, 1] are the toolboxes' choice."""
+    entry = registry.lookup(name)
+    assert (entry.spec.eps, entry.spec.activation) == (eps, activation)
+    default = next(iter(entry.preprocessings.values()))
+    assert (default.mean, default.std) == (mean, deviation)

@@ -5,6 +5,7 @@ tanh and pi keep that below 200 eps, and a fidelity of Q = 3 such angles below 2
 Softmax and log-sum-exp add a few eps. `EXACT` is for formulas without a circuit.
 """
 
+import dataclasses
 import warnings
 
 import jax
@@ -45,6 +46,35 @@ def settings(**changes):
         calibration_rate=0.05,
     )
     return GateSettings(**(fixed | changes))
+
+
+def test_the_defaults_are_those_of_the_recorded_runs():
+    """Every setting of the gate, as docs/gate.md has them; a changed one changes what runs do."""
+    assert dataclasses.asdict(GateSettings()) == {
+        "kind": "quantum",
+        "num_qubits": 10,
+        "num_layers": 2,
+        "reupload": True,
+        "theta_scale": 0.1,
+        "theta_side": "both",
+        "last_axis": "y",
+        "encoding": "amplitude",
+        "angle_map": "linear",
+        "angle_range": float(np.pi),
+        "states": "class",
+        "stack": "weights",
+        "rank": 12,
+        "score": "log_fidelity",
+        "temperature": 0.3,
+        "kernel_width": 1.0,
+        "calibration_steps": 200,
+        "calibration_batch": 128,
+        "calibration_rate": 0.01,
+        "calibration_noise": 2.0,
+        "whiten": True,
+        "freeze_after": -1,
+        "shrinkage": 0.6,
+    }
 
 
 def draw(*shape, seed=0):
