@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,32 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old or the new content, never a part."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes a file so that readers see the old or the new content, never a part, whatever dies and
+    whoever else writes it; the new one is on the disk when this returns.
+    """
+    # Not tempfile's, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder last through a power failure, where its file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network folders cannot
+        pass
+    finally:
+        os.close(handle)
 
 
 def _last_predictions(folder: Path) -> dict[str, np.ndarray]:

@@ -1,9 +1,11 @@
 """Saves and restores what a learner learned, without the backbone. Only this file imports orbax.
 
 A checkpoint is visible only when it is complete, since orbax writes it under another name and
-renames it. The backbone is frozen, and its hash is in the run's environment.json.
+renames it; before that, the hash of each file is written beside them (`manifest.py`). The backbone
+is frozen, and its hash is in the run's environment.json.
 """
 
+import dataclasses
 import gc
 import logging
 import warnings
@@ -15,14 +17,44 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.reports.files import sync_folder
+from qkd_jax.runs import manifest
 
 # Names of earlier versions on the paths of arrays, and today's.
 RENAMED = {"gaussians": "generator"}
 KEPT = 2  # the one before the newest is for the case that the newest is damaged
+PARTS = ("arrays", "meta")
+# What orbax raises for damaged files of a checkpoint whose hashes are not known.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, OSError)
 
 logger = logging.getLogger("qkd_jax")
+
+
+class OtherArrays(CheckpointError):
+    """A whole checkpoint holds other arrays than this version makes."""
+
+
+class _Manifest(ocp.CheckpointHandler):
+    """Writes the manifest when the parts before it are complete, before the checkpoint is."""
+
+    def save(self, directory, args):
+        pass
+
+    def restore(self, directory, args):
+        pass
+
+    def finalize(self, directory):
+        target = Path(directory)
+        manifest.write_manifest(target.parent, PARTS, target)
+
+
+@ocp.args.register_with_handler(_Manifest, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _ManifestArgs(ocp.args.CheckpointArgs):
+    """Of a manifest nothing is given."""
 
 
 class Checkpoints:
@@ -30,7 +62,7 @@ class Checkpoints:
 
     Args:
       shared: a host's arrays -> arrays that all hosts write and read together.
-      read_only: whether nothing in the folder may be written, made or deleted.
+      read_only: whether nothing in the folder may be written, made or renamed.
     """
 
     def __init__(
@@ -41,7 +73,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._shared, self._read_only = shared, read_only
-        self.skipped: tuple[str, ...] = ()  # checkpoints that `restore` could not read
+        self.skipped: tuple[str, ...] = ()  # damaged checkpoints that `restore` passed over
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every file
         # and leaves reads unawaited when one fails.
         warnings.filterwarnings("ignore", "coroutine '_read_array", RuntimeWarning)
@@ -55,9 +87,11 @@ class Checkpoints:
                 read_only=read_only,
             ),
             # Without them a manager that has saved nothing yet cannot tell which arrays there are.
+            # They are completed in this order.
             item_handlers={
                 "arrays": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
+                manifest.NAME: _Manifest(),
             },
         )
 
@@ -80,11 +114,15 @@ class Checkpoints:
                 f"{int(state.step)}; the last good state is in {self._folder}"
             )
         args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(self._shared(arrays)), meta=ocp.args.JsonSave(meta)
+            arrays=ocp.args.StandardSave(self._shared(arrays)),
+            meta=ocp.args.JsonSave(meta),
+            **{manifest.NAME: _ManifestArgs()},
         )
         try:
             self._manager.save(number, args=args, force=True)
             self._manager.wait_until_finished()
+            if hosts.is_first():
+                sync_folder(self._folder)
         except Exception as error:  # orbax raises many types for a disk that is full or read-only
             raise CheckpointError(
                 f"cannot save a checkpoint in {self._folder}: {_reason(error)}; the one before it "
@@ -94,46 +132,71 @@ class Checkpoints:
     def restore(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]] | None:
         """The newest good checkpoint put into `state` (which gives shapes and placement), or None.
 
-        A damaged one is reported and the one before it is taken. Unless read-only, the damaged one
-        is deleted, since its number will be saved again.
+        A damaged one, of which a file is missing or not as it was written, is reported and the one
+        before it is taken. Unless read-only, the damaged one is renamed to damaged-<number>, since
+        its number will be saved again.
 
         Raises:
-          CheckpointError: checkpoints exist, but none can be read.
+          CheckpointError: checkpoints exist, but all are damaged; a file cannot be read; or a whole
+            checkpoint holds other arrays than this version makes.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._shared(_arrays(state)))
-        failures = []
+        damaged: dict[int, str] = {}
         for number in numbers:
-            found, failure = self._read(number, state, target)
-            if not failure:
-                self.skipped = tuple(failures)
-                for later in numbers[: numbers.index(number)] if not self._read_only else ():
-                    self._manager.delete(later)
+            found, damage = self._read(number, state, target)
+            if not damage:
+                self.skipped = tuple(self._told(damaged))
+                if damaged and not self._read_only:
+                    self._quarantine(damaged)
                 return found
-            failures.append(f"{self._folder / str(number)}: {failure}")
-            logger.warning("checkpoint %s cannot be read; trying the one before it", number)
-        if failures:
+            damaged[number] = damage
+            logger.warning(
+                "checkpoint %s cannot be read (%s); trying the one before it", number, damage
+            )
+        if damaged:
             raise CheckpointError(
                 "no checkpoint of this run can be read:\n  "
-                + "\n  ".join(failures)
+                + "\n  ".join(self._told(damaged))
                 + "\ndelete the run folder to start again, or restore it from a copy"
             )
         return None
 
+    def _told(self, damaged: dict[int, str]) -> list[str]:
+        return [f"{self._folder / str(number)}: {damage}" for number, damage in damaged.items()]
+
+    def _quarantine(self, damaged: dict[int, str]) -> None:
+        """Renames damaged checkpoints, so that they are kept to be looked at, and never read."""
+        for number in damaged if hosts.is_first() else ():
+            name = f"damaged-{number}"
+            while (self._folder / name).exists():
+                name += "-again"
+            (self._folder / str(number)).rename(self._folder / name)
+            logger.warning("checkpoint %s was renamed to %s", number, self._folder / name)
+        if hosts.is_first():
+            sync_folder(self._folder)
+        hosts.wait()
+        self._manager.reload()
+
     def _read(self, number: int, state: LearnerState, target: dict) -> tuple[Any, str]:
-        """((state, meta), "") of one checkpoint, or (None, what is wrong with it)."""
+        """((state, meta), "") of one checkpoint, or (None, how it is damaged)."""
+        checkpoint = self._folder / str(number)
         try:
-            held = _by_path(self._manager.item_metadata(number)["arrays"])
-            # Earlier versions may have kept more arrays, which are ignored, or under other names.
-            more = set(held) - set(_by_path(target))
-            arrays = ocp.args.StandardRestore() if more else ocp.args.StandardRestore(target)
-            args = ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonRestore())
-            found = self._manager.restore(number, args=args)
-            kept = found["arrays"]
-            if more:
-                kept = _as_in(target, _with_todays_names(_by_path(kept)))
-            return (_with_arrays(state, kept), found["meta"]), ""
-        except Exception as error:  # orbax raises many types for damaged files
+            damage = manifest.damage_of(checkpoint)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or checkpoint} cannot be read: {error.strerror}; make it "
+                "readable, or restore it from a copy"
+            ) from None
+        if damage:
+            return None, damage
+        # Of a whole checkpoint every error is one of this code, or of the version that wrote it.
+        caught = () if damage == "" else DAMAGE
+        try:
+            return self._whole(number, state, target), ""
+        except OtherArrays:
+            raise
+        except caught as error:
             failure = _reason(error)
         # Reads that were unfinished when one failed log long complaints when they are collected, so
         # they are collected here without the log.
@@ -142,6 +205,33 @@ class Checkpoints:
         gc.collect()
         log.disabled = before
         return None, failure
+
+    def _whole(self, number: int, state: LearnerState, target: dict) -> tuple[Any, dict[str, Any]]:
+        """(state, meta) of one checkpoint.
+
+        Raises:
+          OtherArrays: it holds other arrays than `target`.
+        """
+        held = _by_path(self._manager.item_metadata(number)["arrays"])
+        todays, wanted = _with_todays_names(held), _by_path(target)
+        for path, array in wanted.items():
+            found = todays.get(path)
+            if found is None or (found.shape, found.dtype) != (array.shape, array.dtype):
+                told = "none" if found is None else f"{found.shape} {found.dtype}"
+                raise OtherArrays(
+                    f"{self._folder / str(number)}, {'.'.join(path)}: expected {array.shape} "
+                    f"{array.dtype}, as this version of qkd_jax makes it, found {told}; the "
+                    "version that began the run can continue and load it"
+                )
+        # Earlier versions may have kept more arrays, which are ignored, or under other names.
+        more = held.keys() - wanted.keys()
+        arrays = ocp.args.StandardRestore() if more else ocp.args.StandardRestore(target)
+        args = ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonRestore())
+        kept = self._manager.restore(number, args=args)
+        arrays = kept["arrays"]
+        if more:
+            arrays = _as_in(target, _with_todays_names(_by_path(arrays)))
+        return _with_arrays(state, arrays), kept["meta"]
 
 
 def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
@@ -227,9 +317,4 @@ def not_finite(state: LearnerState) -> str | None:
 def _reason(error: Exception) -> str:
     """The first line of an error, shortened (tensorstore appends pages), or its type."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if "tree structures do not match" in line:
-        return (
-            "expected the arrays that this version of qkd_jax saves, found others; the version "
-            "that began the run can continue and load it"
-        )
     return line if len(line) <= 300 else f"{line[:300]} ..."

@@ -234,7 +234,8 @@ def test_truncated_newest_checkpoint_falls_back(unfinished, reference, backbone,
     newest = checkpoints_of(unfinished)[-1]
     cut(newest)
     run(config(), backbone, tmp_path)
-    assert f"checkpoint {newest.name} cannot be read; trying the one before it" in caplog.text
+    assert f"checkpoint {newest.name} cannot be read (" in caplog.text
+    assert (newest.parent / f"damaged-{newest.name}").is_dir()
     check_equal(unfinished, reference, backbone)
 
 

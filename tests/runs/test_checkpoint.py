@@ -1,6 +1,9 @@
 """Checkpoints: whole or absent, byte for byte what was saved; if damaged, the one before it."""
 
+import hashlib
+import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +14,13 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
 from qkd_jax.learners.optimiser import optimiser
 from qkd_jax.protocol.tasks import Task
+from qkd_jax.runs import checkpoint, manifest
 from qkd_jax.runs.checkpoint import KEPT, Checkpoints
 from qkd_jax.settings.config import Config, Shapes, override
 from qkd_jax.weights.load import load_backbone
 
-# When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
+# When a read of a damaged checkpoint fails whose hashes are not known, orbax's other reads complain
+# from their own threads.
 pytestmark = [
     pytest.mark.floor,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -49,6 +54,41 @@ def damage(folder):
     for path in files:
         path.write_bytes(path.read_bytes()[:-1])
     return len(files)
+
+
+def flip(path, place):
+    """Turns one bit over, at a place between 0 and 1."""
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+
+
+def as_older_versions_wrote(checkpoint):
+    """Without a manifest."""
+    shutil.rmtree(checkpoint / "manifest")
+    notes = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
+    del notes["item_handlers"]["manifest"]
+    (checkpoint / "_CHECKPOINT_METADATA").write_text(json.dumps(notes))
+
+
+def kept_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def saved(state, tmp_path_factory):
+    """A folder with checkpoints 1 and 2, to be copied."""
+    folder = tmp_path_factory.mktemp("saved")
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, at_step(state, step), {"step": step})
+    return folder
+
+
+@pytest.fixture
+def two(saved, tmp_path):
+    """A folder with checkpoints 1 and 2."""
+    return shutil.copytree(saved, tmp_path / "two")
 
 
 def test_restores_every_bit(state, tmp_path):
@@ -86,39 +126,108 @@ def test_backbone_is_not_in_it(state, tmp_path):
     assert size < sum(leaf.nbytes for leaf in jax.tree.leaves(state.backbone.params))
 
 
-def test_a_damaged_one_gives_way_to_the_one_before(state, tmp_path, caplog):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, at_step(state, step), {"step": step})
-    assert damage(tmp_path / "2") > 0
-    with caplog.at_level(logging.WARNING, logger="qkd_jax"), Checkpoints(tmp_path) as checkpoints:
+@pytest.mark.parametrize("older_version", [False, True])
+def test_a_damaged_one_gives_way_to_the_one_before(state, two, caplog, older_version):
+    if older_version:
+        for step in ("1", "2"):
+            as_older_versions_wrote(two / step)
+    assert damage(two / "2") > 0
+    before = {p: p.read_bytes() for p in (two / "2").rglob("*") if p.is_file()}
+    with caplog.at_level(logging.WARNING, logger="qkd_jax"), Checkpoints(two) as checkpoints:
         found, meta = checkpoints.restore(state)
         assert int(found.step) == 1 and meta == {"step": 1}
-        assert "checkpoint 2 cannot be read" in caplog.text
+        assert "checkpoint 2 cannot be read (" in caplog.text
+        assert f"renamed to {two / 'damaged-2'}" in caplog.text
+        assert kept_in(two) == ["1", "damaged-2"]
+        for path, content in before.items():
+            assert (two / "damaged-2" / path.relative_to(two / "2")).read_bytes() == content
         checkpoints.save(2, at_step(state, 2), {"step": 2})  # the number is free again
         assert int(checkpoints.restore(state)[0].step) == 2
+        damage(two / "2")
+        assert int(checkpoints.restore(state)[0].step) == 1
+    assert kept_in(two) == ["1", "damaged-2", "damaged-2-again"]
 
 
-def test_missing_files_give_way_too(state, tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, at_step(state, step), {})
-    (tmp_path / "2/meta/metadata").unlink()
-    with Checkpoints(tmp_path) as checkpoints:
+def test_a_flipped_bit_or_a_missing_file_gives_way_too(state, two, tmp_path):
+    """Of every file; those that orbax does not read may also change nothing."""
+    files = sorted(p.relative_to(two) for p in (two / "2").rglob("*") if p.is_file())
+    assert {"2/manifest/sha256.json", "2/meta/metadata"} <= {p.as_posix() for p in files}
+    marks = [name for name in files if name.name in ("commit_success.txt", manifest.NOTES)]
+    data = [name for name in files if name.parts[1] in ("arrays", "meta")]
+    for number, name in enumerate(files):
+        for flips in (True, False):
+            copy = shutil.copytree(two, tmp_path / f"{number}-{flips}")
+            flip(copy / name, number / len(files)) if flips else (copy / name).unlink()
+            with Checkpoints(copy, read_only=True) as checkpoints:
+                if name not in data and name in marks:
+                    assert int(checkpoints.restore(state)[0].step) in (1, 2)
+                    continue
+                found, meta = checkpoints.restore(state)
+                assert int(found.step) == 1 and meta == {"step": 1}, (name, flips)
+                (told,) = checkpoints.skipped
+                assert name.name in told or "manifest" in str(name)
+            assert kept_in(copy) == ["1", "2"]  # read-only
+
+
+def test_an_edited_number_is_damage(state, two):
+    """Plain JSON that is valid, but not what was written."""
+    (two / "2/meta/metadata").write_text('{"step": 3}')
+    with Checkpoints(two) as checkpoints:
+        assert checkpoints.restore(state)[1] == {"step": 1}
+        assert "2: meta/metadata is not as it was written" in checkpoints.skipped[0]
+
+
+def test_a_manifest_that_is_lost_does_not_pass_for_an_older_version(state, two):
+    shutil.rmtree(two / "2/manifest")
+    with Checkpoints(two) as checkpoints:
         assert int(checkpoints.restore(state)[0].step) == 1
 
 
-def test_all_damaged_says_what_to_do(state, tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, at_step(state, step), {})
+def test_without_a_manifest_a_whole_checkpoint_is_restored(state, two):
+    as_older_versions_wrote(two / "2")
+    with Checkpoints(two) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 2
+
+
+def test_a_mistake_in_this_code_is_not_taken_for_damage(state, two, monkeypatch):
+    def mistaken(*_):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(checkpoint, "_with_arrays", mistaken)
+    with Checkpoints(two) as checkpoints, pytest.raises(TypeError, match="a mistake"):
+        checkpoints.restore(state)
+    assert kept_in(two) == ["1", "2"]
+
+
+def test_what_cannot_be_read_is_told_and_kept(state, two, monkeypatch):
+    """A file without permission, or on a disk that fails, is not damage that was seen."""
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", str(two / "2/meta/metadata"))
+
+    monkeypatch.setattr(manifest, "_sha256", refused)
+    with Checkpoints(two) as checkpoints, pytest.raises(CheckpointError) as failed:
+        checkpoints.restore(state)
+    assert f"{two / '2/meta/metadata'} cannot be read: Permission denied" in str(failed.value)
+    assert kept_in(two) == ["1", "2"]
+
+
+def test_the_manifest_names_every_file_of_what_was_saved(two):
+    hashes = json.loads((two / "2/manifest/sha256.json").read_text())
+    files = [p for part in ("arrays", "meta") for p in (two / "2" / part).rglob("*") if p.is_file()]
+    own = {p.relative_to(two / "2").as_posix(): p.read_bytes() for p in files}
+    told = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+    assert hashes == told
+
+
+def test_all_damaged_says_what_to_do(state, two):
     for step in (1, 2):
-        damage(tmp_path / str(step))
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError) as failed:
+        damage(two / str(step))
+    with Checkpoints(two) as checkpoints, pytest.raises(CheckpointError) as failed:
         checkpoints.restore(state)
     message = str(failed.value)
-    assert str(tmp_path / "1") in message and str(tmp_path / "2") in message
-    assert "delete the run folder" in message
+    assert str(two / "1") in message and str(two / "2") in message
+    assert "delete the run folder" in message and kept_in(two) == ["1", "2"]
 
 
 def test_what_a_kill_within_a_save_leaves_is_passed_over(state, tmp_path):
@@ -176,8 +285,9 @@ def test_other_shapes_are_refused(state, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         wider = state.replace(trainable=jax.tree.map(lambda a: jnp.stack([a, a]), state.trainable))
-        with pytest.raises(CheckpointError, match="no checkpoint of this run can be read"):
+        with pytest.raises(CheckpointError, match=r"expected \(2, 3, 2\) .* found \(3, 2\)"):
             checkpoints.restore(wider)
+    assert kept_in(tmp_path) == ["1"]  # it is not damaged
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
