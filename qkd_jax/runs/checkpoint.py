@@ -180,14 +180,7 @@ class Checkpoints:
 
     def _read(self, number: int, state: LearnerState, target: dict) -> tuple[Any, str]:
         """((state, meta), "") of one checkpoint, or (None, how it is damaged)."""
-        checkpoint = self._folder / str(number)
-        try:
-            damage = manifest.damage_of(checkpoint)
-        except OSError as error:
-            raise CheckpointError(
-                f"{error.filename or checkpoint} cannot be read: {error.strerror}; make it "
-                "readable, or restore it from a copy"
-            ) from None
+        damage = manifest.damage_of(self._folder / str(number))
         if damage:
             return None, damage
         # Of a whole checkpoint every error is one of this code, or of the version that wrote it.

@@ -27,6 +27,7 @@ from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import split_name
 from qkd_jax.reports.files import write_atomically
+from qkd_jax.runs.manifest import damage_of
 from qkd_jax.runs.plan import Plan
 from qkd_jax.runs.provenance import provenance, versions
 from qkd_jax.settings import config as configuration
@@ -34,6 +35,9 @@ from qkd_jax.settings.config import Config
 
 logger = logging.getLogger("qkd_jax")
 
+# Checkpoint numbers are task * this + step, so that they increase over the whole run. With a
+# teacher each task counts twice.
+STEPS_PER_TASK = 10_000_000
 # The file with the contents of the images that a run began with.
 IMAGES = "images.npz"
 FOLDER_NAME = re.compile(r"[\w,=+-]([\w.,=+ -]*[\w.,=+-])?")
@@ -63,7 +67,7 @@ def is_begun(folder: Path) -> bool:
     Raises:
       CheckpointError: there are checkpoints without settings.
     """
-    kept = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    kept = bool(_checkpoints(folder))
     if kept and not (folder / "config.json").exists():
         raise CheckpointError(
             f"{folder / 'config.json'} is missing beside checkpoints; restore it from a copy, or "
@@ -77,7 +81,8 @@ class Begun(NamedTuple):
 
     Attributes:
       planned: the plan to continue with; images are in the order that the run began with.
-      summary: of a finished run; None while there is work to do.
+      summary: of a finished run; None while there is work to do, also because the checkpoint of its
+        last task is damaged or gone.
       changed: whether settings differ from those in the folder, of which none changes a result.
       removed: ids of images that the run began with and that are gone.
       content: the fingerprint of the remaining images; "" for older runs, which recorded none and
@@ -140,7 +145,7 @@ def begun_run(
                     "weights it began with, or another --out or --variant"
                 )
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
-    finished = bool(summary.get("finished"))
+    finished = bool(summary.get("finished")) and not _is_lost(folder, config, len(planned.tasks))
     data, removed, content = _same_images(
         folder, planned, contents, environment_then, finished=finished, allow_removed=allow_removed
     )
@@ -151,6 +156,23 @@ def begun_run(
         removed=removed,
         content=content,
     )
+
+
+def _is_lost(folder: Path, config: Config, num_tasks: int) -> bool:
+    """Whether what the last task of a finished run left is damaged or gone, and must be learned
+    again. A run without any checkpoint, such as a record, has nothing to lose.
+    """
+    numbers = _checkpoints(folder)
+    if not numbers:
+        return False
+    turns = 1 if learner_of(config).teacher is None else 2
+    newest = folder / "checkpoints" / str(max(numbers))
+    return max(numbers) < num_tasks * turns * STEPS_PER_TASK or bool(damage_of(newest))
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    names = (path.name for path in (folder / "checkpoints").glob("*"))
+    return [int(name) for name in names if name.isdigit()]
 
 
 def _same_images(

@@ -42,12 +42,12 @@ def load_run(
       folder: the run folder.
       weights: the backbone's weight file, if it is not where the run recorded it.
       teacher_weights: that of a student's teacher, in the same way.
-      allow_older: if the newest checkpoint is damaged, take the one before it.
+      allow_older: if the newest checkpoint is damaged or gone, take the one before it.
 
     Raises:
-      CheckpointError: a file is missing or damaged, the backbone is not the run's, a process is
-        training in the folder, or the run is in the middle of a task, where half-learned classes
-        have no valid scores.
+      CheckpointError: a file is missing or damaged, fewer tasks are there than the summary reports,
+        the backbone is not the run's, a process is training in the folder, or the run is in the
+        middle of a task, where half-learned classes have no valid scores.
       WeightsError: the backbone cannot be loaded.
     """
     # Imported here, so that `import qkd_jax` does not import orbax.
@@ -97,15 +97,23 @@ def load_run(
             f"{int(ahead.task) + 1} (step {int(ahead.step)}); continue it with the command that "
             "began it, at least to the end of this task"
         )
+    told = len(_read(folder / "summary.json", needed=False).get("accuracy_curve", []))
+    if meta["finished_tasks"] < told and not allow_older:
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of the {told} tasks that summary.json reports, found "
+            f"one of {meta['finished_tasks']}; restore it from a copy, run the command that began "
+            "the run, which learns the lost tasks again, or take what there is: load_run(..., "
+            "allow_older=True)"
+        )
     return LoadedRun(state, tuple(order["class_names"]), config)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, *, needed: bool = True) -> dict:
     try:
         content = read_json(path)
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    if not content:
+    if needed and not content:
         raise CheckpointError(
             f"{path.parent}: expected a run folder, runs/<experiment>/<method>/seed<k>, found "
             f"{path.name} missing or empty"

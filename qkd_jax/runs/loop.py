@@ -15,6 +15,7 @@ from qkd_jax.errors import CheckpointError, check_system
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.runs.folder import (
+    STEPS_PER_TASK,
     begin_folder,
     begun_run,
     continue_folder,
@@ -29,9 +30,6 @@ from qkd_jax.runs.signals import StopRequest
 from qkd_jax.settings.config import Config, digest
 
 logger = logging.getLogger("qkd_jax")
-
-# Checkpoint numbers are task * this + step, so that they increase over the whole run.
-STEPS_PER_TASK = 10_000_000
 
 
 class Interrupted(Exception):

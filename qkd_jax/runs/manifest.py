@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from qkd_jax.errors import CheckpointError
 from qkd_jax.reports.files import sync_folder, write_atomically
 
 NAME = "manifest"  # the part of a checkpoint that holds it
@@ -34,8 +35,18 @@ def damage_of(checkpoint: Path) -> str | None:
     a version that wrote no manifest.
 
     Raises:
-      OSError: a file is there, but cannot be read.
+      CheckpointError: a file is there, but cannot be read.
     """
+    try:
+        return _damage_of(checkpoint)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or checkpoint} cannot be read: {error.strerror}; make it readable, "
+            "or restore it from a copy"
+        ) from None
+
+
+def _damage_of(checkpoint: Path) -> str | None:
     try:
         notes = json.loads((checkpoint / NOTES).read_bytes())
     except FileNotFoundError:

@@ -29,11 +29,7 @@ from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
-# When a read of a damaged checkpoint fails, orbax's other reads complain from their own threads.
-pytestmark = [
-    pytest.mark.floor,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.floor
 
 SETTINGS = ("train.devices=1", "gate.encoding=angle", "train.checkpoint_every=3")
 # Of a summary: what may differ between two runs that did the same.
@@ -230,13 +226,22 @@ def checkpoints_of(folder):
     return sorted((folder / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
 
 
-def test_truncated_newest_checkpoint_falls_back(unfinished, reference, backbone, tmp_path, caplog):
-    newest = checkpoints_of(unfinished)[-1]
-    cut(newest)
+@pytest.mark.parametrize("loss", ["cut", "gone"])
+def test_a_finished_run_that_lost_its_last_task_learns_it_again(
+    loss, reference, backbone, tmp_path, caplog
+):
+    """The checkpoint of the last task is truncated, or deleted; the summary says "finished"."""
+    folder = copy(reference, tmp_path)
+    newest = checkpoints_of(folder)[-1]
+    cut(newest) if loss == "cut" else shutil.rmtree(newest)
     run(config(), backbone, tmp_path)
-    assert f"checkpoint {newest.name} cannot be read (" in caplog.text
-    assert (newest.parent / f"damaged-{newest.name}").is_dir()
-    check_equal(unfinished, reference, backbone)
+    if loss == "cut":
+        assert f"checkpoint {newest.name} cannot be read (" in caplog.text
+        assert (newest.parent / f"damaged-{newest.name}").is_dir()
+    check_equal(folder, reference, backbone)
+    again = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert run(config(), backbone, tmp_path)["finished"]  # and is finished now
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == again
 
 
 def test_all_checkpoints_broken_says_what_to_do(unfinished, backbone, tmp_path):

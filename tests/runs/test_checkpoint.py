@@ -178,9 +178,15 @@ def test_an_edited_number_is_damage(state, two):
 
 
 def test_a_manifest_that_is_lost_does_not_pass_for_an_older_version(state, two):
+    """Nor one that orbax's notes no longer name."""
+    unnamed = shutil.copytree(two, two.parent / "unnamed")
     shutil.rmtree(two / "2/manifest")
-    with Checkpoints(two) as checkpoints:
-        assert int(checkpoints.restore(state)[0].step) == 1
+    notes = unnamed / "2/_CHECKPOINT_METADATA"
+    notes.write_text(notes.read_text().replace('"manifest"', '"manifesu"'))
+    flip(unnamed / "2/meta/metadata", 0.9)
+    for folder in (two, unnamed):
+        with Checkpoints(folder) as checkpoints:
+            assert int(checkpoints.restore(state)[0].step) == 1
 
 
 def test_without_a_manifest_a_whole_checkpoint_is_restored(state, two):
