@@ -25,6 +25,7 @@ from qkd_jax.engine.checks import check_task
 from qkd_jax.engine.compiled_programs import give_back_memory
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import passes
+from qkd_jax.learners.classifier import in_closed_form, learned
 from qkd_jax.learners.shape import feature_width, learner_of
 from qkd_jax.learners.state import LearnerState, Moving, split
 from qkd_jax.learners.step import device_step
@@ -160,12 +161,15 @@ class Engine:
         config, learner = state.config, learner_of(state.config)
         sums = learner.sums.empty(config, learner.num_slots(config), feature_width(state))
         missing, given = set(np.asarray(state.task_classes).tolist()) - {-1}, 0
+        kept = []  # what a classifier in closed form learns from
         for batch in batches:
             label, mask = np.asarray(batch["label"]), np.asarray(batch["mask"])
             missing -= set(label[mask].tolist())
             given += int(mask.sum())
             features = jnp.asarray(batch["features"])
             sums = self._accumulate(state, sums, features, jnp.asarray(label), jnp.asarray(mask))
+            if in_closed_form(config):
+                kept.append((np.asarray(features)[mask], label[mask]))
         if missing:
             raise DataError(
                 "end_task: expected images of every class of the task, found none of "
@@ -177,7 +181,11 @@ class Engine:
                 f"end_task: expected at most {most} images (shapes.max_task_images), found {given}"
                 "; set it to the training images of the largest task, or to 0"
             )
-        return self._finish(state, sums)
+        state = self._finish(state, sums)
+        if not in_closed_form(config):
+            return state
+        features, labels = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        return learned(state, learner.slots, features, labels)
 
     def score(self, state: LearnerState, features: Any) -> tuple[jax.Array, jax.Array | None]:
         """(scores [B, C], relevance [B, T] or None) from slot features [B, S, D]."""
@@ -316,11 +324,15 @@ def local_devices(count: int) -> list[jax.Device]:
 
 
 def _changing(function: Callable) -> Callable:
-    """`function` from a state to the next one, compiled, with the frozen arrays kept out: as
-    results of a program all weights would be copied, several times per task.
+    """`function` from a state to the next one, compiled, with the frozen arrays and those of a
+    classifier in closed form kept out: as results of a program they would be copied, several times
+    per task.
     """
-    compiled = jax.jit(lambda state, *rest: function(state, *rest).replace(frozen=None))
-    return lambda state, *rest: compiled(state, *rest).replace(frozen=state.frozen)
+    out = {"frozen": None, "classifier": ()}
+    compiled = jax.jit(lambda state, *rest: function(state, *rest).replace(**out))
+    return lambda state, *rest: compiled(state, *rest).replace(
+        frozen=state.frozen, classifier=state.classifier
+    )
 
 
 def _split_rows(parts: int, array: Any) -> Any:

@@ -23,8 +23,9 @@ from qkd_jax.engine.checks import (
 )
 from qkd_jax.engine.engine import Engine
 from qkd_jax.errors import ConfigError
+from qkd_jax.learners.classifier import new_classifier
 from qkd_jax.learners.optimiser import optimiser
-from qkd_jax.learners.shape import learner_of
+from qkd_jax.learners.shape import feature_width, learner_of
 from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
@@ -88,7 +89,7 @@ def init_state(
         frozen["teacher"] = init_state(key, teacher, teaching, query=own)
         config = _with_shapes(config, teacher_width=teacher.spec.width)
     trainable, memory = learner.init(jax.random.fold_in(key, 0), backbone, config)
-    return LearnerState(
+    state = LearnerState(
         frozen=frozen,
         config=config,
         key=key,
@@ -101,6 +102,8 @@ def init_state(
         opt_state=optimiser(config.train).init(trainable),
         memory=memory,
     )
+    kept = new_classifier(state, learner.slots, feature_width(state))
+    return state.replace(classifier=kept)
 
 
 def teacher_config(config: Config) -> Config | None:

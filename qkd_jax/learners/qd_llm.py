@@ -310,6 +310,7 @@ LEARNER = register(
         slots=slots,
         sums=NO_SUMS,
         teacher=Teacher(teacher_config, alone, teacher_outputs, rate="qd_llm.teacher_rate"),
+        has_features=False,
     ),
     defaults=("protocol.kind=joint", "train.optimizer=adam", "train.weight_decay=0"),
     reads="token_ids",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qkd_jax.learners.classifier import headed
 from qkd_jax.learners.state import LearnerState, local_labels
 from qkd_jax.nn import heads
 from qkd_jax.settings.config import Config
@@ -171,6 +172,8 @@ class Learner(NamedTuple):
       teacher: of a student; None for a method that learns alone.
       draw: (state, key, labels int [N]) -> features [N, D] of slot 0 that the method draws of
         classes it has seen, for the measure `draws_energy_distance`; None = it draws none.
+      has_features: whether the features of its slots are what it learned to classify; False where
+        the classifier itself is the method.
     """
 
     name: str
@@ -192,6 +195,7 @@ class Learner(NamedTuple):
     parts: Callable = lambda config: 1
     teacher: Teacher | None = None
     draw: Callable | None = None
+    has_features: bool = True
 
     def num_slots(self, config: Config) -> int:
         """S, the number of slots in an array of features."""
@@ -234,13 +238,17 @@ def learner_names() -> tuple[str, ...]:
 
 
 def learner_of(config: Config) -> Learner:
-    """The learner of `config.method`, with its parts for these settings."""
+    """The learner of `config.method`, with its parts for these settings.
+
+    Raises:
+      ConfigError: `config.classifier` does not fit the method.
+    """
     learner = _REGISTRY[config.method]
     if not isinstance(learner, Learner):
-        return learner(config)
-    if isinstance(learner.slots, Slots):
-        return learner
-    return learner._replace(slots=learner.slots(config))
+        learner = learner(config)
+    elif not isinstance(learner.slots, Slots):
+        learner = learner._replace(slots=learner.slots(config))
+    return headed(learner, config)
 
 
 def feature_width(state: LearnerState) -> int:

@@ -30,6 +30,7 @@ class LearnerState:
       trainable: what the current task optimises.
       opt_state: optax state of `trainable`.
       memory: what finished tasks leave; frozen while a task trains.
+      classifier: what a classifier in closed form keeps (`learners.classifier`); else empty.
     """
 
     frozen: dict[str, Any]
@@ -43,6 +44,7 @@ class LearnerState:
     trainable: Any
     opt_state: Any
     memory: Any
+    classifier: Any = ()
 
     @property
     def backbone(self) -> Backbone:

@@ -270,6 +270,8 @@ def _arrays(state: LearnerState) -> dict[str, Any]:
         "opt_state": state.opt_state,
         "memory": state.memory,
     }
+    if jax.tree.leaves(state.classifier):
+        own["classifier"] = state.classifier
     return own if state.teacher is None else own | {"teacher": _arrays(state.teacher)}
 
 

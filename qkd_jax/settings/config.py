@@ -21,7 +21,13 @@ from typing import Any, Literal
 from qkd_jax.errors import ConfigError
 from qkd_jax.settings.methods import method_named, method_names, nearest, preset_method
 from qkd_jax.settings.ranges import Conflicts, problems_of, rule_of, setting
-from qkd_jax.settings.sections import BackboneConfig, DataConfig, ProtocolConfig, TrainConfig
+from qkd_jax.settings.sections import (
+    BackboneConfig,
+    ClassifierConfig,
+    DataConfig,
+    ProtocolConfig,
+    TrainConfig,
+)
 
 # Settings that had another name in earlier versions.
 RENAMED = {"train.adapter_start": "adapter.start"}
@@ -65,6 +71,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     own: tuple[tuple[str, Any], ...] | None = None
 
     def __post_init__(self):
@@ -94,7 +101,7 @@ class Config:
         return dataclasses.replace(self, own=own, **changes)
 
 
-_SHARED = ("backbone", "data", "protocol", "train")
+_SHARED = ("backbone", "data", "protocol", "train", "classifier")
 
 
 def apply_preset(config: Config, name: str) -> Config:
@@ -200,6 +207,8 @@ def difference(old: Config, new: Config) -> list[str]:
 def digest(config: Config) -> str:
     """A short hash of all settings that can change a result, but for the seed."""
     left_out = changeable_settings() | {"seed", "experiment"}
+    if config.classifier == ClassifierConfig():  # which changes nothing, and once was no setting
+        left_out |= {f"classifier.{name}" for name in _types(ClassifierConfig)}
     kept = [(key, value) for key, value, _ in _leaves(config) if key not in left_out]
     return hashlib.sha256(json.dumps(sorted(kept)).encode()).hexdigest()[:16]
 

@@ -83,3 +83,27 @@ class TrainConfig:
     devices: int = setting(0, low=0, zero="all", may_change=True)  # 0 = all local devices
     # Devices that share one copy of the frozen arrays.
     model_devices: int = setting(1, low=1, may_change=True)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What classifies the features: the method's own classifier, or one in closed form
+    (`nn.closed_form`) in its place, on features of the slots that the method reads.
+    """
+
+    kind: Literal["own", "whitened", "rls", "ranpac", "klda", "anacp", "lr_rgda"] = "own"
+    # Those of the newest slot, such as the newest adapter's; of the first one; or all side by side,
+    # where the newest of an image's own task stands in for slots that are not filled yet.
+    features: Literal["newest", "first", "joined"] = "newest"
+    # M of rls, ranpac, klda, anacp; 8 M^2 bytes are kept for each projection.
+    projection_dim: int = setting(0, low=0, zero="as published")
+    ridge: float = setting(0.0, low=0, zero="as published")  # of rls, klda, anacp
+    shrinkage: float = setting(0.6, low=0, high=1)  # of whitened: share of the isotropic part
+    kernel_gamma: float = setting(1e-4, above=0)  # of klda: its kernel is exp(-gamma |x - y|^2)
+    num_projections: int = setting(3, low=1)  # of anacp
+    # Of lr_rgda: factors of the class's covariance, of the mean one and of the identity, and how
+    # many directions are kept of each class.
+    class_share: float = setting(0.2, low=0)
+    shared_share: float = setting(0.2, low=0)
+    identity_share: float = setting(0.2, above=0)
+    rank: int = setting(64, low=1)
