@@ -77,10 +77,13 @@ def test_importing_the_package_starts_no_backend():
     assert done.stdout.strip() == "3"
 
 
-def test_settings_import_errors_only():
+LOWEST = ("qkd_jax.errors", "qkd_jax.paths")
+
+
+def test_settings_import_errors_and_paths_only():
     for name in files("settings"):
         ours = [m for m in imports(name) if within(m, ["qkd_jax"])]
-        assert all(within(m, ["qkd_jax.settings", "qkd_jax.errors"]) for m in ours), (name, ours)
+        assert all(within(m, ["qkd_jax.settings", *LOWEST]) for m in ours), (name, ours)
 
 
 def test_quantum_knows_nothing_of_learning():
@@ -98,6 +101,7 @@ ORDER = (
     ("generators", "protocol"),
     ("nn",),
     ("quantum", "settings"),
+    ("paths",),
     ("errors",),
 )
 LEVEL = {room: level for level, line in enumerate(ORDER) for room in line}

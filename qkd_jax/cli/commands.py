@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qkd_jax.errors import ConfigError, QkdError, check_system
+from qkd_jax.paths import expanded
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 from qkd_jax.settings.experiments import experiment_names, load_experiment
@@ -124,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _path(text: str) -> Path:
     """A path; `~`, as in a quoted argument, is the home folder."""
-    return Path(text).expanduser()
+    try:
+        return expanded(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from qkd_jax.data.crops import random_view
 from qkd_jax.data.examples import Reader
-from qkd_jax.data.images import Encoded, centre_view, decode
+from qkd_jax.data.images import Encoded, centre_view, decode, read_bytes
 from qkd_jax.data.labelled_set import LabelledSet, check_labels
 from qkd_jax.errors import DataError
 
@@ -104,7 +104,9 @@ class ImageSet(LabelledSet):
         (encoded,) = self.fetch([index])
         if isinstance(encoded, np.ndarray):
             return f"{encoded.dtype} {encoded.shape}".encode() + encoded.tobytes()
-        return encoded.read_bytes() if isinstance(encoded, pathlib.Path) else encoded
+        if isinstance(encoded, pathlib.Path):
+            return read_bytes(encoded, f"{self.name}: {self.ids[index]}")
+        return encoded
 
     def seen(self, index: int) -> bytes:
         """The size and pixels of the decoded image, in whatever file they are kept."""

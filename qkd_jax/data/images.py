@@ -8,7 +8,9 @@ import contextlib
 import io
 import pathlib
 import re
+import struct
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,8 +20,13 @@ from qkd_jax.errors import DataError
 Encoded = bytes | pathlib.Path | np.ndarray
 # Bounds the memory of a view: with the shorter side at 256 the longer one is at most 25,600 pixels.
 MAX_ASPECT = 100
-# Formats of photographs and drawings. Pillow reads more, but some wrongly (opaque TGA as
-# transparent) and others by running another program (EPS).
+# Bounds the memory of a decoding thread, whatever the size of the file, to 1.2 GB: the decoder of
+# WebP and the laying of transparency on white take 24 bytes a pixel together. Cameras of phones
+# take up to 8192 x 6144.
+MAX_PIXELS = 8192 * 6144
+MAX_BYTES = 1 << 28  # of a file
+# Formats of photographs and drawings; no reader of another one sees a file. Pillow has more, but
+# some read wrongly (opaque TGA as transparent) and others run another program (EPS).
 FORMATS = frozenset("AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split())
 # Modes that Pillow itself converts to RGB without loss of range.
 MODES = frozenset("1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
@@ -49,7 +56,8 @@ def decode(source: Encoded, name: str) -> Image.Image:
       name: of the image, in errors.
 
     Raises:
-      DataError: the file is missing, empty, truncated, too narrow, huge, or not an image, or has
+      DataError: the file is missing, empty, truncated, too narrow, not an image, has more than
+        `MAX_PIXELS` pixels or `MAX_BYTES` bytes (both found before anything is decoded), or has
         signed, floating-point or 32-bit samples, which have no fixed white.
     """
     if isinstance(source, np.ndarray):
@@ -57,10 +65,8 @@ def decode(source: Encoded, name: str) -> Image.Image:
             found = f"{source.dtype} {list(source.shape)}"
             raise DataError(f"{name}: expected pixels as uint8 [H, W, 3], found {found}")
         return _of_usual_shape(Image.fromarray(source), name)
-    try:
-        data = source.read_bytes() if isinstance(source, pathlib.Path) else source
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror or error}).") from error
+    data = read_bytes(source, name) if isinstance(source, pathlib.Path) else source
+    _of_usual_length(len(data), name)
     if not data:
         raise DataError(f"{name}: expected an image, found an empty file (0 bytes). Remove it.")
     _silence_pillow()
@@ -80,10 +86,27 @@ def decode(source: Encoded, name: str) -> Image.Image:
                 return _read(bare, name)
         if isinstance(error, UnidentifiedImageError):
             raise DataError(
-                f"{name}: expected an image in a format that Pillow reads, found another file. "
-                "Remove it or convert it."
+                f"{name}: expected an image ({', '.join(sorted(FORMATS))}), found another "
+                "kind of file. Convert it or remove it."
             ) from None
         raise DataError(f"{name}: cannot be read as an image ({error}). Replace it.") from error
+
+
+def read_bytes(file: pathlib.Path, name: str) -> bytes:
+    """The content of an image file; raises DataError if it cannot be read or is too large."""
+    try:
+        _of_usual_length(file.stat().st_size, name)
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error}).") from error
+
+
+def _of_usual_length(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise DataError(
+            f"{name}: expected an image of at most {MAX_BYTES:,} bytes, found {size:,}. Scale it "
+            "down."
+        )
 
 
 def _silence_pillow() -> None:
@@ -96,12 +119,10 @@ def _silence_pillow() -> None:
 
 
 def _read(data: bytes, name: str) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        if image.format not in FORMATS:
-            raise DataError(
-                f"{name}: expected one of {', '.join(sorted(FORMATS))}, found {image.format}. "
-                "Convert it."
-            )
+    for size in _sizes_in_icon(data):  # which Pillow decodes while it opens the file
+        _of_usual_size(*size, name)
+    Image.init()
+    with Image.open(io.BytesIO(data), formats=sorted(FORMATS & Image.OPEN.keys())) as image:
         _of_usual_shape(image, name)
         if image.format == "TIFF":
             _check_samples(image, name)
@@ -125,7 +146,34 @@ def _of_usual_shape(image: Image.Image, name: str) -> Image.Image:
             f"{name}: expected sides that differ at most {MAX_ASPECT} times, found {image.width} x "
             f"{image.height} pixels, which cannot be cut to a square. Remove it."
         )
+    _of_usual_size(*image.size, name)
     return image
+
+
+def _of_usual_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: expected at most {MAX_PIXELS:,} pixels, found {width} x {height}. Scale it "
+            "down."
+        )
+
+
+def _sizes_in_icon(data: bytes) -> Iterator[tuple[int, int]]:
+    """Width and height of the pictures in an icon; those in its table need not be theirs."""
+    if data[:4] != b"\0\0\1\0":
+        return
+    for entry in range(6, min(6 + 16 * int.from_bytes(data[4:6], "little"), len(data)), 16):
+        start = int.from_bytes(data[entry + 12 : entry + 16], "little")
+        head = data[start : start + 24]
+        if len(head) < 24:
+            continue
+        if head.startswith(b"\x89PNG"):
+            yield struct.unpack_from(">II", head, 16)
+        elif head[0] == 12:  # a bitmap of the oldest kind
+            yield struct.unpack_from("<HH", head, 4)
+        else:
+            width, height = struct.unpack_from("<ii", head, 4)
+            yield abs(width), abs(height)
 
 
 def _check_samples(image: Image.Image, name: str) -> None:

@@ -55,7 +55,7 @@ def write_report(run_folder: str | Path) -> Path:
         figure.savefig(path)
         pictures[name] = path.read_bytes()
     page = run.folder / "report.html"
-    write_atomically(page, _page(run, pictures).encode())
+    write_atomically(page, _page(run, pictures).encode("utf-8", "backslashreplace"))
     return page
 
 

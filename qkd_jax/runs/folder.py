@@ -25,6 +25,7 @@ from qkd_jax.data.splits import summarise
 from qkd_jax.errors import CheckpointError, ConfigError
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.paths import in_utf8
 from qkd_jax.protocol.tasks import split_name
 from qkd_jax.reports.files import write_atomically
 from qkd_jax.runs.manifest import damage_of
@@ -47,7 +48,8 @@ def run_folder(out: Path, config: Config, variant: str = "") -> Path:
     """The folder of a run, <out>/<experiment>/<method>[-<variant>]/seed<k>.
 
     Raises:
-      ConfigError: the name of the experiment or the variant cannot be that of a folder.
+      ConfigError: the name of the experiment or the variant cannot be that of a folder, or `out` is
+        not UTF-8.
     """
     for kind, name in (("experiment", config.experiment), ("--variant", variant)):
         if not name and kind == "--variant":
@@ -58,7 +60,7 @@ def run_folder(out: Path, config: Config, variant: str = "") -> Path:
                 f"_ -, not starting with a dot, at most 100 bytes), found {name!r}"
             )
     name = f"{config.method}-{variant}" if variant else config.method
-    return Path(out) / config.experiment / name / f"seed{config.seed}"
+    return in_utf8(out, "--out") / config.experiment / name / f"seed{config.seed}"
 
 
 def is_begun(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import jax
 from qkd_jax.engine.verbs import init_state, teacher_config
 from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.paths import expanded, in_utf8
 from qkd_jax.reports.files import read_json
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
@@ -55,7 +56,7 @@ def load_run(
     from qkd_jax.runs.folder import fingerprints, reading
 
     check_system()
-    folder = Path(folder).expanduser()
+    folder = in_utf8(expanded(folder, CheckpointError), "folder", CheckpointError)
     settings, order, environment = (
         _read(folder / name) for name in ("config.json", "class_order.json", "environment.json")
     )

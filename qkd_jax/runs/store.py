@@ -36,7 +36,8 @@ from qkd_jax.learners import features, passes
 from qkd_jax.nn import backbone as nn_backbone
 from qkd_jax.nn import bert, encode, layers, pixels, tokens, vit
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.weights.fetch import cache_folder, expanded
+from qkd_jax.paths import expanded
+from qkd_jax.weights.fetch import cache_folder
 
 CHECKSUM_BYTES = 4
 # The code between an input's bytes and a frozen feature: where it changed, all is computed anew.

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.paths import expanded
 from qkd_jax.settings.methods import unknown
 
 
@@ -26,7 +27,7 @@ def load_experiment(name: str) -> ModuleType:
     Raises:
       ConfigError: no such file (the message lists the known ones), or it has no `get_config`.
     """
-    path = Path(name).expanduser() if name.endswith(".py") else experiment_folder() / f"{name}.py"
+    path = expanded(name) if name.endswith(".py") else experiment_folder() / f"{name}.py"
     if not path.is_file():
         raise unknown("experiment", name, experiment_names())
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qkd_jax.errors import WeightsError
+from qkd_jax.paths import expanded
 from qkd_jax.weights.download import TIMEOUT, TransferError, accept, discard, download, own_part
 from qkd_jax.weights.registry import Entry, PackageSource, UrlSource, lookup
 
@@ -25,21 +26,8 @@ _CHUNK = 1 << 20
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """The folder of fetched files: the argument, `$QKD_JAX_CACHE`, or `~/.cache/qkd_jax`."""
-    return expanded(cache_dir or os.environ.get("QKD_JAX_CACHE") or "~/.cache/qkd_jax")
-
-
-def expanded(path: str | Path) -> Path:
-    """The path with `~` and `~user` replaced by the home folder.
-
-    Raises:
-        WeightsError: there is no such home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{path}: expected a path, found the home folder of an unknown user."
-        ) from error
+    given = cache_dir or os.environ.get("QKD_JAX_CACHE") or "~/.cache/qkd_jax"
+    return expanded(given, WeightsError, "Set QKD_JAX_CACHE to the folder for fetched files")
 
 
 def sha256_of(path: Path) -> str:

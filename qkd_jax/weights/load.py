@@ -19,8 +19,9 @@ from qkd_jax.nn.pixels import Preprocessing
 from qkd_jax.nn.positions import resample_positions
 from qkd_jax.nn.tokens import Tokenizer
 from qkd_jax.nn.vit import ViTSpec
+from qkd_jax.paths import expanded
 from qkd_jax.settings.sections import BackboneConfig
-from qkd_jax.weights.fetch import cache_folder, expanded, fetch
+from qkd_jax.weights.fetch import cache_folder, fetch
 from qkd_jax.weights.hints import hint, prefixes_of
 from qkd_jax.weights.key_maps import KEY_MAPS, SEPARATORS, UNUSED_PREFIXES
 from qkd_jax.weights.locate import find_file, format_of
@@ -331,7 +332,7 @@ def _locate(entry: Entry, path: str | Path | None, cache_dir: str | Path | None)
     given = path or os.environ.get("QKD_JAX_WEIGHTS")
     if not given:
         return fetch(entry.name, cache_dir)
-    return find_file(expanded(given), entry, "weights" if path else "QKD_JAX_WEIGHTS")
+    return find_file(expanded(given, WeightsError), entry, "weights" if path else "QKD_JAX_WEIGHTS")
 
 
 def _read(file: Path, kind: str, cache_dir: str | Path | None) -> Arrays:

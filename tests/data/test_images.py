@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
+from qkd_jax.data import images
 from qkd_jax.data.crops import crop_draws, random_view
-from qkd_jax.data.images import MAX_ASPECT, centre_view, decode
+from qkd_jax.data.image_set import ImageSet
+from qkd_jax.data.images import FORMATS, MAX_ASPECT, centre_view, decode
 from qkd_jax.errors import DataError
 
 pytestmark = pytest.mark.floor
@@ -125,13 +127,16 @@ def test_a_single_pixel_fills_every_view():
     ("data", "message"),
     [
         (b"", r"cat\.jpg: expected an image, found an empty file \(0 bytes\)"),
-        (b"hello, I am a text", r"cat\.jpg: expected an image in a format that Pillow reads"),
+        (b"hello, I am a text", r"cat\.jpg: expected an image \(AVIF.*found another kind"),
         (encoded(Image.fromarray(COLOUR), "JPEG")[:-20], r"cat\.jpg: cannot be read .*truncated"),
         (
             encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"),
             r"cat\.jpg: expected unsigned samples .*floating-point",
         ),
-        (encoded(Image.fromarray(COLOUR), "TGA"), r"cat\.jpg: expected one of AVIF.*found TGA"),
+        (
+            encoded(Image.fromarray(COLOUR), "TGA"),
+            r"cat\.jpg: expected an image \(AVIF.*found another kind",
+        ),
         (
             encoded(Image.new("L", (MAX_ASPECT + 1, 1))),
             r"cat\.jpg: expected sides that differ at most 100 times, found 101 x 1 pixels",
@@ -430,6 +435,80 @@ def test_what_cannot_be_shown_right_is_refused(data, message):
     with pytest.raises(DataError, match=r"^cat: expected ") as caught:
         decode(data, "cat")
     assert message in str(caught.value)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+
+
+def test_only_the_readers_of_images_see_a_file(monkeypatch):
+    """Of a file of another format not even the header is read, whatever its name says."""
+    Image.init()
+
+    def forbidden(*_):
+        raise AssertionError("another reader was asked")
+
+    for name in Image.OPEN.keys() - FORMATS:
+        monkeypatch.setitem(Image.OPEN, name, (forbidden, forbidden))
+    assert {"EPS", "TGA", "PSD"} <= Image.OPEN.keys() - FORMATS
+    for data in (POSTSCRIPT, bytes(2000), encoded(Image.fromarray(COLOUR), "TGA")):
+        with pytest.raises(DataError, match="found another kind of file"):
+            decode(data, "cat.jpg")
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(COLOUR))), COLOUR)
+
+
+def icon_of(picture):
+    """An icon whose table says 16 x 16."""
+    return struct.pack("<HHH4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+
+
+Image.init()
+SIDE = 40
+SQUARE = Image.new("RGB", (SIDE, SIDE))
+OF_SQUARE = {
+    kind: encoded(SQUARE, kind)
+    for kind in ("PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG", "JPEG2000", "AVIF")
+    if kind in Image.SAVE
+}
+OF_SQUARE |= {
+    "icon of PNG": icon_of(encoded(SQUARE, "PNG")),
+    "icon of DIB": icon_of(encoded(SQUARE, "DIB")),
+    "icon of old DIB": icon_of(struct.pack("<IHHHH", 12, SIDE, SIDE, 1, 24) + bytes(6000)),
+}
+
+
+@pytest.mark.parametrize("kind", OF_SQUARE)
+def test_pixels_are_counted_before_they_are_decoded(monkeypatch, kind):
+    monkeypatch.setattr(images, "MAX_PIXELS", SIDE * SIDE - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # called by whatever decodes
+    message = rf"^cat: expected at most 1,599 pixels, found {SIDE} x {SIDE}\. Scale it down"
+    with pytest.raises(DataError, match=message):
+        decode(OF_SQUARE[kind], "cat")
+
+
+def test_pixels_in_memory_are_counted_too(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 11)
+    with pytest.raises(DataError, match="cat: expected at most 11 pixels, found 4 x 3"):
+        decode(np.zeros((3, 4, 3), np.uint8), "cat")
+
+
+def test_a_file_of_too_many_bytes_is_not_read(monkeypatch, tmp_path):
+    data = encoded(Image.fromarray(COLOUR))
+    (tmp_path / "cat.png").write_bytes(data)
+    monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
+    one = folder_set(tmp_path / "cat.png")
+    monkeypatch.setattr("pathlib.Path.read_bytes", None)
+    message = rf"cat: expected an image of at most {len(data) - 1} bytes, found {len(data)}"
+    for read in (lambda: decode(data, "cat"), lambda: decode(tmp_path / "cat.png", "cat")):
+        with pytest.raises(DataError, match=message):
+            read()
+    with pytest.raises(DataError, match=message.replace("cat", "cats: cat.png", 1)):
+        one.stored(0)
+
+
+def folder_set(file):
+    return ImageSet(
+        "cats", np.zeros(1, np.int32), np.array([file.name]), ("cat",), lambda _: [file]
+    )
 
 
 def test_an_image_of_too_many_pixels_is_refused_and_a_large_one_is_not(monkeypatch):
