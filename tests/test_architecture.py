@@ -101,7 +101,7 @@ ORDER = (
     ("generators", "protocol"),
     ("nn",),
     ("quantum", "settings"),
-    ("paths",),
+    ("npz", "paths"),
     ("errors",),
 )
 LEVEL = {room: level for level, line in enumerate(ORDER) for room in line}
@@ -175,6 +175,13 @@ def test_nothing_is_unpickled_or_evaluated():
                     if k.arg == "allow_pickle" and isinstance(k.value, ast.Constant)
                 ]
                 assert True not in allowed, f"{name} unpickles arrays in {called}"
+
+
+def test_one_reader_of_arrays_in_files():
+    """NumPy's own takes the memory that a header states."""
+    for name, tree in TREES.items():
+        used = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not used & {"np.load", "numpy.load", "np.fromfile", "np.memmap"}, name
 
 
 def test_only_the_public_jax_is_used():

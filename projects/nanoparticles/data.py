@@ -16,6 +16,7 @@ from projects.nanoparticles.scattering import (
 )
 from projects.nanoparticles.structures import make_clusters
 from qkd_jax.errors import DataError
+from qkd_jax.npz import read_npz
 
 BLOCK = 64  # clusters whose G(r) is computed at once
 
@@ -116,13 +117,13 @@ def load_data(path: Path) -> DataSet:
       DataError: there is no such file, or it is damaged or of something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            data = DataSet(
-                *(
-                    Examples(*(file[f"{part}.{name}"] for name in Examples._fields))
-                    for part in DataSet._fields
-                )
+        file = read_npz(path)
+        data = DataSet(
+            *(
+                Examples(*(file[f"{part}.{name}"] for name in Examples._fields))
+                for part in DataSet._fields
             )
+        )
     except FileNotFoundError:
         raise DataError(f"{path}: expected the data, found no file; run `data` first") from None
     except Exception as error:  # zipfile and numpy raise many types for damaged files

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -193,12 +193,32 @@ def arrays_of(contents: SplitContents) -> dict[str, np.ndarray]:
     } | {"class_names": np.array(contents.class_names, str)}
 
 
-def contents_of(arrays: Any) -> SplitContents:
-    """The contents that `arrays_of` gave; raises KeyError where one is missing."""
-    sides = (
-        Contents(*(arrays[f"{side}_{name}"] for name in Contents._fields))
-        for side in ("train", "test")
-    )
+# What `arrays_of` gives: kinds of dtype and number of axes, as `qkd_jax.npz.read_npz` takes them.
+FIELDS = {
+    f"{side}_{name}": form
+    for side in ("train", "test")
+    for name, form in (("ids", ("U", 1)), ("labels", ("i", 1)), ("digests", ("u", 2)))
+} | {"class_names": ("U", 1)}
+
+
+def contents_of(arrays: dict[str, np.ndarray]) -> SplitContents:
+    """The contents that `arrays_of` gave, from arrays of these `FIELDS`.
+
+    Raises:
+      DataError: lengths that differ, or labels of no class.
+    """
+    sides = []
+    for side in ("train", "test"):
+        ids, labels, digests = (arrays[f"{side}_{name}"] for name in Contents._fields)
+        size = len(arrays["class_names"])
+        if len(ids) != len(labels) or digests.shape != (len(ids), DIGEST_BYTES):
+            raise DataError(
+                f"expected as many ids, labels and digests of {DIGEST_BYTES} bytes, found "
+                f"{len(ids)}, {len(labels)} and {list(digests.shape)}"
+            )
+        if ((labels < 0) | (labels >= size)).any() or digests.dtype != np.uint8:
+            raise DataError(f"expected labels of {size} classes and digests in bytes, found others")
+        sides.append(Contents(ids, labels, digests))
     return SplitContents(*sides, tuple(arrays["class_names"].tolist()))
 
 

@@ -3,7 +3,6 @@
 """
 
 import hashlib
-import io
 import pathlib
 
 import numpy as np
@@ -12,6 +11,7 @@ from qkd_jax.data.examples import Split
 from qkd_jax.data.image_set import ImageSet, from_arrays
 from qkd_jax.data.text_set import TextSet
 from qkd_jax.errors import DataError
+from qkd_jax.npz import read_npz
 
 RENDITIONS = pathlib.Path(__file__).with_name("renditions.npz")
 GLOSSES = pathlib.Path(__file__).with_name("glosses.tsv")
@@ -29,8 +29,7 @@ def renditions(path: pathlib.Path = RENDITIONS) -> Split:
     Raises:
       DataError: the packaged file is missing or not the one that was built.
     """
-    with np.load(io.BytesIO(_verified(path, RENDITIONS_SHA256)), allow_pickle=False) as file:
-        fields = {name: file[name] for name in file.files}
+    fields = read_npz(path, content=_verified(path, RENDITIONS_SHA256))
     blobs, offsets = fields["bytes"].tobytes(), fields["offsets"].tolist()
     class_names, style_names = fields["class_names"].tolist(), fields["style_names"].tolist()
     labels, styles = fields["labels"], fields["styles"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qkd_jax.errors import DataError
+from qkd_jax.npz import read_npz
 
 
 @dataclass(frozen=True)
@@ -150,5 +151,4 @@ def _last_predictions(folder: Path) -> dict[str, np.ndarray]:
     if not found:
         return {}
     newest = max(found)
-    with np.load(found[newest], allow_pickle=False) as arrays:
-        return {**arrays, "after_task": np.asarray(newest)}
+    return {**read_npz(found[newest]), "after_task": np.asarray(newest)}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qkd_jax.errors import DataError
+from qkd_jax.npz import read_npz
 from qkd_jax.protocol import metrics
 
 PACKED = "predictions.npz"  # of a record
@@ -192,5 +193,4 @@ def _small(values: np.ndarray) -> np.ndarray:
 
 
 def _arrays_of(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_npz(path)

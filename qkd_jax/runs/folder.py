@@ -7,8 +7,6 @@ import os
 import platform
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +15,15 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from qkd_jax.data.contents import SplitContents, arrays_of, contents_of, joined, rows_of
+from qkd_jax.data.contents import FIELDS, SplitContents, arrays_of, contents_of, joined, rows_of
 from qkd_jax.data.examples import Split
 from qkd_jax.data.labelled_set import concatenate
 from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.splits import summarise
-from qkd_jax.errors import CheckpointError, ConfigError
+from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.npz import read_npz
 from qkd_jax.paths import in_utf8
 from qkd_jax.protocol.tasks import split_name
 from qkd_jax.reports.files import write_atomically
@@ -246,12 +245,10 @@ def _other_data(folder: Path, changes: list[str], hopeless: bool = True) -> Chec
 
 def _read_images(path: Path) -> SplitContents:
     try:
-        # NumPy leaves a path open if the file is not a zip.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return contents_of(arrays)
+        return contents_of(read_npz(path, FIELDS))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; restore it from a copy") from None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, QkdError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -36,6 +35,7 @@ from qkd_jax.learners import features, passes
 from qkd_jax.nn import backbone as nn_backbone
 from qkd_jax.nn import bert, encode, layers, pixels, tokens, vit
 from qkd_jax.nn.backbone import Backbone
+from qkd_jax.npz import DamagedArchive, read_npz
 from qkd_jax.paths import expanded
 from qkd_jax.weights.fetch import cache_folder
 
@@ -71,9 +71,8 @@ class Store:
         """The arrays that `keep` wrote; None if there are none, or none that can be read."""
         path = self.shelf(*what).folder / ARRAYS
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+            return read_npz(path)
+        except (OSError, DamagedArchive):
             return None
 
     def keep(self, arrays: dict[str, np.ndarray], *what: Any) -> None:

@@ -4,7 +4,6 @@ The arrays keep their stored values; `load.assemble` checks names, shapes, dtype
 """
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from qkd_jax import npz
 from qkd_jax.errors import WeightsError
 
 Arrays = dict[str, np.ndarray]
@@ -24,44 +24,16 @@ class DamagedFile(WeightsError):
 def read_npz(path: Path) -> Arrays:
     """Reads a `.npz`, compressed or not; object arrays (pickles) are refused.
 
-    The size in the header of each array is compared with the stored bytes before memory is
-    allocated. NumPy stores bfloat16 as two untyped bytes, which are read as bfloat16 again.
+    NumPy stores bfloat16 as two untyped bytes, which are read as bfloat16 again.
 
     Raises:
-        WeightsError: not a zip, truncated, or a member that is not a plain array.
+        WeightsError: see `qkd_jax.npz.read_npz`.
     """
-    arrays = {}
-    with _reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            with archive.open(info) as member:
-                arrays[info.filename.removesuffix(".npy")] = _read_npy(member, info)
-    return arrays
-
-
-def _read_npy(member, info: zipfile.ZipInfo) -> np.ndarray:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
-    elif version == (2, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(member)
-    else:
-        raise ValueError(f"{info.filename}: expected .npy version 1.0 or 2.0, found {version}")
-    if dtype.hasobject:
-        raise ValueError(
-            f"{info.filename}: expected numbers, found objects, whose reading would run pickle"
-        )
-    count = 1
-    for size in shape:
-        count *= int(size)
-    claimed, stored = count * dtype.itemsize, info.file_size - member.tell()
-    if claimed != stored:
-        raise ValueError(
-            f"{info.filename}: expected the {claimed} bytes of its header, found {stored}"
-        )
-    if dtype == np.dtype("V2"):
-        dtype = np.dtype(ml_dtypes.bfloat16)
-    data = np.frombuffer(member.read(stored), dtype=dtype, count=count)
-    return data.reshape(shape, order="F" if fortran_order else "C")
+    with _reading(path, "an .npz file"):
+        return {
+            name: array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+            for name, array in npz.read_npz(path).items()
+        }
 
 
 def read_safetensors(path: Path) -> Arrays:
