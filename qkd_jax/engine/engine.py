@@ -25,7 +25,7 @@ from qkd_jax.engine.checks import check_task
 from qkd_jax.engine.compiled_programs import give_back_memory
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import passes
-from qkd_jax.learners.classifier import in_closed_form, learned
+from qkd_jax.learners.classifier import in_closed_form, solved, with_task
 from qkd_jax.learners.shape import feature_width, learner_of
 from qkd_jax.learners.state import LearnerState, Moving, split
 from qkd_jax.learners.step import device_step
@@ -185,7 +185,7 @@ class Engine:
         if not in_closed_form(config):
             return state
         features, labels = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-        return learned(state, learner.slots, features, labels)
+        return solved(with_task(state, learner.slots, features, labels))
 
     def score(self, state: LearnerState, features: Any) -> tuple[jax.Array, jax.Array | None]:
         """(scores [B, C], relevance [B, T] or None) from slot features [B, S, D]."""

@@ -1,7 +1,7 @@
 """A classifier in closed form in place of a method's own, on the features of its slots.
 
-No method knows of it: `headed` replaces how a learner scores, and the engine calls `learned` when a
-task ends. What it keeps is `LearnerState.classifier`:
+No method knows of it: `headed` replaces how a learner scores, and when a task ends the engine calls
+`with_task` and `solved`. What it keeps is `LearnerState.classifier`:
 
     drawn  float32 arrays that never change: random projections
     sums   a tree of `moments.Pair`: sums over the images of all finished tasks
@@ -104,25 +104,31 @@ def new_classifier(state: LearnerState, slots: Any, slot_width: int) -> dict | t
     }
 
 
-def learned(
+def with_task(
     state: LearnerState, slots: Any, features: np.ndarray, labels: np.ndarray
 ) -> LearnerState:
-    """The state with the finished task in its classifier.
+    """The state with the current task in the sums of its classifier.
 
     Args:
       slots: the learner's `shape.Slots`.
       features: [N, S, D] slot features of all images of the task.
       labels: int [N].
     """
-    settings, kept, key = state.config.classifier, state.classifier, _key(state)
+    settings, kept = state.config.classifier, state.classifier
     head, task = HEADS[settings.kind], int(state.task)
     features = features[:, columns_read(slots, state.config)[task]].reshape(len(labels), -1)
-    sums = jax.tree.map(as_float64, kept["sums"], is_leaf=lambda leaf: isinstance(leaf, Pair))
-    key_of_task = jax.random.fold_in(jax.random.fold_in(key, 1), task)
-    sums = head.add(settings, kept["drawn"], sums, features, labels, key_of_task)
-    rule = head.solve(settings, kept["drawn"], sums, jax.random.fold_in(key, 2))
+    key = jax.random.fold_in(jax.random.fold_in(_key(state), 1), task)
+    sums = head.add(settings, kept["drawn"], _in_float64(kept["sums"]), features, labels, key)
+    return state.replace(classifier={**kept, "sums": _stored(sums)})
+
+
+def solved(state: LearnerState) -> LearnerState:
+    """The state with the rule that follows from the sums of its classifier."""
+    settings, kept, key = state.config.classifier, state.classifier, _key(state)
+    sums, key = _in_float64(kept["sums"]), jax.random.fold_in(key, 2)
+    rule = HEADS[settings.kind].solve(settings, kept["drawn"], sums, key)
     rule = {name: jnp.asarray(array, jnp.float32) for name, array in rule.items()}
-    return state.replace(classifier={**kept, "sums": _stored(sums), "rule": rule})
+    return state.replace(classifier={**kept, "rule": rule})
 
 
 def _key(state):
@@ -132,3 +138,7 @@ def _key(state):
 
 def _stored(sums):
     return jax.tree.map(lambda array: jax.tree.map(jnp.asarray, as_pair(array)), sums)
+
+
+def _in_float64(stored):
+    return jax.tree.map(as_float64, stored, is_leaf=lambda leaf: isinstance(leaf, Pair))

@@ -150,3 +150,18 @@ def test_stopped_while_a_task_ends_a_run_ends_with_the_same_bytes(kind, tmp_path
         assert array.tobytes() == parts.arrays[name].tobytes(), name
     for path in sorted(whole.folder.glob("predictions/*")):
         assert path.read_bytes() == (parts.folder / "predictions" / path.name).read_bytes()
+
+
+def test_two_devices_extract_what_one_sums_up(tmp_path):
+    """Features of divided batches differ by their rounding, below 1e-4 of sums near 10."""
+    backbone = load_backbone("tiny_random", image_size=32)
+    sums = []
+    for devices in (1, 2):
+        settings = ("classifier.kind=whitened", f"train.devices={devices}")
+        config = override(load_experiment("smoke").get_config("simplecil"), *settings)
+        run(config, backbone=backbone, out=tmp_path / str(devices))
+        state = load_run(run_folder(tmp_path / str(devices), config)).state
+        sums.append(jax.tree.map(np.asarray, state.classifier["sums"]["moments"][0]))
+    for one, two in zip(*sums, strict=True):
+        np.testing.assert_allclose(as_float64(one), as_float64(two), atol=1e-3)
+    assert as_float64(sums[1].count).sum() > 0
