@@ -3,7 +3,9 @@
 TensorFlow is needed once, to download and convert (`prepare`); after that never again.
 """
 
+import contextlib
 import http.client
+import json
 import os
 import pathlib
 import shlex
@@ -19,7 +21,7 @@ from qkd_jax.data.labelled_set import LabelledSet
 from qkd_jax.data.scan import Splitter
 from qkd_jax.data.splits import fifth_to_test, summarise
 from qkd_jax.data.text_set import TextSet
-from qkd_jax.errors import DataError
+from qkd_jax.errors import DataError, QkdError
 
 RECORDS_AT_ONCE = 512
 DOWNLOAD_RETRIES = 2
@@ -163,8 +165,12 @@ def _builder(name: str, path: str | os.PathLike | None):
     import tensorflow_datasets as tfds
 
     folder = None if path is None else os.path.expanduser(path)
+    where = pathlib.Path(os.path.expanduser(folder or tfds.core.constants.DATA_DIR))
     try:
+        _refuse_foreign_classes(where / name.partition(":")[0])
         return tfds.builder(name, data_dir=folder, file_format="array_record")
+    except (QkdError, OSError, ImportError):
+        raise
     except tfds.core.DatasetNotFoundError:
         raise DataError(
             f"tfds:{name}: expected the name of a set of tensorflow-datasets"
@@ -173,10 +179,63 @@ def _builder(name: str, path: str | os.PathLike | None):
         ) from None
     except ValueError as error:
         if "file_format" not in str(error) and "file format" not in str(error):
-            raise
+            raise _damage(name, error) from error
         raise DataError(
             _how_to_prepare(name, "OTHER_FOLDER", f"is prepared in another format ({error})")
         ) from error
+    except Exception as error:  # tensorflow-datasets raises many types on damaged files
+        raise _damage(name, error) from error
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turns what tensorflow-datasets raises on damaged records into a DataError."""
+    try:
+        yield
+    except (QkdError, OSError, ImportError):
+        raise
+    except Exception as error:
+        raise _damage(name, error) from error
+
+
+def _damage(name: str, error: Exception) -> DataError:
+    return DataError(
+        f"tfds:{name}: expected the files of a prepared set, found damage "
+        f"({type(error).__name__}: {str(error)[:300]}). Remove its folder and prepare it again"
+    )
+
+
+def _refuse_foreign_classes(folder: pathlib.Path) -> None:
+    """Refuses descriptions of features that name classes of other packages.
+
+    tensorflow-datasets would import the module of any name.
+    """
+    for file in sorted(folder.rglob("features.json")) if folder.is_dir() else ():
+        try:
+            classes = list(_classes_in(json.loads(file.read_bytes())))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{file}: expected valid JSON, found {error}. Prepare it again"
+            ) from None
+        foreign = [kind for kind in classes if not kind.startswith("tensorflow_datasets.")]
+        if foreign:
+            raise DataError(
+                f"{file}: expected features of tensorflow-datasets, found {foreign[0]!r}, whose "
+                "module would be imported"
+            )
+
+
+def _classes_in(described: Any) -> Iterator[str]:
+    """The Python classes that a description of features names, at any depth."""
+    if isinstance(described, list):
+        for value in described:
+            yield from _classes_in(value)
+    elif isinstance(described, dict):
+        # Files of older versions call it "type", a word that others may use for something else.
+        keys = ["pythonClassName"] + ["type"] * ("content" in described)
+        yield from (described[key] for key in keys if isinstance(described.get(key), str))
+        for value in described.values():
+            yield from _classes_in(value)
 
 
 class _Features(NamedTuple):
@@ -273,15 +332,16 @@ def _read(builder, split: str, features: _Features) -> _Part:
     import tensorflow_datasets as tfds
 
     decoders = {features.image: tfds.decode.SkipDecoding()} if features.image else None
-    source = builder.as_data_source(split, decoders=decoders)
-    labels = np.zeros(len(source), np.int64)
     names, texts = [], []
-    for index, record in enumerate(_records(source, range(len(source)))):
-        labels[index] = record[features.label]
-        if features.name is not None and labels[index] >= 0:
-            names.append(_text(record[features.name]))
-        if features.texts and labels[index] >= 0:
-            texts.append(" ".join(_text(record[part]) for part in features.texts))
+    with _reading(f"{builder.name}/{split}"):
+        source = builder.as_data_source(split, decoders=decoders)
+        labels = np.zeros(len(source), np.int64)
+        for index, record in enumerate(_records(source, range(len(source)))):
+            labels[index] = record[features.label]
+            if features.name is not None and labels[index] >= 0:
+                names.append(_text(record[features.name]))
+            if features.texts and labels[index] >= 0:
+                texts.append(" ".join(_text(record[part]) for part in features.texts))
     rows = np.flatnonzero(labels >= 0)
     return _Part(
         split=split,
@@ -319,9 +379,10 @@ def _as_set(
         fetched = [None] * len(indices)
         for number, part in enumerate(parts):
             places = np.flatnonzero(owners[indices] == number)
-            records = _records(part.source, rows[indices[places]].tolist())
-            for place, record in zip(places, records, strict=True):
-                fetched[place] = record[features.image]
+            with _reading(f"{name}/{part.split}"):
+                records = _records(part.source, rows[indices[places]].tolist())
+                for place, record in zip(places, records, strict=True):
+                    fetched[place] = record[features.image]
         return fetched
 
     labels = np.concatenate([part.labels for part in parts])

@@ -76,8 +76,10 @@ def _read_shards(index: Path) -> Arrays:
     with _reading(index, "the index of a sharded .safetensors file"):
         weight_map = json.loads(index.read_bytes())["weight_map"]
         shards = sorted(set(weight_map.values()))
-        if not shards or any(not name or Path(name).name != name for name in shards):
+        if not shards or any(Path(name).name != name for name in shards):
             raise ValueError("weight_map names no files of its own folder")
+        if not all(name.lower().endswith(".safetensors") for name in shards):
+            raise ValueError("weight_map names files that are no .safetensors")
     absent = [name for name in shards if not (index.parent / name).is_file()]
     if absent:
         raise WeightsError(
@@ -110,17 +112,38 @@ def read_onnx(path: Path) -> Arrays:
     (q - zero point) * scale.
 
     Raises:
-        WeightsError: not an ONNX file, or an int8 kernel without its scale.
+        WeightsError: not an ONNX file, a tensor that is kept in another file, a name twice, or an
+            int8 kernel whose scale and zero point are missing or do not fit.
     """
     import onnx
-    from onnx import numpy_helper
 
     with _reading(path, "an .onnx file"):
         graph = onnx.load(str(path), load_external_data=False).graph
-        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        stored: Arrays = {}
+        for tensor in graph.initializer:
+            if tensor.name in stored:
+                raise ValueError(f"two tensors of the name {tensor.name!r}")
+            stored[tensor.name] = _stored(tensor, path)
         if not stored:
             raise ValueError("it holds no tensors")
         return _named_by_module(graph, stored, path)
+
+
+def _stored(tensor, path: Path) -> np.ndarray:
+    """The values of one tensor, which are in the file itself."""
+    from onnx import TensorProto, numpy_helper
+
+    # The library would look for the other file in the current folder.
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        places = [item.value for item in tensor.external_data if item.key == "location"]
+        raise WeightsError(
+            f"{path}: expected all tensors in the file itself, found that {tensor.name!r} is kept "
+            f"in another one ({', '.join(map(repr, places[:1])) or 'not named'}), which is not "
+            "read. Save the model in one file (onnx.save without save_as_external_data)."
+        )
+    if min(tensor.dims, default=0) < 0:
+        raise ValueError(f"{tensor.name!r} has the shape {list(tensor.dims)}")
+    return numpy_helper.to_array(tensor)
 
 
 def _named_by_module(graph, stored: Arrays, path: Path) -> Arrays:
@@ -136,10 +159,17 @@ def _named_by_module(graph, stored: Arrays, path: Path) -> Arrays:
         if node.op_type == "MatMulInteger":
             base = source.removesuffix("_quantized")
             scale, zero = stored.get(f"{base}_scale"), stored.get(f"{base}_zero_point")
-            if scale is None or zero is None or scale.shape != zero.shape:
+            if (
+                scale is None
+                or zero is None
+                or scale.shape != zero.shape
+                or scale.shape not in ((), (1,), kernel.shape[1:])
+                or scale.dtype != np.float32
+                or not {kernel.dtype.name, zero.dtype.name} <= {"int8", "uint8"}
+            ):
                 raise WeightsError(
                     f"{path}: expected a scale and a zero point of the int8 kernel {source}, "
-                    "found none that fit."
+                    "one for all or one for each column, found none that fit."
                 )
             consumed |= {f"{base}_scale", f"{base}_zero_point"}
             # int8 differences are exact in float32, so this rounds once, as float kernels would. It
@@ -148,8 +178,13 @@ def _named_by_module(graph, stored: Arrays, path: Path) -> Arrays:
             kernel -= zero.astype(np.float32)
             kernel *= scale
         module = node.name.strip("/").rsplit("/", 1)[0].replace("/", ".")
-        kernels[f"{module}.kernel"] = kernel
+        name = f"{module}.kernel"
+        if name in kernels:
+            raise ValueError(f"two kernels of the module {module!r}")
+        kernels[name] = kernel
     kept = {name: array for name, array in stored.items() if name not in consumed}
+    if both := kept.keys() & kernels.keys():
+        raise ValueError(f"two tensors of the name {min(both)!r}")
     return kept | kernels
 
 

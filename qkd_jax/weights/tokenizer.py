@@ -7,6 +7,11 @@ from qkd_jax.errors import WeightsError
 from qkd_jax.nn.tokens import Tokenizer
 
 NAMES = ("tokenizer.json", "vocab.txt")
+PROBE = [
+    "",
+    "a bird, 2 birds",
+    "\u9ce5 \U0001f426 \u0439\u0301\0",
+]  # rare letters are unknown tokens
 
 
 def beside(weights: Path) -> Path:
@@ -35,14 +40,14 @@ def read_tokenizer(file: Path, vocabulary: int) -> Tokenizer:
         vocabulary: V of the encoder.
 
     Raises:
-        WeightsError: the file cannot be read, or has more tokens than the encoder.
+        WeightsError: the file cannot be read, has more tokens than the encoder, or fails on texts.
     """
     try:
         text = file.read_text("utf-8")
         if file.suffix == ".txt":
             text = _from_vocabulary(file, text)
         tokenizer = Tokenizer(text)
-        size = tokenizer.vocabulary
+        size = max(tokenizer.vocabulary, 1 + int(tokenizer(PROBE, 64)["token_ids"].max()))
     except OSError as error:
         raise WeightsError(
             f"{file}: expected a tokenizer that you may read, found: {error.strerror or error}."
@@ -51,6 +56,10 @@ def read_tokenizer(file: Path, vocabulary: int) -> Tokenizer:
         raise WeightsError(
             f"{file}: expected a tokenizer, found a file that cannot be read as one ({error})."
         ) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            raise
+        raise WeightsError(f"{file}: expected a tokenizer, found another file ({error}).") from None
     if size > vocabulary:
         raise WeightsError(
             f"{file}: expected a tokenizer of at most {vocabulary} tokens, as the weights have, "

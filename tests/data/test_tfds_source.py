@@ -5,6 +5,7 @@ import errno
 import hashlib
 import importlib.util
 import io
+import json
 import shutil
 import sys
 import urllib.error
@@ -334,6 +335,41 @@ def test_another_file_format_is_named(data, tmp_path):
     info.write_text(text.replace("array_record", "tfrecord"))
     with pytest.raises(DataError, match="is prepared in another format"):
         load_split("tfds:mini_both", path=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "a list"])
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json", "mini_both-train*"])
+def test_a_damaged_file_of_a_set_is_one_error(data, tmp_path, file, damage):
+    shutil.copytree(data / "mini_both", tmp_path / "mini_both")
+    (path,) = tmp_path.glob(f"mini_both/*/{file}")
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        for place in range(len(content) // 3, len(content), 97):
+            content[place] ^= 0xFF
+    path.write_bytes(
+        {"cut": content[: len(content) // 2], "emptied": b"", "a list": b"[[]]"}.get(
+            damage, content
+        )
+    )
+    message = "expected (valid JSON|the files of a prepared set)|not prepared|cannot be read"
+    with pytest.raises(DataError, match=message):
+        split = load_split("tfds:mini_both", path=tmp_path)
+        for index in range(len(split.train)):
+            split.train.load([index], at(8))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_no_module_is_imported_because_a_file_of_a_set_names_it(data, tmp_path, monkeypatch, key):
+    shutil.copytree(data / "mini_both", tmp_path / "other_set")
+    (tmp_path / "trap_module.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (path,) = tmp_path.glob("other_set/*/features.json")
+    assert '"pythonClassName"' in path.read_text()
+    path.write_text(json.dumps({key: "trap_module.Feature", "content": {}}))
+    with pytest.raises(
+        DataError, match=r"features\.json: expected features of .*found 'trap_modul"
+    ):
+        load_split("tfds:other_set", path=tmp_path)
 
 
 def colour_of(images, index):

@@ -156,6 +156,105 @@ def test_onnx_kernels_get_their_module_names(tmp_path):
         read_onnx(path)
 
 
+INT8 = {
+    "w_quantized": np.ones((2, 3), np.int8),
+    "w_scale": np.ones(3, np.float32),
+    "w_zero_point": np.zeros(3, np.int8),
+}
+
+
+def write_onnx(path, constants, node="MatMulInteger", change=lambda model: None):
+    """A graph of one node and its constants, and what `change` does to it."""
+    from onnx import helper, numpy_helper, save
+
+    kernel = next(iter(constants), "w")
+    nodes = [helper.make_node(node, ["x", kernel, "xz", "w_zero_point"], ["y"], name="/m/MatMul")]
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [], tensors))
+    change(model)
+    save(model, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"w_scale": None},
+        {"w_zero_point": None},
+        {"w_scale": np.ones(2, np.float32), "w_zero_point": np.zeros(2, np.int8)},
+        {"w_scale": np.ones((2, 1), np.float32), "w_zero_point": np.zeros((2, 1), np.int8)},
+        {"w_scale": np.ones(3, np.float64)},
+        {"w_zero_point": np.zeros(3, np.float32)},
+        {"w_quantized": np.ones((2, 3), np.int32)},
+        {"w_quantized": np.int8(1)},
+    ],
+    ids=str,
+)
+def test_an_onnx_kernel_whose_scale_does_not_fit_is_named(tmp_path, change):
+    path = tmp_path / "a.onnx"
+    write_onnx(path, INT8)
+    np.testing.assert_array_equal(read_onnx(path)["m.kernel"], np.ones((2, 3)))
+    write_onnx(path, {k: v for k, v in (INT8 | change).items() if v is not None})
+    with pytest.raises(WeightsError, match="a scale and a zero point of the int8 kernel w_quant"):
+        read_onnx(path)
+
+
+def initialiser(**fields):
+    def change(model):
+        tensor = model.graph.initializer[0]
+        for name, value in fields.items():
+            if name in ("dims",):
+                del tensor.dims[:]
+                tensor.dims.extend(value)
+            else:
+                setattr(tensor, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (initialiser(data_type=99), "cannot be read"),
+        (initialiser(data_type=0), "cannot be read"),
+        (initialiser(dims=[2, 4]), "cannot be read"),
+        (initialiser(dims=[-1, 3]), r"has the shape \[-1, 3\]"),
+        (initialiser(dims=[1 << 40]), "cannot be read"),
+        (lambda model: model.graph.initializer.append(model.graph.initializer[0]), "two tensors"),
+        (lambda model: model.graph.node.append(model.graph.node[0]), "two kernels"),
+    ],
+)
+def test_an_onnx_tensor_that_is_none_is_told(tmp_path, change, found):
+    path = tmp_path / "a.onnx"
+    write_onnx(path, {"c": VALUES}, node="MatMul", change=change)
+    with pytest.raises(WeightsError, match=found):
+        read_onnx(path)
+
+
+def test_an_onnx_node_without_inputs_is_passed_over(tmp_path):
+    path = tmp_path / "a.onnx"
+    write_onnx(path, {"c": VALUES}, change=lambda model: model.graph.node[0].ClearField("input"))
+    np.testing.assert_array_equal(read_onnx(path)["c"], VALUES)
+
+
+@pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "/etc/hostname", ""])
+def test_onnx_tensors_in_other_files_are_not_read(tmp_path, monkeypatch, location):
+    """Neither from the model's folder nor from the current one, which the library takes."""
+
+    def kept_elsewhere(model):
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = 1
+        for key, value in {"location": location, "length": "24"}.items():
+            item = tensor.external_data.add()
+            item.key, item.value = key, value
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.bin").write_bytes(VALUES.tobytes())
+    write_onnx(tmp_path / "a.onnx", {"c": VALUES}, change=kept_elsewhere)
+    with pytest.raises(WeightsError, match=f"'c' is kept in another one .*{location}.*not read"):
+        read_onnx(tmp_path / "a.onnx")
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64, np.int8, np.bool_])
 def test_every_dtype_that_numpy_and_bfloat16_know_is_read_as_it_is_stored(tmp_path, dtype):
     values = np.array([[1, -2], [0.5, 3]]).astype(dtype)
@@ -232,6 +331,9 @@ def test_an_absent_or_foreign_shard_is_named(tmp_path):
     index = sharded(tmp_path)
     (tmp_path / "m-00002-of-00002.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"2 shards beside it, found no m-00002-of-00002\.safe"):
+        read_safetensors(index)
+    index = sharded(tmp_path, b="model.safetensors.index.json")  # which would name itself again
+    with pytest.raises(WeightsError, match="files that are no"):
         read_safetensors(index)
     index = sharded(tmp_path, b="m-00001-of-00002.safetensors")
     with pytest.raises(WeightsError, match=r"m-00001-of-00002\.safetensors: expected the tensors"):

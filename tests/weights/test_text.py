@@ -52,6 +52,44 @@ def test_weights_of_another_vocabulary_load_with_their_tokenizer(folder):
     np.testing.assert_array_equal(found, [[2, 5, 6, 7, 3]])
 
 
+def changed(definition, change):
+    """A tokenizer.json with one part of it changed."""
+    described = json.loads(definition)
+    change(described)
+    return json.dumps(described)
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (lambda d: d["model"]["vocab"].update(bird=70), "found 71"),
+        (lambda d: d["post_processor"].update(sep=["[SEP]", 99]), "found 100"),
+        (lambda d: [d["model"]["vocab"].pop(w) for w in ("[UNK]", "a")], "Missing .UNK. token"),
+        (lambda d: d.update(model={"type": "WordPiece", "vocab": 3}), "cannot be read as one"),
+    ],
+)
+def test_a_tokenizer_that_would_fail_on_texts_is_refused_when_it_is_read(folder, change, found):
+    definition = read_tokenizer(folder / "vocab.txt", 50).definition
+    file = folder / "tokenizer.json"
+    file.write_text(changed(definition, lambda _: None))
+    assert read_tokenizer(file, 50).vocabulary == 9
+    file.write_text(changed(definition, change))
+    with pytest.raises(WeightsError, match=rf"tokenizer\.json: expected a tokenizer.*{found}"):
+        read_tokenizer(file, 50)
+
+
+def test_a_panic_in_the_library_of_tokens_is_an_error_too(folder, monkeypatch):
+    class PanicException(BaseException):
+        """As Rust raises it."""
+
+    def panics(_):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("qkd_jax.weights.tokenizer.Tokenizer", panics)
+    with pytest.raises(WeightsError, match="index out of bounds"):
+        read_tokenizer(folder / "vocab.txt", 50)
+
+
 def test_a_vocabulary_with_capitals_is_cased(folder):
     (folder / "vocab.txt").write_text("\n".join([*WORDS, "Bird"]))
     tokens = load_backbone("tiny", path=folder).preprocessing(["Bird bird"], 5)["token_ids"]
