@@ -1,5 +1,6 @@
-"""Killed while a teacher or its student learns, or while a generator is fitted, a run ends with the
-same bytes as one that was never stopped. Real processes and SIGKILL.
+"""Killed while a teacher or its student learns, while a generator is fitted, or while a classifier
+in closed form is solved, a run ends with the same bytes as one that was never stopped. Real
+processes and SIGKILL.
 """
 
 import json
@@ -31,6 +32,7 @@ RUNS = {
         "replay",
         ("alignment.generator=drifting", "drift.steps=1500", "drift.hidden=128"),
     ),
+    "classifier": ("simplecil", ("classifier.kind=anacp", "classifier.projection_dim=2000")),
 }
 # The file that is waited for, and how many seconds more.
 MOMENTS = {
@@ -40,6 +42,7 @@ MOMENTS = {
     ("qd_llm", "teacher"): ("checkpoints/4", 0.0),
     ("qd_llm", "student"): ("checkpoints/10000004", 0.0),
     ("replay", "fit"): ("checkpoints/10000000", 1.0),
+    ("classifier", "solve"): ("checkpoints/10000000", 1.0),
 }
 
 
@@ -59,7 +62,7 @@ def arguments(name, out, texts):
     if method == "qd_llm":
         settings += ("data.source=texts", f"data.path={texts}", "data.num_classes=0")
     chosen = ("train.devices=1", "data.store_gib=0", *settings)
-    if method != "replay":
+    if method not in ("replay", "simplecil"):
         chosen += ("train.checkpoint_every=4",)
     pairs = [part for setting in chosen for part in ("--set", setting)]
     return ["run", "smoke", "--method", method, *pairs, "--out", str(out), "--bare"]
