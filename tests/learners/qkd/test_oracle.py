@@ -150,6 +150,7 @@ RUNS = {
         "adapter.start": "previous",
         "head.prototypes": "all",
         "distillation.columns": "all",
+        "sparsity.kind": "l1_scores",
     },
     "frozen": ANGLES
     | {
@@ -160,7 +161,6 @@ RUNS = {
         "head.prototypes": "own",
         "distillation.columns": "own",
         "distillation.temperature": 2.0,
-        "sparsity.kind": "l1_scores",
     },
     "delta": {
         "gate.states": "weights",
