@@ -119,7 +119,7 @@ def test_own_leaves_no_trace(tiny):
     assert digest(config) != digest(override(config, "classifier.kind=rls"))
 
 
-@pytest.mark.parametrize("kind", ["ranpac", "anacp"])
+@pytest.mark.parametrize("kind", ["ranpac", pytest.param("anacp", marks=pytest.mark.slow)])
 def test_stopped_while_a_task_ends_a_run_ends_with_the_same_bytes(kind, tmp_path, monkeypatch):
     backbone = load_backbone("tiny_random", image_size=32)
     settings = (f"classifier.kind={kind}", "classifier.projection_dim=32", "train.devices=1")
