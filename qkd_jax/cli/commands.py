@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from qkd_jax.errors import ConfigError, QkdError, check_system
+from qkd_jax.errors import ConfigError, DataError, QkdError, check_system
 from qkd_jax.paths import expanded
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
@@ -340,13 +340,19 @@ def _config_of(
 
 
 def _report(options: argparse.Namespace) -> None:
+    from qkd_jax.reports.files import read_json
     from qkd_jax.reports.page import write_report
     from qkd_jax.reports.tables import write_results
 
     if (options.folder / "config.json").is_file():
         print(f"report: {write_report(options.folder)}")
     else:
-        print(f"results: {write_results(options.folder)}")
+        results = write_results(options.folder)
+        print(f"results: {results}")
+        damaged = read_json(results.with_suffix(".json")).get("damaged", {})
+        if damaged:
+            told = [f"{options.folder / run}/{message}" for run, message in damaged.items()]
+            raise DataError("not counted, since damaged:\n  " + "\n  ".join(told))
 
 
 def _record(options: argparse.Namespace) -> None:

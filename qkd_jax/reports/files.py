@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 
 from qkd_jax.errors import DataError
 from qkd_jax.npz import read_npz
+from qkd_jax.reports.ledger import missing_files
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,14 @@ def read_run(folder: str | Path) -> RunFiles:
     """Reads a run folder.
 
     Raises:
-      DataError: the folder does not exist, or a JSON file in it is damaged.
+      DataError: the folder does not exist, or a file in it is damaged, or not what the run wrote.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(
             f"{folder}: expected a run folder, runs/<name>/<method>/seed<k>, found none"
         )
+    missing_files(folder)
     matrix = read_json(folder / "matrix.json")
     correct, total = (
         np.asarray(matrix.get(name) or np.zeros((0, 0)), np.int64) for name in ("correct", "total")
@@ -110,35 +110,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             step = (record.get("task"), record["step"]) if "step" in record else ("line", number)
             records[step] = record
     return sorted(records.values(), key=lambda record: record["images_seen"])
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old or the new content, never a part, whatever dies and
-    whoever else writes it; the new one is on the disk when this returns.
-    """
-    # Not tempfile's, whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a power failure, where its file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:  # some network folders cannot
-        pass
-    finally:
-        os.close(handle)
 
 
 def _last_predictions(folder: Path) -> dict[str, np.ndarray]:

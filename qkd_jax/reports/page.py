@@ -16,8 +16,9 @@ import numpy as np
 
 from qkd_jax.protocol import metrics
 from qkd_jax.reports import figures
-from qkd_jax.reports.files import RunFiles, read_run, write_atomically
+from qkd_jax.reports.files import RunFiles, read_run
 from qkd_jax.reports.tables import format_number
+from qkd_jax.reports.writing import write_atomically
 
 NUMBERS = {
     "average_accuracy": "mean over stages of the top-1 accuracy on all classes seen",

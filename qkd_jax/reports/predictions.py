@@ -143,25 +143,27 @@ def packed(predictions: Predictions) -> bytes:
 
 
 def check_follows(
-    predictions: Predictions, correct: np.ndarray, total: np.ndarray, summary: dict[str, Any]
+    predictions: Predictions | None, correct: np.ndarray, total: np.ndarray, summary: dict[str, Any]
 ) -> None:
-    """Compares matrix and summary of a run with its predictions, number for number.
+    """Compares matrix and summary of a run with its predictions, and the summary with the matrix,
+    number for number.
 
     Raises:
-      DataError: names the first number that does not follow from the predictions.
+      DataError: names the first number that does not follow from the others.
     """
-    found = _counted(predictions, predictions.predicted, len(total))
-    for name, count, own in zip(("correct", "total"), (correct, total), found, strict=True):
-        if not np.array_equal(count, own):
-            i, j = np.argwhere(count != own)[0]
-            raise DataError(
-                f"matrix.json: expected {name}[{i}][{j}] = {own[i, j]}, which follows from the "
-                f"predictions, found {count[i, j]}"
-            )
     within = confusion = None
-    if predictions.within_task is not None:
+    if predictions is not None:
+        found = _counted(predictions, predictions.predicted, len(total))
+        for name, count, own in zip(("correct", "total"), (correct, total), found, strict=True):
+            if not np.array_equal(count, own):
+                i, j = np.argwhere(count != own)[0]
+                raise DataError(
+                    f"matrix.json: expected {name}[{i}][{j}] = {own[i, j]}, which follows from the "
+                    f"predictions, found {count[i, j]}"
+                )
+    if predictions is not None and predictions.within_task is not None:
         within, _ = _counted(predictions, predictions.within_task, len(total))
-    if predictions.routed is not None:
+    if predictions is not None and predictions.routed is not None:
         tested = predictions.routed[-1] != NONE
         confusion = metrics.routing_confusion(
             predictions.task[tested], predictions.routed[-1, tested], len(total)
@@ -170,8 +172,8 @@ def check_follows(
     for name, value in follows.items():
         if name in summary and summary[name] != value:
             raise DataError(
-                f"summary.json: expected {name} {value}, which follows from the predictions, "
-                f"found {summary[name]}"
+                f"summary.json: expected {name} {value}, which follows from the matrix and the "
+                f"predictions, found {summary[name]}"
             )
 
 

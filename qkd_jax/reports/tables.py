@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,16 @@ import numpy as np
 
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.protocol import metrics
-from qkd_jax.reports.files import read_json, read_run, write_atomically
+from qkd_jax.reports.files import read_json, read_run
+from qkd_jax.reports.ledger import NOTED, Ledger, lost_files, missing_files
 from qkd_jax.reports.predictions import (
     PACKED,
-    Predictions,
     check_follows,
     packed,
     read_predictions,
 )
 from qkd_jax.reports.taught import taught_lines, taught_rows
+from qkd_jax.reports.writing import write_atomically
 from qkd_jax.settings.config import changeable_settings, from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def write_results(experiment_folder: str | Path) -> Path:
 
     There is one row for each folder, of a method or a variant such as `qkd-gate-cosine`: mean and
     standard deviation over its seeds (n - 1 in the denominator; none for one seed). Runs without
-    `"finished": true` in their summary are listed, but not averaged.
+    `"finished": true` in their summary are listed, but not averaged; nor are those with a file that
+    is not what the run wrote.
 
     Returns:
       The path of results.md.
@@ -69,17 +70,20 @@ def write_results(experiment_folder: str | Path) -> Path:
     methods: dict[str, dict[str, Any]] = {}
     shared: dict[str, dict[str, list[str]]] = {name: {} for name in SHARED}
     unfinished: list[str] = []
+    damaged: dict[str, str] = {}
     students: dict[str, dict[int, dict[str, Any]]] = {}
     for method in sorted(path for path in folder.iterdir() if path.is_dir()):
         finished: dict[int, dict[str, Any]] = {}
         configs = []
         for run, seed in _seed_folders(method):
             try:
+                missing_files(run)
                 summary = read_json(run / "summary.json")
                 config = read_json(run / "config.json")
                 environment = read_json(run / "environment.json")
-            except DataError:
-                summary = config = environment = {}
+            except DataError as error:
+                damaged[f"{method.name}/{run.name}"] = str(error).removeprefix(f"{run}/")
+                continue
             if summary.get("finished") is True:
                 finished[seed] = summary
                 configs.append({**_settings(config), "num_tasks": summary.get("num_tasks")})
@@ -98,6 +102,8 @@ def write_results(experiment_folder: str | Path) -> Path:
         "unfinished": unfinished,
         "mixed": mixed,
     }
+    if damaged:
+        results["damaged"] = damaged
     if taught := taught_rows(students):
         results["taught"] = taught
     encoded = json.dumps(results, indent=2, allow_nan=False) + "\n"
@@ -118,8 +124,8 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
       The folders of the copies.
 
     Raises:
-      DataError: the folder does not exist or holds no finished run, or the matrix or summary of one
-        does not follow from its predictions.
+      DataError: the folder does not exist or holds no finished run, or a file of one is gone or not
+        what the run wrote, or its matrix or summary does not follow from its predictions.
     """
     folder, copies = Path(experiment_folder), []
     if not folder.is_dir():
@@ -130,34 +136,36 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
                 continue
             if read_json(run / "summary.json").get("finished") is not True:
                 continue
-            predictions = _checked_predictions(run)
+            record = _record_of(run)
             copy = Path(target) / folder.name / method.name / run.name
-            copy.mkdir(parents=True, exist_ok=True)
-            if predictions is not None:
-                write_atomically(copy / PACKED, packed(predictions))
-            for name in RECORDED:
-                content = read_json(run / name)
-                shown = without_paths(content)
-                if shown == content:
-                    shutil.copyfile(run / name, copy / name)
-                else:
-                    text = json.dumps(shown, indent=1) + "\n"
-                    write_atomically(copy / name, text.encode())
+            Ledger(copy).write(record)
             copies.append(copy)
     if not copies:
         raise DataError(f"{folder}: expected at least one finished run, found none")
     return copies
 
 
-def _checked_predictions(run: Path) -> Predictions | None:
-    """The predictions of a run, from which its matrix and summary follow; None if it has none."""
+def _record_of(run: Path) -> dict[str, bytes]:
+    """The files of a run's record, from which a reader can tell that they belong together."""
+    gone = [*missing_files(run), *lost_files(run)]
+    if needed := [n for n in gone if n in RECORDED or n.startswith("predictions/")]:
+        raise DataError(
+            f"{run / needed[0]} is gone, so that a record would be incomplete; restore it from a "
+            "copy, or repeat the run with another --variant"
+        )
     files, predictions = read_run(run), read_predictions(run)
-    if predictions is not None:
-        try:
-            check_follows(predictions, files.correct, files.total, files.summary)
-        except DataError as error:
-            raise DataError(f"{run}: {error}") from None
-    return predictions
+    try:
+        check_follows(predictions, files.correct, files.total, files.summary)
+    except DataError as error:
+        raise DataError(f"{run}: {error}") from None
+    record = {} if predictions is None else {PACKED: packed(predictions)}
+    for name in RECORDED:
+        content = read_json(run / name)
+        shown = without_paths(content) | (NOTED if name == "environment.json" else {})
+        same = shown == content
+        text = (run / name).read_bytes() if same else (json.dumps(shown, indent=1) + "\n").encode()
+        record[name] = text
+    return record
 
 
 def without_paths(value: Any) -> Any:
@@ -306,6 +314,9 @@ def _markdown(results: dict[str, Any]) -> str:
     if results["unfinished"]:
         lines += ["", "Not finished, not counted:", ""]
         lines += [f"- {run}" for run in results["unfinished"]]
+    if damaged := results.get("damaged"):
+        lines += ["", "Damaged, not counted:", ""]
+        lines += [f"- {run}: {message}" for run, message in damaged.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError
 from qkd_jax.learners.state import LearnerState
-from qkd_jax.reports.files import sync_folder
+from qkd_jax.reports.writing import sync_folder
 from qkd_jax.runs import manifest
 
 # Names of earlier versions on the paths of arrays, and today's.

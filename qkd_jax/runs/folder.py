@@ -1,6 +1,7 @@
 """The folder of a run: begun once, continued only by the same run, consistent after any kill."""
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -20,13 +21,13 @@ from qkd_jax.data.examples import Split
 from qkd_jax.data.labelled_set import concatenate
 from qkd_jax.data.sources import fingerprint as data_fingerprint
 from qkd_jax.data.splits import summarise
-from qkd_jax.errors import CheckpointError, ConfigError, QkdError
+from qkd_jax.errors import CheckpointError, ConfigError, DataError, QkdError
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.npz import read_npz
 from qkd_jax.paths import in_utf8
 from qkd_jax.protocol.tasks import split_name
-from qkd_jax.reports.files import write_atomically
+from qkd_jax.reports.ledger import LEDGER, NOTED, Ledger, missing_files, needs_ledger
 from qkd_jax.runs.manifest import damage_of
 from qkd_jax.runs.plan import Plan
 from qkd_jax.runs.provenance import provenance, versions
@@ -63,18 +64,9 @@ def run_folder(out: Path, config: Config, variant: str = "") -> Path:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether there is a run to continue, with a checkpoint, or a finished one to keep.
-
-    Raises:
-      CheckpointError: there are checkpoints without settings.
-    """
-    kept = bool(_checkpoints(folder))
-    if kept and not (folder / "config.json").exists():
-        raise CheckpointError(
-            f"{folder / 'config.json'} is missing beside checkpoints; restore it from a copy, or "
-            "use another --out or --variant for a new run"
-        )
-    return kept or ((folder / "config.json").exists() and (folder / "summary.json").exists())
+    """Whether there is a run to continue, with a checkpoint, or a finished one to keep."""
+    finished = (folder / "config.json").exists() and (folder / "summary.json").exists()
+    return finished or bool(_checkpoints(folder))
 
 
 class Begun(NamedTuple):
@@ -88,6 +80,7 @@ class Begun(NamedTuple):
       removed: ids of images that the run began with and that are gone.
       content: the fingerprint of the remaining images; "" for older runs, which recorded none and
         did not check their images.
+      missing: names of files that the run wrote and that are gone.
     """
 
     planned: Plan
@@ -95,6 +88,7 @@ class Begun(NamedTuple):
     changed: bool
     removed: tuple[str, ...]
     content: str
+    missing: tuple[str, ...]
 
 
 def begun_run(
@@ -116,11 +110,19 @@ def begun_run(
     """
     if not is_begun(folder):
         return None
-    settings = folder / "config.json"
     try:
-        stored = configuration.from_dict(read_json(settings))
-    except ConfigError as error:
-        raise CheckpointError(f"{settings} cannot be used: {error}") from None
+        missing = () if needs_ledger(folder) else missing_files(folder)
+        ledger = Ledger(folder).read()
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    settings = folder / "config.json"
+    if not settings.exists() and ledger.agrees("config.json", _settings_of(planned.config)):
+        stored = planned.config
+    else:
+        try:
+            stored = configuration.from_dict(read_json(settings))
+        except ConfigError as error:
+            raise CheckpointError(f"{settings} cannot be used: {error}") from None
     # The shapes of what a run keeps depend on it, so it stays even if images were removed.
     shapes = dataclasses.replace(
         planned.config.shapes, max_task_images=stored.shapes.max_task_images
@@ -136,6 +138,11 @@ def begun_run(
             + "\nuse the same settings to continue it, or another --out or --variant for a new run"
         )
     environment_then = read_json(folder / "environment.json")
+    if not environment_then:
+        raise CheckpointError(
+            f"{folder / 'environment.json'}: expected weights and data that the run began with, "
+            "found an empty object; restore it from a copy"
+        )
     if backbone is not None:
         for name, now in fingerprints(backbone, teacher).items():
             # Runs older than this entry are only checked for the name of the weights, a setting.
@@ -146,9 +153,14 @@ def begun_run(
                     "weights it began with, or another --out or --variant"
                 )
     summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
-    finished = bool(summary.get("finished")) and not _is_lost(folder, config, len(planned.tasks))
+    finished = bool(summary.get("finished"))
+    if finished and _checkpoints(folder):  # else there is nothing to go on from, as in a record
+        incomplete = missing or needs_ledger(folder)
+        finished = not incomplete and not _is_lost(folder, config, len(planned.tasks))
     data, removed, content = _same_images(
-        folder, planned, contents, environment_then, finished=finished, allow_removed=allow_removed
+        *(folder, planned, contents, environment_then, ledger),
+        finished=finished,
+        allow_removed=allow_removed,
     )
     return Begun(
         planned._replace(config=config, data=data),
@@ -156,19 +168,19 @@ def begun_run(
         changed=bool(changed),
         removed=removed,
         content=content,
+        missing=missing,
     )
 
 
 def _is_lost(folder: Path, config: Config, num_tasks: int) -> bool:
     """Whether what the last task of a finished run left is damaged or gone, and must be learned
-    again. A run without any checkpoint, such as a record, has nothing to lose.
+    again.
     """
-    numbers = _checkpoints(folder)
-    if not numbers:
-        return False
+    newest = max(_checkpoints(folder))
     turns = 1 if learner_of(config).teacher is None else 2
-    newest = folder / "checkpoints" / str(max(numbers))
-    return max(numbers) < num_tasks * turns * STEPS_PER_TASK or bool(damage_of(newest))
+    return newest < num_tasks * turns * STEPS_PER_TASK or bool(
+        damage_of(folder / "checkpoints" / str(newest))
+    )
 
 
 def _checkpoints(folder: Path) -> list[int]:
@@ -181,6 +193,7 @@ def _same_images(
     planned: Plan,
     contents: SplitContents,
     environment_then: dict,
+    ledger: Ledger,
     *,
     finished: bool,
     allow_removed: bool,
@@ -204,7 +217,8 @@ def _same_images(
         if known != contents.sha256():
             raise _other_data(folder, [f"the {planned.data.train.noun}s are others (data_content)"])
         return planned.data, (), known
-    began = _read_images(path)
+    lost = not path.exists() and ledger.agrees(IMAGES, encoded_arrays(arrays_of(contents)))
+    began = contents if lost else _read_images(path)
     if began.class_names != contents.class_names:
         changed = sorted(set(began.class_names) ^ set(contents.class_names))[:5]
         raise _other_data(folder, [f"the names of the classes differ: {', '.join(changed)}"])
@@ -264,20 +278,7 @@ def begin_folder(
     """Writes what is needed to repeat the run, which test examples are also trained on, and how
     many examples of each side are longer than the backbone reads.
     """
-    config = planned.config
-    write_json(
-        folder / "class_order.json",
-        {
-            "order": planned.order.tolist(),
-            "order_seed": config.protocol.order_seed if config.protocol.shuffle else None,
-            "split": _split_name(planned),
-            "tasks": [list(task.classes) for task in planned.tasks],
-            "class_names": list(planned.data.train.class_names),
-        },
-    )
-    save_arrays(folder / IMAGES, arrays_of(contents))
-    write_json(
-        folder / "environment.json",
+    recorded = (
         environment(backbone)
         | {
             **fingerprints(backbone, teacher),
@@ -286,17 +287,57 @@ def begin_folder(
             "leaked_test_images": leaked,
             "examples": f"{planned.data.train.noun}s",
         }
-        | ({"cut_texts": list(cut)} if any(cut) else {}),
+        | ({"cut_texts": list(cut)} if any(cut) else {})
+        | NOTED
     )
-    for name, text in learner_of(config).describe(config).items():
-        write_atomically(folder / name, text.encode())
-    write_json(folder / "config.json", configuration.to_dict(config))  # last
+    written = {"environment.json": encoded_json(recorded)}
+    Ledger(folder).write(written | _following(planned, contents))
 
 
-def continue_folder(folder: Path, begun: Begun) -> None:
-    """Records settings that may change, the remaining images, and other code or another machine."""
+def _following(planned: Plan, contents: SplitContents) -> dict[str, bytes]:
+    """The files of a run that follow from its settings and data; config.json is the last."""
+    config = planned.config
+    order = {
+        "order": planned.order.tolist(),
+        "order_seed": config.protocol.order_seed if config.protocol.shuffle else None,
+        "split": _split_name(planned),
+        "tasks": [list(task.classes) for task in planned.tasks],
+        "class_names": list(planned.data.train.class_names),
+    }
+    described = learner_of(config).describe(config)
+    return {
+        "class_order.json": encoded_json(order),
+        IMAGES: encoded_arrays(arrays_of(contents)),
+        **{name: text.encode() for name, text in described.items()},
+        "config.json": _settings_of(config),
+    }
+
+
+def _settings_of(config: Config) -> bytes:
+    return encoded_json(configuration.to_dict(config))
+
+
+def continue_folder(folder: Path, begun: Begun, contents: SplitContents) -> None:
+    """Records settings that may change, the remaining images, and other code or another machine;
+    writes what is missing anew, or tells that it is lost.
+    """
+    ledger = Ledger(folder).read()
+    if not (folder / LEDGER).exists():
+        if needs_ledger(folder):
+            logger.warning("%s is gone; its files are taken as they are", folder / LEDGER)
+        ledger.adopt(*_written_files(folder))
+    anew = {
+        name: content
+        for name, content in _following(begun.planned, contents).items()
+        if name in begun.missing and ledger.agrees(name, content)
+    }
+    later = ("matrix.json", "summary.json")  # by the loop
+    lost = [n for n in begun.missing if n not in anew and Path(n).name not in later]
+    for name in lost:
+        logger.warning("%s is lost; what was learned and measured is kept", folder / name)
+    ledger.lose(*lost)
     then = read_json(folder / "environment.json")
-    now = dict(then)
+    now = then | NOTED
     if begun.content != then.get("data_content", ""):
         removed = sorted({*then.get("removed_images", []), *begun.removed})
         now |= {"data_content": begun.content, "removed_images": removed}
@@ -305,9 +346,17 @@ def continue_folder(folder: Path, begun: Begun) -> None:
     if here not in before:
         now["continued_by"] = [*before[1:], here]
     if now != then:
-        write_json(folder / "environment.json", now)
+        anew["environment.json"] = encoded_json(now)
     if begun.changed:
-        write_json(folder / "config.json", configuration.to_dict(begun.planned.config))
+        anew["config.json"] = _settings_of(begun.planned.config)
+    ledger.write(anew)
+
+
+def _written_files(folder: Path) -> list[str]:
+    """The names of the files of a run that belong into its ledger."""
+    kinds = ("*.json", "*.npz", "*.jsonl", "circuit.txt", "predictions/*.npz")
+    paths = (path for kind in kinds for at in ("", "teacher/") for path in folder.glob(at + kind))
+    return sorted(p.relative_to(folder).as_posix() for p in paths if p.name != LEDGER)
 
 
 def _split_name(planned: Plan) -> str:
@@ -348,12 +397,10 @@ def fingerprints(backbone: Backbone, teacher: Backbone | None = None) -> dict[st
     return found if teacher is None else found | {"teacher_fingerprint": fingerprint(teacher)}
 
 
-def trim_log(path: Path, task: int, step: int) -> None:
-    """Drops log lines after the restored state, which will be written again."""
-    if not path.exists():
-        return
+def trimmed_log(text: str, task: int, step: int) -> str:
+    """A log without the lines after the restored state, which will be written again."""
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             record = json.loads(line)
             seen = (record["task"], record["step"]) <= (task, step)
@@ -361,35 +408,50 @@ def trim_log(path: Path, task: int, step: int) -> None:
             break  # a line cut off by a kill
         if seen:
             kept.append(line)
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+    return "".join(line + "\n" for line in kept)
 
 
 class Writer:
-    """Writes the files of a run; on all hosts but the first it writes nothing."""
+    """Writes the files of one learner of a run; on all hosts but the first it writes nothing.
 
-    def __init__(self, folder: Path, writes: bool = True):
-        self.folder, self.writes = folder, writes
+    Args:
+      ledger: of the run.
+      name: of the learner's own folder in that of the run; "" for none.
+    """
 
-    def json(self, name: str, value: Any) -> None:
+    def __init__(self, ledger: Ledger, name: str = "", writes: bool = True):
+        self._ledger, self._name, self.writes = ledger, name, writes
+
+    def write(self, contents: dict[str, bytes]) -> None:
+        """Writes files, each of them whole or not at all."""
         if self.writes:
-            write_json(self._path(name), value)
+            self._ledger.write({self._own(name): part for name, part in contents.items()})
 
-    def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        if self.writes:
-            save_arrays(self._path(name), arrays)
+    def has(self, name: str) -> bool:
+        return (self._ledger.folder / self._own(name)).exists()
 
     def log(self, name: str) -> TextIO:
         """A file to append lines to, each of which is written at once."""
-        return open(self._path(name) if self.writes else os.devnull, "a", buffering=1)
+        if not self.writes:
+            return open(os.devnull, "a")
+        path = self._ledger.folder / self._own(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", buffering=1)
+
+    def keep_log(self, name: str) -> None:
+        """Makes sure of what was appended to a log so far."""
+        if self.writes:
+            self._ledger.grow(self._own(name))
 
     def trim_log(self, name: str, task: int, step: int) -> None:
-        if self.writes:
-            trim_log(self.folder / name, task, step)
+        """Drops lines of a log after the restored state."""
+        if self.writes and self.has(name):
+            path = self._ledger.folder / self._own(name)
+            text = trimmed_log(path.read_text(errors="replace"), task, step)
+            self.write({name: text.encode()})
 
-    def _path(self, name: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def _own(self, name: str) -> str:
+        return f"{self._name}/{name}" if self._name else name
 
 
 @contextmanager
@@ -439,24 +501,21 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the run folder is damaged") from None
+        raise CheckpointError(f"{path} is missing; restore it from a copy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}); delete the run folder or restore it"
-        ) from None
+        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from None
     if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} is damaged (no JSON object); delete the run folder or restore it"
-        )
+        raise CheckpointError(f"{path} is damaged (no JSON object); restore it from a copy")
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+def encoded_json(value: Any) -> bytes:
+    """The content of a JSON file."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
+def encoded_arrays(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of a compressed npz file: the same bytes for the same arrays."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError, QkdError
 from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.protocol.tasks import Task, task_of_class
+from qkd_jax.reports.ledger import Ledger
 from qkd_jax.runs.batches import training_batches
 from qkd_jax.runs.books import Books
 from qkd_jax.runs.evaluation import (
@@ -24,7 +24,7 @@ from qkd_jax.runs.evaluation import (
     predictions,
     shown_examples,
 )
-from qkd_jax.runs.folder import Writer
+from qkd_jax.runs.folder import Writer, encoded_arrays, encoded_json
 from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import Plan
 from qkd_jax.runs.progress import NullProgress, told_task
@@ -48,18 +48,18 @@ class Learning:
         planned: Plan,
         model: Model,
         digests: tuple[np.ndarray, np.ndarray],
-        folder: Path,
+        ledger: Ledger,
         rate: str = "train.learning_rate",
     ):
-        """`digests`: of the contents of training and test set; `folder`: of the run; `rate`: the
+        """`digests`: of the contents of training and test set; `ledger`: of the run; `rate`: the
         setting of the learning rate.
 
         Raises:
           ConfigError: the backbone does not read what the data have.
         """
-        self.name, self.planned, self.model, self.folder = name, planned, model, folder
+        self.name, self.planned, self.model, self.folder = name, planned, model, ledger.folder
         self._rate = rate
-        self.writer = Writer(folder / name, hosts.is_first())
+        self.writer = Writer(ledger, name, hosts.is_first())
         self.config, self.data, self.tasks, _ = planned
         self.learner = model.learner
         self.progress: NullProgress = NullProgress()
@@ -82,6 +82,8 @@ class Learning:
         self.books.restore(kept)
         self.taken = kept.get("taken", 0)
         self.writer.trim_log("metrics.jsonl", int(state.task), int(state.step))
+        if finished and not self.writer.has("matrix.json"):
+            self.writer.write({"matrix.json": encoded_json(self.accuracies.matrix())})
         if 0 < finished < len(self.tasks):
             read = set(self.model.slots_read(finished - 1))
             for task in self.tasks[:finished]:
@@ -251,10 +253,14 @@ class Learning:
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
         predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
         self.accuracies = self.accuracies.after(task.index, predicted, self.task_of_class)
-        self.writer.arrays(f"predictions/after_task_{task.index}.npz", predicted)
-        self.writer.json("matrix.json", self.accuracies.matrix())
         shown = shown_examples(self.data.test, rows, predicted)
-        self.writer.json("examples.json", {"after_task": task.index, "test": shown})
+        self.writer.write(
+            {
+                f"predictions/after_task_{task.index}.npz": encoded_arrays(predicted),
+                "matrix.json": encoded_json(self.accuracies.matrix()),
+                "examples.json": encoded_json({"after_task": task.index, "test": shown}),
+            }
+        )
         self.books.end_lap("eval")
         self.progress.end_task(
             f"{told_task(task.index, len(self.tasks), self.name)}  classes "

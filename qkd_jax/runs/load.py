@@ -10,6 +10,7 @@ from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.paths import expanded, in_utf8
 from qkd_jax.reports.files import read_json
+from qkd_jax.reports.ledger import missing_files
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 from qkd_jax.weights.load import backbone_of
@@ -46,9 +47,9 @@ def load_run(
       allow_older: if the newest checkpoint is damaged or gone, take the one before it.
 
     Raises:
-      CheckpointError: a file is missing or damaged, fewer tasks are there than the summary reports,
-        the backbone is not the run's, a process is training in the folder, or the run is in the
-        middle of a task, where half-learned classes have no valid scores.
+      CheckpointError: a file is missing or not what the run wrote, fewer tasks are there than the
+        summary reports, the backbone is not the run's, a process is training in the folder, or the
+        run is in the middle of a task, where half-learned classes have no valid scores.
       WeightsError: the backbone cannot be loaded.
     """
     # Imported here, so that `import qkd_jax` does not import orbax.
@@ -57,6 +58,10 @@ def load_run(
 
     check_system()
     folder = in_utf8(expanded(folder, CheckpointError), "folder", CheckpointError)
+    try:
+        missing_files(folder)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     settings, order, environment = (
         _read(folder / name) for name in ("config.json", "class_order.json", "environment.json")
     )

@@ -14,11 +14,13 @@ from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError, check_system
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
+from qkd_jax.reports.ledger import Ledger
 from qkd_jax.runs.folder import (
     STEPS_PER_TASK,
     begin_folder,
     begun_run,
     continue_folder,
+    encoded_json,
     exclusive,
     run_folder,
 )
@@ -105,7 +107,7 @@ def run(
         if first and now is None:
             begin_folder(folder, planned, contents, backbone, teacher, leaked, cut)
         elif first:
-            continue_folder(folder, now)
+            continue_folder(folder, now, contents)
         hosts.wait()
         return loop.run()
 
@@ -119,13 +121,15 @@ class _Loop:
         self.shows, self.progress = show_progress and hosts.is_first(), NullProgress()
         self.stop = StopRequest(self._tell_stop)
         digests = contents.digests_of(self.data)
-        self.own = Learning("", planned, Model.new(self.config, backbone, teacher), digests, folder)
+        self.ledger = Ledger(folder)
+        model = Model.new(self.config, backbone, teacher)
+        self.own = Learning("", planned, model, digests, self.ledger)
         self.learnings = [self.own]
         if (teaching := self.own.state.teacher) is not None:
             taught = planned._replace(config=teaching.config)
             rate = self.own.learner.teacher.rate
             self.learnings = [
-                Learning("teacher", taught, Model(teaching), digests, folder, rate),
+                Learning("teacher", taught, Model(teaching), digests, self.ledger, rate),
                 self.own,
             ]
 
@@ -134,6 +138,7 @@ class _Loop:
         from qkd_jax.runs.checkpoint import Checkpoints
 
         folder = self.folder / "checkpoints"
+        self.ledger.read()  # what began or continued the run is in it
         with Checkpoints(folder, hosts.shared) as checkpoints, self.stop:
             done = self._restore(checkpoints)
             first = self._next(done)
@@ -161,7 +166,7 @@ class _Loop:
         summary = self._summary(finished=True, rate=self.own.inference_rate())
         if distance is not None:
             summary["draws_energy_distance"] = distance
-        self.own.writer.json("summary.json", summary)
+        self.own.writer.write({"summary.json": encoded_json(summary)})
         hosts.wait()
         return summary
 
@@ -207,9 +212,12 @@ class _Loop:
         now = self._next(done)
         step = now[1].steps_done(now[0]) if now else 0
         self._teach()
+        for learning in self.learnings:
+            learning.writer.keep_log("metrics.jsonl")
         checkpoints.save(done * STEPS_PER_TASK + step, self.own.state, kept)
         if step == 0 and finished_teachers == 0:
-            self.own.writer.json("summary.json", self._summary(finished=False))
+            summary = self._summary(finished=False)
+            self.own.writer.write({"summary.json": encoded_json(summary)})
         if hosts.any_of(self.stop.asked):
             raise Interrupted
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from qkd_jax.errors import CheckpointError
-from qkd_jax.reports.files import sync_folder, write_atomically
+from qkd_jax.reports.writing import sync_folder, write_atomically
 
 NAME = "manifest"  # the part of a checkpoint that holds it
 FILE = f"{NAME}/sha256.json"

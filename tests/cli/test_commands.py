@@ -1,5 +1,6 @@
 """Every command: what it prints, its exit code, and one clear line for a mistake."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from PIL import Image
 from qkd_jax import cli
 from qkd_jax.cli import commands
 from qkd_jax.learners.shape import learner_names
+from qkd_jax.reports.ledger import Ledger
 from qkd_jax.reports.predictions import read_predictions
 
 # The cheapest run there is: nothing is trained.
@@ -66,6 +68,7 @@ def test_record_keeps_what_makes_the_tables_again(finished, tmp_path, capsys, mo
     assert code == 0 and out.startswith("2 runs: ")
     kept = {p.relative_to(tmp_path / "smoke").as_posix() for p in tmp_path.rglob("seed1/*")}
     names = ("config.json", "environment.json", "matrix.json", "summary.json", "predictions.npz")
+    names += ("files.json",)
     assert kept == {f"simplecil/seed1/{name}" for name in names}
     own, copied = (read_predictions(f / "smoke/simplecil/seed1") for f in (finished, tmp_path))
     assert own.images == copied.images and (own.predicted == copied.predicted).all()
@@ -86,11 +89,36 @@ def test_a_run_whose_numbers_do_not_follow_from_its_predictions_is_not_recorded(
     finished, tmp_path, capsys
 ):
     shutil.copytree(finished / "smoke", tmp_path / "runs/smoke")
-    summary = tmp_path / "runs/smoke/simplecil/seed2/summary.json"
-    better = json.loads(summary.read_text()) | {"last_accuracy": 99.5}
-    summary.write_text(json.dumps(better))
+    run = tmp_path / "runs/smoke/simplecil/seed2"
+    better = json.loads((run / "summary.json").read_text()) | {"last_accuracy": 99.5}
+    Ledger(run).read().write({"summary.json": json.dumps(better).encode()})
     told = refused(capsys, "record", tmp_path / "runs/smoke", tmp_path / "kept")
     assert "seed2: summary.json: expected last_accuracy" in told and "found 99.5" in told
+
+
+@pytest.mark.parametrize("command", ["record", "report"])
+@pytest.mark.parametrize("name", ["matrix.json", "summary.json", "class_order.json"])
+def test_an_edited_run_is_told_by_name_and_not_used(finished, tmp_path, capsys, command, name):
+    shutil.copytree(finished / "smoke", tmp_path / "runs/smoke")
+    path = tmp_path / "runs/smoke/simplecil/seed2" / name
+    path.write_text(path.read_text().replace("1", "2", 1))
+    target = [tmp_path / "kept"] * (command == "record")
+    told = refused(capsys, command, tmp_path / "runs/smoke", *target)
+    assert f"seed2/{name}" in told and "expected what the run wrote" in told
+    if command == "report":  # of the others
+        results = json.loads((tmp_path / "runs/smoke/results.json").read_text())
+        assert results["methods"]["simplecil"]["seeds"] == [1]
+        assert list(results["damaged"]) == ["simplecil/seed2"]
+
+
+def test_a_run_that_lost_predictions_is_not_recorded(finished, tmp_path, capsys):
+    shutil.copytree(finished / "smoke", tmp_path / "runs/smoke")
+    run = tmp_path / "runs/smoke/simplecil/seed2"
+    shutil.rmtree(run / "predictions")
+    told = refused(capsys, "record", tmp_path / "runs/smoke", tmp_path / "kept")
+    assert "seed2/predictions/after_task_0.npz is gone" in told
+    Ledger(run).read().lose(*(f"predictions/after_task_{task}.npz" for task in range(3)))
+    assert "is gone" in refused(capsys, "record", tmp_path / "runs/smoke", tmp_path / "kept")
 
 
 def test_a_record_does_not_say_where_on_this_machine_a_run_was(finished, tmp_path, capsys):
@@ -98,8 +126,10 @@ def test_a_record_does_not_say_where_on_this_machine_a_run_was(finished, tmp_pat
     shutil.copytree(finished / "smoke", runs / "smoke")
     file = "smoke/simplecil/seed1/environment.json"
     environment = json.loads((runs / file).read_text())
+    run = (runs / file).parent
     command = ["python", "--data", "/home/me/birds", "--set", "data.path=../birds", "--out", "runs"]
-    (runs / file).write_text(json.dumps(environment | {"command": command}))
+    content = json.dumps(environment | {"command": command})
+    Ledger(run).read().write({"environment.json": content.encode()})
     assert call(capsys, "record", runs / "smoke", tmp_path / "kept")[0] == 0
     kept = json.loads((tmp_path / "kept" / file).read_text())
     told = ["python", "--data", "birds", "--set", "data.path=birds", "--out", "runs"]
@@ -297,14 +327,17 @@ def test_unwritable_out(capsys, tmp_path):
     assert str(place) in error and error.count("\n") == 1
 
 
-def test_full_disk(capsys, tmp_path):
-    """The first file of the run goes to a device that is always full."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full here")
-    folder = tmp_path / "smoke/simplecil/seed1993"
-    folder.mkdir(parents=True)
-    (folder / "class_order.json.part").symlink_to("/dev/full")
-    error = refused(capsys, "run", "smoke", *QUICK, "--out", tmp_path)
-    assert "No space left on device" in error and error.count("\n") == 1
-    (folder / "class_order.json.part").unlink()
+def test_full_disk(capsys, tmp_path, monkeypatch):
+    """The first file of the run cannot be written to its end; later there is room."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        error = refused(capsys, "run", "smoke", *QUICK, "--out", tmp_path)
+    assert "files.json: No space left on device" in error and error.count("\n") == 1
+    assert list((tmp_path / "smoke/simplecil/seed1993").iterdir()) == [
+        tmp_path / "smoke/simplecil/seed1993/.lock"
+    ]
     assert call(capsys, "run", "smoke", *QUICK, "--no-report", "--out", tmp_path)[0] == 0

@@ -20,9 +20,11 @@ import jax
 import numpy as np
 import pytest
 
+import qkd_jax
 from qkd_jax.cli.commands import main
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
+from qkd_jax.reports.ledger import Ledger, missing_files
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.settings.config import override
@@ -209,9 +211,16 @@ def test_a_signal_saves_and_exits_130(reference, backbone, tmp_path, capsys, num
 def unfinished(reference, tmp_path):
     """A copy of the reference as a kill right after its last checkpoint but one would leave it."""
     folder = copy(reference, tmp_path)
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps(summary | {"finished": False}))
+    summary = json.loads((folder / "summary.json").read_text()) | {"finished": False}
+    Ledger(folder).read().write({"summary.json": json.dumps(summary).encode()})
     return folder
+
+
+def as_older_versions_wrote(folder):
+    """Without a ledger."""
+    (folder / "files.json").unlink()
+    environment = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(environment | {"files": None}))
 
 
 def cut(checkpoint):
@@ -260,11 +269,72 @@ def test_torn_last_log_line_is_written_again(unfinished, reference, backbone, tm
     check_equal(unfinished, reference, backbone)
 
 
+def test_missing_files_are_written_anew_with_the_same_bytes(reference, backbone, tmp_path, caplog):
+    """All that follow from settings, data and checkpoint, at once."""
+    folder = copy(reference, tmp_path)
+    names = ("class_order.json", "images.npz", "circuit.txt", "config.json", "matrix.json")
+    for name in (*names, "summary.json"):
+        (folder / name).unlink()
+    run(config(), backbone, tmp_path)
+    for name in names:
+        assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
+    check_equal(folder, reference, backbone)
+    assert "lost" not in caplog.text and missing_files(folder) == ()
+
+
+def test_what_cannot_be_made_anew_is_told_once(reference, backbone, tmp_path, caplog):
+    folder = copy(reference, tmp_path)
+    lost = ("predictions/after_task_0.npz", "metrics.jsonl")
+    log = folder / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[4:]))
+    (folder / lost[0]).unlink()
+    matrix = (folder / "matrix.json").read_bytes()
+    assert run(config(), backbone, tmp_path)["finished"]
+    for name in lost:
+        told = f"{folder / name} is lost; what was learned and measured is kept"
+        assert caplog.text.count(told) == 1
+    assert (folder / "matrix.json").read_bytes() == matrix
+    run(config(), backbone, tmp_path)
+    assert caplog.text.count("is lost") == 2
+
+
+def test_a_deleted_config_lets_no_run_continue_under_other_settings(unfinished, backbone, tmp_path):
+    (unfinished / "config.json").unlink()
+    other = override(config(), "train.learning_rate=0.123")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing; restore it"):
+        run(other, backbone, tmp_path)
+
+
+def test_a_deleted_ledger_is_told_and_made_anew(unfinished, backbone, tmp_path, caplog):
+    (unfinished / "files.json").unlink()
+    with pytest.raises(CheckpointError, match=r"files\.json is missing"):
+        qkd_jax.load_run(unfinished)
+    run(config(), backbone, tmp_path)
+    assert "files.json is gone; its files are taken as they are" in caplog.text
+    (unfinished / "matrix.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"matrix.json: expected what the run wrote"):
+        qkd_jax.load_run(unfinished)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "environment.json", "summary.json", "matrix.json", "class_order.json"]
+)
+def test_an_edited_file_is_one_clear_error(unfinished, tmp_path, capsys, name):
+    """Also if it is good JSON; what the run can write anew may be deleted."""
+    (unfinished / name).write_text("{}")
+    assert main(arguments(tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {unfinished / name}: expected what the run wrote")
+    assert ("or delete it and give" in told) == (name not in ("config.json", "environment.json"))
+    assert told.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "summary.json", "matrix.json"])
 @pytest.mark.parametrize("content", ["", '{"cut', "[1, 2]", "\udcff"])
 def test_damaged_files_are_one_clear_error(reference, tmp_path, capsys, name, content):
-    """Of a finished run, whose summary and matrix are still to be shown."""
+    """Of a finished run of an older version, whose summary and matrix are still to be shown."""
     folder = copy(reference, tmp_path)
+    as_older_versions_wrote(folder)
     (folder / name).write_bytes(content.encode(errors="surrogateescape"))
     code = main(arguments(tmp_path))
     told = capsys.readouterr().err

@@ -320,7 +320,9 @@ def test_results_average_finished_seeds_only(tmp_path):
     assert row["average_accuracy"]["sd"] == pytest.approx(sd, rel=1e-12)
     assert row["average_accuracy"]["values"] == [80.0, 82.0, 87.0]
     assert results["methods"]["qkd-gate-cosine"]["average_accuracy"]["sd"] is None
-    assert results["unfinished"] == ["ease/seed1", "finetune/seed1", "qkd/seed4"]
+    assert results["unfinished"] == ["ease/seed1", "qkd/seed4"]
+    assert list(results["damaged"]) == ["finetune/seed1"]
+    assert "- finetune/seed1: summary.json: expected valid JSON" in table
 
     lines = [columns(line) for line in table.splitlines() if line.startswith("|")]
     assert lines[0][:4] == ["method", "n", "average accuracy", "last accuracy"]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from qkd_jax.reports.files import read_run
+from qkd_jax.reports.ledger import LEDGER
+from qkd_jax.reports.predictions import PACKED
 from qkd_jax.reports.tables import RECORDED, format_number, write_results
 
 ROOT = Path(__file__).parents[2]
@@ -141,8 +143,8 @@ def test_speeds_are_those_of_the_recorded_runs():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_recorded_table_is_made_of_the_recorded_runs(experiment, tmp_path):
     folder, copy = ROOT / "results" / experiment, tmp_path / experiment
-    for path in folder.rglob("seed*/*.json"):
-        assert path.name in RECORDED
+    for path in folder.rglob("seed*/*"):
+        assert path.name in (*RECORDED, PACKED, LEDGER)
         target = copy / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())

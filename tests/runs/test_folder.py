@@ -1,32 +1,25 @@
 """What is written into a run folder, and what is dropped from it; whole runs are in end_to_end."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from qkd_jax.data.contents import read_contents
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.runs import folder
-from qkd_jax.runs.folder import begin_folder, begun_run, continue_folder, trim_log
+from qkd_jax.runs.folder import begin_folder, begun_run, continue_folder, trimmed_log
 from qkd_jax.runs.plan import plan
 from qkd_jax.runs.provenance import provenance
 from qkd_jax.settings.config import Config, override
 from qkd_jax.weights.load import load_backbone
 
 
-def test_trimming_the_log_drops_what_will_be_written_again(tmp_path):
-    log = tmp_path / "metrics.jsonl"
+def test_trimming_the_log_drops_what_will_be_written_again():
     lines = [json.dumps({"task": t, "step": s}) for t in (0, 1) for s in (1, 2, 3)]
-    log.write_text("\n".join([*lines, '{"task": 1, "st']))  # the last line is torn
-    trim_log(log, 1, 2)
-    assert log.read_text().splitlines() == lines[:5]
-    log.write_text("\n".join([*lines[:2], "\0\0\0"]))
-    trim_log(log, 1, 2)
-    assert log.read_text().splitlines() == lines[:2]
-    trim_log(log, -1, 0)
-    assert log.read_text() == ""
-    trim_log(Path(tmp_path / "none.jsonl"), 1, 2)
+    torn = "\n".join([*lines, '{"task": 1, "st'])
+    assert trimmed_log(torn, 1, 2).splitlines() == lines[:5]
+    assert trimmed_log("\n".join([*lines[:2], "\0\0\0"]), 1, 2).splitlines() == lines[:2]
+    assert trimmed_log(torn, -1, 0) == ""
 
 
 @pytest.mark.parametrize("method, told", [("qkd", {"circuit.txt"}), ("mos", set())])
@@ -36,7 +29,7 @@ def test_what_a_method_describes_lies_beside_its_settings(tmp_path, method, told
     planned = plan(override(Config(method=method), *changes, where_read=True))
     backbone = load_backbone("tiny_random", image_size=32)
     begin_folder(tmp_path, planned, read_contents(planned.data), backbone, None, [], (0, 0))
-    always = {"class_order.json", "images.npz", "environment.json", "config.json"}
+    always = {"class_order.json", "images.npz", "environment.json", "config.json", "files.json"}
     assert {path.name for path in tmp_path.iterdir()} == always | told
     for name, text in learner_of(planned.config).describe(planned.config).items():
         assert (tmp_path / name).read_text(encoding="utf-8") == text != ""
@@ -46,13 +39,13 @@ def test_other_code_or_another_machine_that_continues_is_recorded_once(tmp_path,
     planned = plan(override(Config(method="simplecil"), "data.source=synthetic"))
     contents, backbone = read_contents(planned.data), load_backbone("tiny_random", image_size=32)
     begin_folder(tmp_path, planned, contents, backbone, None, [], (0, 0))
-    (tmp_path / "summary.json").write_text('{"finished": false}')
+    (tmp_path / "checkpoints/3").mkdir(parents=True)
     begun = begun_run(tmp_path, planned, contents)
     first, *others = [{**provenance(), "code": code} for code in (provenance()["code"], "b", "c")]
 
     def environment(here):
         monkeypatch.setattr(folder, "provenance", lambda: here)
-        continue_folder(tmp_path, begun)
+        continue_folder(tmp_path, begun, contents)
         return json.loads((tmp_path / "environment.json").read_text())
 
     assert "continued_by" not in environment(first)

@@ -12,6 +12,7 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
+from qkd_jax.reports.ledger import Ledger
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive, reading
 from qkd_jax.runs.loop import plan, run, run_folder
@@ -69,16 +70,21 @@ def test_knows_that_every_task_is_learned(folder):
 
 
 def test_refuses_another_backbone(copy):
-    path = copy / "environment.json"
-    environment = json.loads(path.read_text())
-    path.write_text(json.dumps(environment | {"weights_fingerprint": "0" * 16}))
+    environment = json.loads((copy / "environment.json").read_text())
+    other = json.dumps(environment | {"weights_fingerprint": "0" * 16})
+    Ledger(copy).read().write({"environment.json": other.encode()})
     with pytest.raises(CheckpointError, match="another backbone"):
         qkd_jax.load_run(copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "class_order.json", "environment.json"])
 @pytest.mark.parametrize("content", [None, "{}", '{"seed": '])
-def test_names_a_missing_or_damaged_file(copy, name, content):
+@pytest.mark.parametrize("older_version", [False, True])
+def test_names_a_missing_or_damaged_file(copy, name, content, older_version):
+    if older_version:  # without a ledger
+        (copy / "files.json").unlink()
+        environment = json.loads((copy / "environment.json").read_text())
+        (copy / "environment.json").write_text(json.dumps(environment | {"files": None}))
     (copy / name).unlink()
     if content is not None:
         (copy / name).write_text(content)
@@ -87,8 +93,8 @@ def test_names_a_missing_or_damaged_file(copy, name, content):
 
 
 def test_refuses_unknown_settings(copy):
-    settings = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(settings | {"learning_rat": 1}))
+    settings = json.loads((copy / "config.json").read_text()) | {"learning_rat": 1}
+    Ledger(copy).read().write({"config.json": json.dumps(settings).encode()})
     with pytest.raises(CheckpointError, match="learning_rat"):
         qkd_jax.load_run(copy)
 

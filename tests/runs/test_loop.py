@@ -32,6 +32,7 @@ FILES = {
     ".lock",
     "config.json",
     "environment.json",
+    "files.json",
     "class_order.json",
     "circuit.txt",
     "metrics.jsonl",
