@@ -12,13 +12,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qkd_jax.errors import DataError
-from qkd_jax.npz import read_npz
+from qkd_jax.errors import DataError, QkdError
+from qkd_jax.npz import Fields, read_npz
 from qkd_jax.protocol import metrics
 
 PACKED = "predictions.npz"  # of a record
 FOLDER = "predictions"  # of a run, with a file for each task
 NONE = -1
+# The arrays of a record, and of a run after one task, and those of newer versions too.
+RECORD: Fields = {"images": ("U", 0), "label": ("i", 1), "task": ("i", 1), "predicted": ("i", 2)}
+RECORD_TOO: Fields = {
+    **{"within_task": ("i", 2), "routed": ("i", 2)},
+    **{"log_probability": ("f", 1), "predicted_log_probability": ("f", 1)},
+}
+STAGE: Fields = {"id": ("U", 1), "label": ("iu", 1), "task": ("iu", 1), "predicted": ("iu", 1)}
+STAGE_TOO: Fields = {
+    **{"within_task": ("iu", 1), "relevance": ("f", 2)},
+    **{"log_probability": ("f", 1), "predicted_log_probability": ("f", 1)},
+}
 
 
 class Predictions(NamedTuple):
@@ -64,20 +75,9 @@ def read_predictions(folder: str | Path) -> Predictions | None:
     """
     folder = Path(folder)
     if (folder / PACKED).is_file():
-        held = _arrays_of(folder / PACKED)
-        try:
-            arrays = {name: held.get(name) for name in Predictions._fields}
-            images = str(held["images"])
-            shapes = {arrays[name].shape for name in ("label", "task")}
-            shapes |= {arrays["predicted"].shape[1:]}
-        except (KeyError, AttributeError):
-            shapes = set()
-        if len(shapes) != 1:
-            raise DataError(
-                f"{folder / PACKED}: expected the predictions of a run (images, label, task [N], "
-                f"predicted [T, N]), found {', '.join(sorted(held)) or 'nothing'}"
-            )
-        return Predictions(**arrays | {"images": images})
+        held = _arrays_of(folder / PACKED, RECORD, RECORD_TOO, images=-1)
+        arrays = {name: held.get(name) for name in Predictions._fields}
+        return Predictions(**arrays | {"images": str(held["images"])})
     files = {
         int(match.group(1)): path
         for path in ((folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ())
@@ -91,7 +91,7 @@ def read_predictions(folder: str | Path) -> Predictions | None:
                 f"{folder / FOLDER}: expected a file for each task, found none for task {task} "
                 f"(after_task_{task}.npz); restore it from a copy"
             )
-    return joined([_arrays_of(files[task]) for task in sorted(files)])
+    return joined([_arrays_of(files[task], STAGE, STAGE_TOO, images=0) for task in sorted(files)])
 
 
 def joined(stages: list[dict[str, np.ndarray]]) -> Predictions:
@@ -194,5 +194,18 @@ def _small(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int16) if values.max(initial=0) < 2**15 else values
 
 
-def _arrays_of(path: Path) -> dict[str, np.ndarray]:
-    return read_npz(path)
+def _arrays_of(path: Path, fields: Fields, optional: Fields, images: int) -> dict[str, np.ndarray]:
+    """The arrays of a file, for one number of images along the axis `images`.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    try:
+        held = read_npz(path, fields, optional)
+    except QkdError as error:
+        raise DataError(str(error)) from None
+    arrays = {n: a for n, a in held.items() if n in {**fields, **optional} and a.ndim}
+    lengths = {name: array.shape[images] for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"{path}: expected arrays of one number of images, found {lengths}")
+    return held

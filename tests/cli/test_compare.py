@@ -21,6 +21,7 @@ from qkd_jax.cli.commands import main
 from qkd_jax.engine.engine import Engine
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.shape import learner_names
+from qkd_jax.reports.ledger import Ledger
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
@@ -53,11 +54,10 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
         run(config("finetune", 1), backbone, tmp_path)
     # A folder that holds a run with other settings.
     shutil.copytree(folders["simplecil", 1], folders["simplecil", 2])
-    stored = folders["simplecil", 2] / "config.json"
-    values = json.loads(stored.read_text())
-    stored.write_text(
-        json.dumps(values | {"seed": 2, "simplecil": values["simplecil"] | {"shrinkage": 0.5}})
-    )
+    values = json.loads((folders["simplecil", 2] / "config.json").read_text())
+    values |= {"seed": 2, "simplecil": values["simplecil"] | {"shrinkage": 0.5}}
+    content = json.dumps(values).encode()
+    Ledger(folders["simplecil", 2]).read().write({"config.json": content})
 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

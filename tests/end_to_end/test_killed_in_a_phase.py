@@ -21,7 +21,7 @@ DEADLINE = 240  # seconds; a starved machine is slow, not wrong
 SPENT = {"wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "compilations"} | {
     *("training_images_per_second", "inference_images_per_second", "wall_s")
 }
-NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report")
+NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report", "files.json")
 RUNS = {
     "cdl": ("cdl", ("cdl.host=apt", "teacher.image_size=48")),
     "qd_llm": (

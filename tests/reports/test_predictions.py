@@ -169,5 +169,16 @@ def test_a_file_of_something_else_is_refused(tmp_path, missing):
     held = joined(stages())._asdict()
     held.pop(missing)
     np.savez(tmp_path / "predictions.npz", **held)
-    with pytest.raises(DataError, match="expected the predictions of a run"):
+    with pytest.raises(DataError, match=missing):
         read_predictions(tmp_path)
+
+
+def test_damaged_files_are_one_error(tmp_path):
+    (tmp_path / "predictions.npz").write_bytes(packed(joined(stages()))[:-30])
+    with pytest.raises(DataError, match=r"predictions\.npz"):
+        read_predictions(tmp_path)
+    written = stages()
+    written[2]["label"] = written[2]["label"][:-1]
+    (tmp_path / "predictions.npz").unlink()
+    with pytest.raises(DataError, match=r"after_task_2\.npz: expected arrays of one number"):
+        read_predictions(save(tmp_path, written))
