@@ -64,7 +64,8 @@ def ridge_solution(gram: np.ndarray, targets: np.ndarray, ridge: float) -> np.nd
     eps = np.finfo(np.float64).eps
     ridge = max(ridge, eps * size**0.5 * max(np.trace(gram) / size, eps))
     while True:
-        regular = gram + ridge * np.eye(size)
+        regular = gram.copy()
+        regular.flat[:: size + 1] += ridge
         try:
             factor = scipy.linalg.cho_factor(regular, overwrite_a=True)
         except np.linalg.LinAlgError:

@@ -47,11 +47,10 @@ def add_moments(moments: Moments, vectors: np.ndarray, labels: np.ndarray) -> Mo
     """`moments` with vectors [N, M] of classes `labels` int [N] added."""
     vectors = np.float64(vectors)
     one_hot = np.eye(len(moments.count))[labels]
-    return Moments(
-        moments.count + one_hot.sum(0),
-        moments.total + one_hot.T @ vectors,
-        moments.outer + vectors.T @ vectors,
-    )
+    outer = vectors.T @ vectors
+    outer += moments.outer  # in place: one copy less of what can take 800 MB
+    count, total = one_hot.sum(0), one_hot.T @ vectors
+    return Moments(moments.count + count, moments.total + total, outer)
 
 
 def class_means(count: np.ndarray, total: np.ndarray) -> np.ndarray:
