@@ -1,5 +1,7 @@
 """The table of published settings fits the methods and the experiments that there are."""
 
+import hashlib
+
 import pytest
 
 from qkd_jax.learners.shape import learner_names
@@ -59,6 +61,58 @@ def test_experiments_have_the_published_numbers(method, data_set, rate, batch, e
     # A factor of the paper's own on one data set wins over what holds on all.
     assert load_experiment("imagenet_a").get_config("ssiat").ssiat.margin == 0.3
     assert load_experiment("imagenet_r").get_config("apt").apt.merge == 0.2
+
+
+# SHA-256, in short, of a method's settings on DATA_SETS as they were compared with their sources.
+CHECKED = {
+    "aper": "1e62af15",
+    "apt": "a335faec",
+    "cdl": "9f8fc4c2",
+    "coda_prompt": "b612e871",
+    "dualprompt": "66b51db0",
+    "ease": "02514680",
+    "finetune": "4897d41e",
+    "inflora": "4ee43956",
+    "joint": "4897d41e",
+    "l2p": "0f6d64e6",
+    "linear_probe": "c1276fd4",
+    "mos": "ff5574b0",
+    "mote": "1c90bdf6",
+    "ranpac": "8c8aa2e7",
+    "ssiat": "3239af00",
+    "tuna": "32601368",
+}
+
+
+@pytest.mark.parametrize("method", sorted(RUNS))
+def test_no_published_number_changes_unnoticed(method):
+    """The five data sets are not recorded in results/, which hold the other experiments."""
+    text = "; ".join(f"{name}: {' '.join(published(method, name))}" for name in DATA_SETS)
+    found = hashlib.sha256(text.encode()).hexdigest()[:8]
+    assert found == CHECKED[method], f"compare with the source, then set {found} here: {text}"
+
+
+@pytest.mark.parametrize(
+    "data_set, increment, decay, bottleneck",
+    [
+        ("cifar100", 10, 0.0005, 64),
+        ("cub200", 20, 0.0005, 64),
+        ("imagenet_r", 20, 0.005, 64),
+        ("imagenet_a", 10, 0.005, 64),
+        ("vtab", 10, 0.005, 16),
+    ],
+)
+def test_qkd_has_the_settings_of_its_paper(data_set, increment, decay, bottleneck):
+    """arXiv 2604.11112, or what the experiment files and PILOT say where it is silent."""
+    config = load_experiment(data_set).get_config()
+    train, protocol = config.train, config.protocol
+    assert (train.optimizer, train.schedule, train.learning_rate) == ("sgd", "cosine", 0.05)
+    assert (train.momentum, train.batch_size, train.epochs) == (0.9, 32, 20)
+    assert (train.weight_decay, config.adapter.bottleneck) == (decay, bottleneck)
+    assert (protocol.base, protocol.increment, protocol.order_seed) == (0, increment, 1993)
+    backbone = config.backbone
+    assert (backbone.name, backbone.preprocess) == ("vit_b16_in21k_augreg", "l2p01")
+    assert (backbone.image_size, config.data.augment) == (224, True)
 
 
 def test_methods_without_a_row_have_no_settings():
