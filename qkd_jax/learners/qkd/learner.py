@@ -301,6 +301,8 @@ def _learned_metrics(state, memory):
 
     def one(slot):
         members = (owner >= slot) & (owner >= 0)
+        # Centred at its own mean a single class would have no direction: then at all rows' mean.
+        members = jnp.where(members.sum() == 1, owner >= 0, members)
         rows = memory["rows"][jnp.minimum(slot, len(memory["rows"]) - 1)]
         means = jnp.where(slot == 0, memory["class_means"], rows)
         return learned_metric(

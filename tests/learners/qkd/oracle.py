@@ -270,13 +270,17 @@ class Learner:
 
     def metric(self, slot):
         """(c_slot, F_slot): the mean of the class means, and F F^T = (1 - a) Sigma + a tr(Sigma)/D
-        I with the covariance Sigma within the classes that the slot has seen.
+        I with the covariance Sigma within the classes that the slot has seen. If that is one class,
+        the centre is the mean of the rows of all classes in that slot.
         """
         groups, a = self.features_by_class(slot), self.s["gate.shrinkage"]
         spread = np.concatenate([f - f.mean(0) for f in groups.values()])
         sigma = spread.T @ spread / len(spread)
         shrunk = (1 - a) * sigma + a * np.trace(sigma) / len(sigma) * np.eye(len(sigma))
-        return np.mean([f.mean(0) for f in groups.values()], axis=0), np.linalg.cholesky(shrunk)
+        means = [f.mean(0) for f in groups.values()]
+        if len(means) == 1:
+            means = self.rows(slot)[sorted(self.owner())]
+        return np.mean(means, axis=0), np.linalg.cholesky(shrunk)
 
     def white(self, slot, vectors):
         """F^-1 (v - c) of vectors [..., D]."""

@@ -419,3 +419,16 @@ def test_the_way_from_a_kept_stem_equals_that_from_the_images(tiny, history):
     assert_close(metrics, again)
     assert_close(images.trainable, kept.trainable, atol=0.05 * BUDGET)
     assert distance(kept.trainable["adapter"], adapter) > 1e-6 and metrics["loss_kd"] > 0
+
+
+def test_a_class_that_is_a_task_of_its_own_has_a_direction(tiny, history):
+    """Its slot has seen no other class: centred at its own mean, its row would be zero, and its
+    logit zero for every image, until the next task.
+    """
+    memory, (label,) = history[1].ended.memory, tiny.tasks[1].classes
+    row = np.asarray(memory["whitened_rows"])[1, label]
+    others = np.asarray(memory["whitened_rows"])[1, list(tiny.tasks[0].classes)]
+    assert np.linalg.norm(row) > 0.1 * np.linalg.norm(others, axis=1).max()
+    seen = [*tiny.tasks[0].classes, label]  # the centre is the mean of all rows of the slot
+    centre = np.asarray(memory["rows"])[1, seen].mean(0)
+    np.testing.assert_allclose(memory["metrics"].centre[1], centre, atol=1e-6)
