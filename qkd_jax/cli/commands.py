@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from qkd_jax.errors import ConfigError, DataError, QkdError, check_system
 from qkd_jax.paths import expanded
+from qkd_jax.runs.display import flush, mute, tell, tell_table
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 from qkd_jax.settings.experiments import experiment_names, load_experiment
@@ -26,16 +28,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         check_system()
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        flush()
+        return code
     except QkdError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head`
+        mute(sys.stdout)
         return 1
     except OSError as error:  # unwritable folder, full disk, unreadable file
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        tell(f"error: {place}{error.strerror or error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted", sys.stderr)
         return 130
 
 
@@ -170,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
 
     devices = jax.devices()
     if shows:
-        print(
+        tell(
             f"{options.experiment}, {options.method}: {backbone.name} at "
             f"{backbone.spec.input_size} {backbone.spec.unit} on "
             f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
@@ -179,7 +186,8 @@ def _run(options: argparse.Namespace) -> int:
         )
         if teacher is not None:
             size = f"{teacher.spec.input_size} {teacher.spec.unit}"
-            print(f"teacher: {taught.method}, {teacher.name} at {size}")
+            tell(f"teacher: {taught.method}, {teacher.name} at {size}")
+    unreported: list[str] = []
     for config in configs:
         folder = run_folder(options.out, config, options.variant)
         try:
@@ -193,16 +201,21 @@ def _run(options: argparse.Namespace) -> int:
                 allow_removed=options.allow_removed,
             )
         except Interrupted:
-            print(f"saved in {folder}; the same command continues", file=sys.stderr)
+            tell(f"saved in {folder}; the same command continues", sys.stderr)
             return 130
         if options.bare or not shows:
             continue
         _print_table(folder)
         if not options.no_report:
-            print(f"report: {write_report(folder)}")
+            failed = _failure(f"report of {folder}", partial(write_report, folder))
+            unreported += failed
+            if not failed:
+                tell(f"report: {folder / 'report.html'}")
     if shows and not options.bare:
-        print(f"all methods and seeds: {write_results(options.out / configs[0].experiment)}")
-    return 0
+        tell(f"all methods and seeds: {write_results(options.out / configs[0].experiment)}")
+    for message in unreported:
+        tell(f"error: {message}", sys.stderr)
+    return 1 if unreported else 0
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -232,33 +245,42 @@ def _compare(options: argparse.Namespace) -> int:
         configs, options.out, options.variant, lambda config: _run_arguments(options, config)
     )
 
-    def show(line: str) -> None:
-        print(line, flush=True)
+    unreported: list[tuple[str, str]] = []
 
     def finished(run) -> None:
+        failed = []
         if not options.no_report:
-            write_report(run.folder)
-        write_results(options.out / configs[0].experiment)
+            failed += _failure("report", partial(write_report, run.folder))
+        failed += _failure("tables", partial(write_results, run.folder.parents[1]))
+        unreported.extend((run.name, message) for message in failed)
 
-    left, failures = without_finished(runs, show, allow_removed=options.allow_removed)
-    failed, stopped = run_all(runs, left, options.jobs, show=show, finished=finished)
-    failures += failed
+    left, failures = without_finished(runs, tell, allow_removed=options.allow_removed)
+    failed, stopped = run_all(runs, left, options.jobs, show=tell, finished=finished)
+    failures += failed + unreported
     folder = options.out / configs[0].experiment
     if folder.is_dir():
         results = write_results(folder)
-        console = Console()
         names = {run.folder.parent.name for run in runs}
         rows = read_json(folder / "results.json")
-        console.print(comparison_table(rows, names, console.width))
-        print(f"all methods and seeds: {results}", flush=True)
+        tell_table(comparison_table(rows, names, Console().width))
+        tell(f"all methods and seeds: {results}")
     if failures:
-        print(f"\n{len(failures)} of {len(runs)} runs failed:", file=sys.stderr)
+        tell(f"\n{len(failures)} of {len(runs)} runs failed:", sys.stderr)
         for name, message in failures:
-            print(f"  {name}: " + message.replace("\n", "\n    "), file=sys.stderr)
+            tell(f"  {name}: " + message.replace("\n", "\n    "), sys.stderr)
     if stopped:
-        print("stopped; what ran was saved, the same command continues", file=sys.stderr)
+        tell("stopped; what ran was saved, the same command continues", sys.stderr)
         return 130
     return 1 if failures else 0
+
+
+def _failure(what: str, act: Callable[[], object]) -> list[str]:
+    """Calls `act`, which concerns one run alone; returns what went wrong in it."""
+    try:
+        act()
+    except Exception as error:  # of whatever draws: the run itself is finished and saved
+        return [f"{what}: {str(error) or type(error).__name__}"]
+    return []
 
 
 def _refuse_unread(options: argparse.Namespace, methods: list[str]) -> None:
@@ -297,13 +319,11 @@ def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
 
 
 def _print_table(folder: Path) -> None:
-    from rich.console import Console
-
     from qkd_jax.reports.files import read_run
     from qkd_jax.reports.tables import console_table
 
     files = read_run(folder)
-    Console().print(console_table(files.summary, files.correct, files.total))
+    tell_table(console_table(files.summary, files.correct, files.total))
 
 
 def _seeds(text: str) -> list[int]:
@@ -408,13 +428,14 @@ def _weights(options: argparse.Namespace) -> None:
 
 def _export_circuit(options: argparse.Namespace) -> None:
     from qkd_jax.cli.export_circuit import export_circuit
+    from qkd_jax.reports.writing import write_atomically
 
     text = export_circuit(options.folder, options.text, weights=options.weights or None)
     if options.out is None:
         print(text, end="")
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text, encoding="utf-8")
+    write_atomically(options.out, text.encode())
     print(options.out)
 
 

@@ -108,9 +108,10 @@ _noisy_scores = partial(jax.jit, static_argnames=("noise", "shots"))(qd_llm.nois
 def write_noise(measured: dict[str, Any], folder: Path) -> Path:
     """Writes `noise.json` and `noise.png`; returns the latter's path."""
     from qkd_jax.reports.figures import noise_curves
+    from qkd_jax.reports.writing import save_figure, write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "noise.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / "noise.json", (json.dumps(measured, indent=1) + "\n").encode())
     path = folder / "noise.png"
-    noise_curves(measured).savefig(path, dpi=150, bbox_inches="tight")
+    save_figure(path, noise_curves(measured), dpi=150, bbox_inches="tight")
     return path

@@ -18,7 +18,7 @@ from qkd_jax.protocol import metrics
 from qkd_jax.reports import figures
 from qkd_jax.reports.files import RunFiles, read_run
 from qkd_jax.reports.tables import format_number
-from qkd_jax.reports.writing import write_atomically
+from qkd_jax.reports.writing import save_figure, write_atomically
 
 NUMBERS = {
     "average_accuracy": "mean over stages of the top-1 accuracy on all classes seen",
@@ -52,9 +52,7 @@ def write_report(run_folder: str | Path) -> Path:
     directory.mkdir(exist_ok=True)
     pictures = {}
     for name, figure in _draw(run).items():
-        path = directory / f"{name}.png"
-        figure.savefig(path)
-        pictures[name] = path.read_bytes()
+        pictures[name] = save_figure(directory / f"{name}.png", figure)
     page = run.folder / "report.html"
     write_atomically(page, _page(run, pictures).encode("utf-8", "backslashreplace"))
     return page

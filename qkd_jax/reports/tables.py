@@ -21,7 +21,7 @@ from qkd_jax.reports.predictions import (
     read_predictions,
 )
 from qkd_jax.reports.taught import taught_lines, taught_rows
-from qkd_jax.reports.writing import write_atomically
+from qkd_jax.reports.writing import save_figure, write_atomically
 from qkd_jax.settings.config import changeable_settings, from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _draw_curves(folder: Path, methods: dict[str, dict[str, Any]]) -> None:
     if curves:
         best_first = sorted(curves.items(), key=lambda item: -np.mean(item[1]))
         figure = figures.accuracy_curve(dict(best_first), f"{folder.name}: accuracy on all classes")
-        figure.savefig(folder / "accuracy_curves.png")
+        save_figure(folder / "accuracy_curves.png", figure)
 
 
 def _seed_folders(method: Path) -> list[tuple[Path, int]]:

@@ -1,8 +1,15 @@
 """Writes files so that neither a kill, a power failure nor another process leaves half of one."""
 
+from __future__ import annotations
+
+import io
 import os
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -34,3 +41,11 @@ def sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+def save_figure(path: Path, figure: Figure, **options: Any) -> bytes:
+    """Writes a figure in the form of the file's suffix; returns the content."""
+    file = io.BytesIO()
+    figure.savefig(file, format=path.suffix[1:], **options)
+    write_atomically(path, file.getvalue())
+    return file.getvalue()

@@ -463,6 +463,8 @@ def exclusive(folder: Path, locks: bool = True) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         _lock(lock, folder, alone=True)
+        for left in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
+            left.unlink(missing_ok=True)  # what a kill within a write left
         yield
 
 

@@ -40,6 +40,7 @@ class Learning:
       name: "" for the learner of the run, "teacher" for its teacher.
       planned: the plan, with the settings of this learner.
       progress: where progress is shown.
+      told: the line to show of the task that was evaluated last.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Learning:
         self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
         self.books = Books()
+        self.told = ""
         self.taken = 0  # tasks that were not learned here, but taken from the store
         self._digests, self._test_digests = digests
         self.test = model.features_of(self.data.test, self._test_digests)
@@ -249,7 +251,7 @@ class Learning:
         return {name: values for name, values in found.items() if values is not None}
 
     def _record(self, task: Task, rows, scores, relevance) -> None:
-        """Writes what was measured after a task on the test images `rows`, and shows it."""
+        """Writes what was measured after a task on the test images `rows`."""
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
         predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
         self.accuracies = self.accuracies.after(task.index, predicted, self.task_of_class)
@@ -262,7 +264,7 @@ class Learning:
             }
         )
         self.books.end_lap("eval")
-        self.progress.end_task(
+        self.told = (
             f"{told_task(task.index, len(self.tasks), self.name)}  classes "
             f"{len(self._seen(task))}  "
             f"{self.accuracies.line(task.index)}"

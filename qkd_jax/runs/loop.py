@@ -15,6 +15,7 @@ from qkd_jax.errors import CheckpointError, check_system
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.reports.ledger import Ledger
+from qkd_jax.runs.display import tell
 from qkd_jax.runs.folder import (
     STEPS_PER_TASK,
     begin_folder,
@@ -91,9 +92,9 @@ def run(
             leaked = verify(planned.data, advance).leaked
         cut = tuple(part.cut(backbone) for part in planned.data)
         if any(cut) and shows:
-            print(told_cut(cut, planned.data, backbone.spec.input_size), flush=True)
+            tell(told_cut(cut, planned.data, backbone.spec.input_size))
         if leaked and shows:
-            print(f"warning: {told_leaks(leaked, planned.data.test)}", flush=True)
+            tell(f"warning: {told_leaks(leaked, planned.data.test)}")
         elif leaked and hosts.is_first():
             logger.warning(told_leaks(leaked, planned.data.test))
     first = hosts.is_first()
@@ -161,7 +162,7 @@ class _Loop:
                         lambda: hosts.any_of(self.stop.asked),
                     )
                     done += 1
-                    self._save(checkpoints, done)
+                    self._save(checkpoints, done, learning.told)
         distance = self.own.draws_distance()
         summary = self._summary(finished=True, rate=self.own.inference_rate())
         if distance is not None:
@@ -196,11 +197,12 @@ class _Loop:
             learning.restore(own[1], own[0], finished)
         return done
 
-    def _save(self, checkpoints, done: int) -> None:
+    def _save(self, checkpoints, done: int, told: str = "") -> None:
         """Saves everything, and stops if a signal asked for it.
 
         Args:
           done: how many (task, learner) are finished.
+          told: what to show of the one that just was; not before it is saved.
 
         Raises:
           Interrupted: a signal arrived, on any host.
@@ -218,6 +220,8 @@ class _Loop:
         if step == 0 and finished_teachers == 0:
             summary = self._summary(finished=False)
             self.own.writer.write({"summary.json": encoded_json(summary)})
+        if told:
+            self.progress.end_task(told)
         if hosts.any_of(self.stop.asked):
             raise Interrupted
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.runs.display import BROKEN, mute, tell, tells_or_drops
 
 
 class NullProgress:
@@ -211,11 +212,14 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
-def _screen(stream: TextIO, seconds_between: float) -> _Screen:
-    if stream is sys.stdout and _in_notebook():
+def _screen(stream: TextIO | None, seconds_between: float) -> _Screen:
+    if stream is not None and stream is sys.stdout and _in_notebook():
         return _Notebook()
-    if stream.isatty():
-        return _Terminal(stream)
+    try:
+        if stream is not None and stream.isatty():
+            return _Forgiving(_Terminal(stream), stream)
+    except BROKEN:
+        mute(stream)
     return _Plain(stream, seconds_between)
 
 
@@ -226,17 +230,36 @@ def _in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
+class _Forgiving:
+    """A screen that gives way to plain lines once it cannot be drawn."""
+
+    def __init__(self, screen: _Screen, stream: TextIO) -> None:
+        self.screen, self.stream, self.seconds_between = screen, stream, screen.seconds_between
+
+    def live(self, text: str, fraction: float) -> None:
+        if not tells_or_drops(self.stream, lambda: self.screen.live(text, fraction)):
+            self.screen = _Plain(self.stream, self.seconds_between)
+
+    def keep(self, text: str) -> None:
+        if not tells_or_drops(self.stream, lambda: self.screen.keep(text)):
+            self.screen = _Plain(self.stream, self.seconds_between)
+            self.screen.keep(text)
+
+    def close(self) -> None:
+        tells_or_drops(self.stream, self.screen.close)
+
+
 class _Plain:
     """Plain lines without control characters."""
 
-    def __init__(self, stream: TextIO, seconds_between: float) -> None:
+    def __init__(self, stream: TextIO | None, seconds_between: float) -> None:
         self.stream, self.seconds_between = stream, seconds_between
 
     def live(self, text: str, fraction: float) -> None:
         self.keep(text)
 
     def keep(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        tell(text, self.stream)
 
     def close(self) -> None:
         pass
@@ -261,10 +284,14 @@ class _Notebook:
             self.handle.update(line)
 
     def keep(self, text: str) -> None:
-        print(text, flush=True)
+        tell(text)
 
     def close(self) -> None:
         pass
+
+
+def _broken_pipe() -> None:
+    raise BrokenPipeError
 
 
 class _Terminal:
@@ -278,6 +305,7 @@ class _Terminal:
         from rich.progress import Progress as Bar
 
         self.console = Console(file=stream)
+        self.console.on_broken_pipe = _broken_pipe  # rich would end the process
         self.bar = Bar(
             BarColumn(bar_width=24),
             TextColumn("{task.description}", markup=False),

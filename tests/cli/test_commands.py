@@ -4,13 +4,16 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qkd_jax import cli
-from qkd_jax.cli import commands
+from qkd_jax.cli import commands, compare
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.reports.ledger import Ledger
 from qkd_jax.reports.predictions import read_predictions
@@ -341,3 +344,69 @@ def test_full_disk(capsys, tmp_path, monkeypatch):
         tmp_path / "smoke/simplecil/seed1993/.lock"
     ]
     assert call(capsys, "run", "smoke", *QUICK, "--no-report", "--out", tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_report_that_cannot_be_drawn_stops_no_other_run(capsys, tmp_path, monkeypatch, command):
+    """The first one fails in a way that nobody thought of."""
+    asked = []
+
+    def broken_once(folder):
+        asked.append(folder.name)
+        if len(asked) == 1:
+            raise ZeroDivisionError("of a picture")
+
+    def all_at_once(runs, left, jobs, *, show, finished):
+        for run in runs:
+            finished(run)
+        return compare.Outcome([], False)
+
+    monkeypatch.setattr("qkd_jax.reports.page.write_report", broken_once)
+    monkeypatch.setattr(compare, "run_all", all_at_once)
+    if command == "run":
+        arguments = [*QUICK, "--seed", "1 2"]
+    else:
+        (tmp_path / "smoke").mkdir()
+        arguments = ["--methods", "simplecil", "--seeds", "1 2"]
+    code, _, error = call(capsys, command, "smoke", *arguments, "--out", tmp_path)
+    assert code == 1 and asked == ["seed1", "seed2"]
+    assert "report" in error and "of a picture" in error
+
+
+@pytest.mark.parametrize(
+    "display", ["full", "unread", pytest.param("closed", marks=pytest.mark.slow)]
+)
+def test_a_run_goes_on_without_a_display(tmp_path, compiled, display):
+    """Standard output is a full device, a pipe that nobody reads, or closed; the path has
+    characters that it does not know.
+    """
+    if display == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    out = tmp_path / "läufe"
+    command = [sys.executable, "-m", "qkd_jax", "run", "smoke", *QUICK, "--out", str(out)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "JAX_COMPILATION_CACHE_DIR": compiled}
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open("/dev/full" if display == "full" else os.devnull, "w") as device:
+        done = subprocess.run(
+            command if display != "closed" else ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+            stdout=writes if display == "unread" else device,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=Path(cli.__file__).parents[2],
+        )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, b"")
+    folder = out / "smoke/simplecil/seed1993"
+    assert json.loads((folder / "summary.json").read_text())["finished"] is True
+    assert (folder / "report.html").is_file()
+
+
+def test_a_list_into_a_pipe_that_is_not_read_ends_quietly():
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "qkd_jax", "list"]
+    root = Path(cli.__file__).parents[2]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, cwd=root)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -20,6 +20,7 @@ from qkd_jax.reports.tables import write_results
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.runs.progress import NullProgress
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
@@ -226,6 +227,20 @@ def test_every_image_and_slot_is_computed_once(finished):
     assert test == TASKS * CLASSES_PER_TASK * TEST * TASKS
     assert summary["extracted_features"] == train + test
     assert summary["train_images"] == TASKS * CLASSES_PER_TASK * TRAIN * EPOCHS
+
+
+def test_a_task_is_saved_before_it_is_told(backbone, tmp_path, monkeypatch):
+    config, seen = smoke("simplecil"), []
+
+    def told(_, line):
+        folder = run_folder(tmp_path, config)
+        newest = max(int(p.name) for p in (folder / "checkpoints").iterdir())
+        summary = json.loads((folder / "summary.json").read_text())
+        seen.append((line.split("  ")[0], newest, len(summary["accuracy_curve"])))
+
+    monkeypatch.setattr(NullProgress, "end_task", told)
+    run(config, backbone, tmp_path)
+    assert seen == [(f"task {t}/3", t * 10_000_000, t) for t in (1, 2, 3)]
 
 
 def test_log_is_one_rising_line_a_step(finished):
