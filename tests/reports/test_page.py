@@ -448,6 +448,6 @@ def test_the_rim_needs_only_numpy_when_imported():
                 parts = node.module.split(".")
                 found.add(".".join(parts[: 2 if parts[0] == "qkd_jax" else 1]))
         ours = {name for name in found if name.startswith("qkd_jax.")}
-        allowed = {f"qkd_jax.{room}" for room in ("errors", "npz", *rooms)}
+        allowed = {f"qkd_jax.{room}" for room in ("errors", "npz", "paths", *rooms)}
         assert ours <= allowed, path
         assert found - ours <= {"numpy"} | sys.stdlib_module_names, path
