@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from qkd_jax.errors import DataError
-from qkd_jax.npz import read_npz
+from qkd_jax.npz import DamagedArchive, Fields, read_npz
+from qkd_jax.reports.forms import problem, problem_of_line
 from qkd_jax.reports.ledger import missing_files
 
 
@@ -57,6 +58,12 @@ def read_run(folder: str | Path) -> RunFiles:
             f"{folder / 'matrix.json'}: expected two square matrices of one size, found shapes "
             f"{correct.shape} and {total.shape}"
         )
+    if (correct > total).any():
+        row, column = np.argwhere(correct > total)[0].tolist()
+        raise DataError(
+            f"{folder / 'matrix.json'}: expected at most total[{row}][{column}] = "
+            f"{total[row, column]} correct, found {correct[row, column]}"
+        )
     circuit = folder / "circuit.txt"
     return RunFiles(
         folder=folder,
@@ -68,22 +75,30 @@ def read_run(folder: str | Path) -> RunFiles:
         total=total,
         predictions=_last_predictions(folder / "predictions"),
         examples=read_json(folder / "examples.json").get("test", []),
-        circuit=circuit.read_text(encoding="utf-8") if circuit.is_file() else "",
+        circuit=circuit.read_text("utf-8", "replace") if circuit.is_file() else "",
     )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object; {} if there is no such file."""
+    """One JSON object, of the form that a file of this name has; {} if there is no such file.
+
+    Raises:
+      DataError: the file cannot be read, or is not valid JSON or of another form (`forms.problem`).
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: expected valid JSON, found {error}; delete it or run again"
         ) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    if wrong := problem(path.name, value):
+        raise DataError(f"{path}: {wrong}; restore it from a copy, or delete it and run again")
     return value
 
 
@@ -92,20 +107,25 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     If a resumed run wrote a step twice, the later line counts. A last line that was cut off by a
     crash is left out.
+
+    Raises:
+      DataError: another line is not valid JSON, or of another form.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     records: dict[Any, dict[str, Any]] = {}
     for number, line in enumerate(lines):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) - 1:
                 break
             raise DataError(
                 f"{path}, line {number + 1}: expected valid JSON, found {error}"
             ) from error
+        if wrong := problem_of_line(record):
+            raise DataError(f"{path}, line {number + 1}: {wrong}; delete the line")
         if "images_seen" in record:
             step = (record.get("task"), record["step"]) if "step" in record else ("line", number)
             records[step] = record
@@ -113,7 +133,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _last_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the last after_task_<t>.npz, with t as `after_task`."""
+    """The arrays of the last after_task_<t>.npz, with t as `after_task`.
+
+    Raises:
+      DataError: the file is damaged, or its arrays are not those of t + 1 tasks.
+    """
     found = {
         int(match.group(1)): path
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -122,4 +146,52 @@ def _last_predictions(folder: Path) -> dict[str, np.ndarray]:
     if not found:
         return {}
     newest = max(found)
-    return {**read_npz(found[newest]), "after_task": np.asarray(newest)}
+    return {**read_stage(found[newest], newest), "after_task": np.asarray(newest)}
+
+
+# Arrays of after_task_<t>.npz: kinds of dtype and number of axes.
+STAGE = {"label": ("iu", 1), "task": ("iu", 1)}
+ALSO_IN_STAGE = {
+    "id": ("U", 1),
+    "predicted": ("iu", 1),
+    "within_task": ("iu", 1),
+    "top5": ("iu", 2),
+    "relevance": ("f", 2),
+    "log_probability": ("f", 1),
+    "predicted_log_probability": ("f", 1),
+}
+
+
+def read_stage(path: Path, task: int, needed: Fields = STAGE) -> dict[str, np.ndarray]:
+    """What was predicted after a task, arrays of N images; those of `needed` are there.
+
+    Raises:
+      DataError: the file is damaged, or its arrays are not those of N images and task + 1 tasks.
+    """
+    arrays = read_arrays(path, needed, ALSO_IN_STAGE)
+    named = {name: array for name, array in arrays.items() if name in STAGE | ALSO_IN_STAGE}
+    tasks = arrays["task"]
+    if len({len(array) for array in named.values()}) > 1:
+        found = ", ".join(f"{name} {list(array.shape)}" for name, array in named.items())
+        raise DataError(f"{path}: expected arrays of the same images, found {found}")
+    if tasks.size and not 0 <= tasks.min() <= tasks.max() <= task:
+        raise DataError(
+            f"{path}: expected images of tasks 0 to {task}, found {tasks.min()} to {tasks.max()}"
+        )
+    relevance = arrays.get("relevance")
+    if relevance is not None and not (relevance.shape[1] > task and np.isfinite(relevance).all()):
+        raise DataError(
+            f"{path}: expected finite relevance [images, {task + 1} tasks or more], found "
+            f"{list(relevance.shape)}"
+        )
+    return arrays
+
+
+def read_arrays(path: Path, fields: Fields, optional: Fields) -> dict[str, np.ndarray]:
+    """`read_npz`, with a DataError for a damaged file."""
+    try:
+        return read_npz(path, fields, optional)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except DamagedArchive as error:
+        raise DataError(f"{error}; restore it from a copy") from error

@@ -108,7 +108,7 @@ def write_results(experiment_folder: str | Path) -> Path:
         results["taught"] = taught
     encoded = json.dumps(results, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "results.json", encoded.encode())
-    write_atomically(folder / "results.md", _markdown(results).encode())
+    write_atomically(folder / "results.md", _markdown(results).encode("utf-8", "backslashreplace"))
     _draw_curves(folder, methods)
     return folder / "results.md"
 

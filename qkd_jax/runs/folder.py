@@ -27,6 +27,7 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.npz import read_npz
 from qkd_jax.paths import in_utf8
 from qkd_jax.protocol.tasks import split_name
+from qkd_jax.reports.forms import problem
 from qkd_jax.reports.ledger import LEDGER, NOTED, Ledger, missing_files, needs_ledger
 from qkd_jax.runs.manifest import damage_of
 from qkd_jax.runs.plan import Plan
@@ -404,7 +405,7 @@ def trimmed_log(text: str, task: int, step: int) -> str:
         try:
             record = json.loads(line)
             seen = (record["task"], record["step"]) <= (task, step)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break  # a line cut off by a kill
         if seen:
             kept.append(line)
@@ -504,10 +505,14 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; restore it from a copy") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged (no JSON object); restore it from a copy")
+    if wrong := problem(path.name, value):
+        raise CheckpointError(f"{path} is damaged ({wrong}); restore it from a copy")
     return value
 
 
