@@ -129,12 +129,12 @@ _NUMBERS = (
     *("draws_energy_distance", "trainable_parameters", "gate_parameters", "compilations"),
     *("devices", "train_images", "extracted_features"),
 )
-_CURVES = (
-    *("accuracy_curve", "accuracy_curve_task_mean", "last_accuracy_per_task"),
-    *("within_task_accuracy_curve", "routing_accuracy_per_task"),
-)
+_CURVES = ("accuracy_curve", "accuracy_curve_task_mean", "within_task_accuracy_curve")
+# null: a task without images so far.
+_PER_TASK = ("last_accuracy_per_task", "routing_accuracy_per_task")
 _TAUGHT = ("average_accuracy", "last_accuracy")  # what tables need of teachers and students
 _OF_LEARNER = {name: maybe(number) for name in _NUMBERS} | {name: many(number) for name in _CURVES}
+_OF_LEARNER |= {name: many(maybe(number)) for name in _PER_TASK}
 _SUMMARY = fields(
     **_OF_LEARNER,
     experiment=text,

@@ -19,6 +19,7 @@ GOOD = {
         "finished": True,
         "accuracy_curve": [90.0, 80],
         "routing_accuracy": None,
+        "routing_accuracy_per_task": [100.0, None],
         "average_accuracy": 85.0,
         "last_accuracy": 80,
         "own": {"a": [1, "b", None]},
