@@ -152,7 +152,7 @@ def needs_ledger(folder: Path) -> bool:
     """Whether a run must have a ledger, but has none."""
     try:
         environment = json.loads((folder / "environment.json").read_bytes())
-    except (OSError, ValueError):  # told by whoever needs it
+    except (OSError, ValueError, RecursionError):  # told by whoever needs it
         return False
     noted = isinstance(environment, dict) and environment.get("files") == LEDGER
     return noted and not (folder / LEDGER).exists()
@@ -170,7 +170,8 @@ def _read(folder: Path) -> dict[str, list[Entry]] | None:
         }
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        whole &= not any(Path(n).is_absolute() or ".." in Path(n).parts for n in entries)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         whole = False
     if not whole:
         raise DataError(f"{path} is damaged; delete it, or {LEDGER_ADVICE}")

@@ -51,17 +51,20 @@ def _damage_of(checkpoint: Path) -> str | None:
         notes = json.loads((checkpoint / NOTES).read_bytes())
     except FileNotFoundError:
         return f"{NOTES} is missing"
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{NOTES} is no JSON"
-    if not isinstance(notes, dict) or NAME not in (notes.get("item_handlers") or {}):
+    handlers = notes.get("item_handlers") if isinstance(notes, dict) else None
+    if not isinstance(handlers, dict) or NAME not in handlers:
         if not (checkpoint / NAME).exists():
             return None
     try:
         hashes = json.loads((checkpoint / FILE).read_bytes())
     except FileNotFoundError:
         return f"{FILE} is missing"
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{FILE} is no JSON"
+    if not isinstance(hashes, dict) or any(".." in Path(name).parts for name in hashes):
+        return f"{FILE} is no manifest"
     for name, expected in hashes.items():
         try:
             if _sha256(checkpoint / name) != expected:

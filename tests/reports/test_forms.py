@@ -8,8 +8,10 @@ import pytest
 from qkd_jax.errors import CheckpointError, DataError
 from qkd_jax.reports.files import read_json, read_records, read_run
 from qkd_jax.reports.forms import FORMS, problem, problem_of_line
+from qkd_jax.reports.ledger import _sealed, missing_files
 from qkd_jax.reports.predictions import read_predictions
 from qkd_jax.runs import folder as run_folder
+from qkd_jax.runs.manifest import FILE, NAME, damage_of
 
 TEACHER = {"accuracy_curve": [50.0], "average_accuracy": 50, "last_accuracy": 50}
 GOOD = {
@@ -164,3 +166,22 @@ def test_predictions_of_another_form_are_refused(tmp_path, change, told):
     np.savez(path, **STAGE)
     assert read_run(tmp_path).predictions["after_task"] == 1
     assert read_predictions(tmp_path).predicted.shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/dev/zero"])
+def test_a_ledger_names_no_file_outside_its_folder(tmp_path, name):
+    files = {name: [(1, "0" * 64)]}
+    ledger = {"files": files, "sha256": _sealed(files)}
+    (tmp_path / "files.json").write_text(json.dumps(ledger))
+    with pytest.raises(DataError, match=r"files\.json is damaged"):
+        missing_files(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "[" * 100_000, '{"../x": "0"}'])
+def test_a_manifest_of_another_form_is_damage(tmp_path, content):
+    (tmp_path / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": {NAME: 1}}))
+    (tmp_path / FILE).parent.mkdir()
+    (tmp_path / FILE).write_text(content)
+    assert damage_of(tmp_path) in (f"{FILE} is no JSON", f"{FILE} is no manifest")
+    (tmp_path / "_CHECKPOINT_METADATA").write_text('{"item_handlers": [3]}')
+    damage_of(tmp_path)
