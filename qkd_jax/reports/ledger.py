@@ -168,9 +168,9 @@ def _read(folder: Path) -> dict[str, list[Entry]] | None:
             name: [(int(length), str(digest)) for length, digest in known]
             for name, known in files.items()
         }
+        whole &= not any(Path(n).is_absolute() or ".." in Path(n).parts for n in entries)
     except FileNotFoundError:
         return None
-        whole &= not any(Path(n).is_absolute() or ".." in Path(n).parts for n in entries)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         whole = False
     if not whole:
