@@ -30,7 +30,7 @@ from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import backbone_of
 
 METHODS = ("simplecil", "aper", "qkd", "mos", "joint")
-FEATURES = ("newest", "first", "joined")
+FEATURES = ("shared", "newest", "joined")
 SETTINGS = ("data.validation=0.34",)
 CLASSIFIERS = ("classifier.projection_dim=2000",)
 RECORD = Path(__file__).parent / "results" / "heads_table.json"
@@ -75,7 +75,7 @@ def correct_with(state: LearnerState, planned: Plan, train, test, *settings: str
 
 
 def row(method: str, out: Path) -> dict:
-    """The counts of one method: {"own": ..., "newest": {kind: ...}, ...}."""
+    """The counts of one method: {"own": ..., "shared": {kind: ...}, ...}."""
     state, planned, own = learned(method, out)
     train, test = features_of(state, planned)
     counts: dict = {"images": len(planned.data.test), "own": own}

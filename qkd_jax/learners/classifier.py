@@ -7,9 +7,11 @@ No method knows of it: `headed` replaces how a learner scores, and when a task e
     sums   a tree of `moments.Pair`: sums over the images of all finished tasks
     rule   float32 arrays: what scores
 
-A method whose one model changes with every task leaves sums over features as they were then, like
-the class means of other methods; `classifier.features=first` reads one slot for all where there is
-one.
+By default it reads the slots that all tasks have in common, so that all sums are over the same
+features: both of aper, the first adapter of methods with one for each task, the frozen query of
+prompts. Adapters that start anew with every task are no one feature: with `features=newest` their
+sums classify much worse (docs/methods.md). A method whose one model changes with every task has no
+slot in common: it leaves sums over features as they were, like its class means.
 """
 
 from typing import Any
@@ -60,9 +62,10 @@ def columns_read(slots: Any, config: Config) -> np.ndarray:
     each task.
     """
     orders = [list(slots.score(task)) for task in range(config.shapes.max_tasks)]
-    if config.classifier.features == "first":
-        return np.array([order[:1] for order in orders])
-    if config.classifier.features == "newest":
+    common = [slot for slot in orders[0] if all(slot in order for order in orders)]
+    if config.classifier.features == "shared" and common:
+        return np.array([common] * len(orders))
+    if config.classifier.features != "joined":
         return np.array([order[-1:] for order in orders])
     most = max(map(len, orders))
     return np.array([order + order[-1:] * (most - len(order)) for order in orders])

@@ -92,9 +92,10 @@ class ClassifierConfig:
     """
 
     kind: Literal["own", "whitened", "rls", "ranpac", "klda", "anacp", "lr_rgda"] = "own"
-    # Those of the newest slot, such as the newest adapter's; of the first one; or all side by side,
-    # where the newest of an image's own task stands in for slots that are not filled yet.
-    features: Literal["newest", "first", "joined"] = "newest"
+    # Those of the slots that all tasks have in common, side by side, or of the newest slot where
+    # there are none; those of the newest slot, such as the newest adapter's; or those of all slots
+    # side by side, where the newest of an image's own task stands in for slots not filled yet.
+    features: Literal["shared", "newest", "joined"] = "shared"
     # M of rls, ranpac, klda, anacp; 8 M^2 bytes are kept for each projection.
     projection_dim: int = setting(0, low=0, zero="as published")
     ridge: float = setting(0.0, low=0, zero="as published")  # of rls, klda, anacp

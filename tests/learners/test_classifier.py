@@ -30,7 +30,7 @@ from qkd_jax.weights.load import load_backbone
 @pytest.mark.parametrize(
     "features, expected",
     [
-        ("first", [[0], [0], [0], [0]]),
+        ("shared", [[0], [0], [0], [0]]),
         ("newest", [[0], [1], [2], [3]]),
         ("joined", [[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 2, 2], [0, 1, 2, 3]]),
     ],
@@ -47,8 +47,18 @@ def test_the_slots_of_an_adapter_for_each_task(tiny, features, expected):
         assert set(headed.slots.at_end(task)) == {*slots.at_end(task), *expected[task]}
 
 
+@pytest.mark.parametrize(
+    "method, expected", [("aper", [[0, 1]] * 4), ("finetune", [[0], [1], [2], [3]])]
+)
+def test_by_default_what_all_tasks_have_in_common(tiny, method, expected):
+    """Both features of aper; the newest where each task has a slot of its own."""
+    config = tiny.config(f"method={method}", "classifier.kind=whitened")
+    assert columns_read(learner_of(config).slots, config).tolist() == expected
+
+
 def test_a_query_is_extracted_although_it_is_not_classified(tiny):
-    config = tiny.config("method=l2p", "classifier.kind=whitened")
+    settings = ("classifier.kind=whitened", "classifier.features=newest")
+    config = tiny.config("method=l2p", *settings)
     assert learner_of(config).slots.score(2) == (0, 3)
     assert learner_of(config).slots.at_end(2) == (0, 3)
 
