@@ -8,8 +8,10 @@ is frozen, and its hash is in the run's environment.json.
 import dataclasses
 import gc
 import logging
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,9 @@ class Checkpoints:
             **{manifest.NAME: _ManifestArgs()},
         )
         try:
-            self._manager.save(number, args=args, force=True)
-            self._manager.wait_until_finished()
+            with _without_late_complaints():
+                self._manager.save(number, args=args, force=True)
+                self._manager.wait_until_finished()
             if hosts.is_first():
                 sync_folder(self._folder)
         except Exception as error:  # orbax raises many types for a disk that is full or read-only
@@ -186,7 +189,8 @@ class Checkpoints:
         # Of a whole checkpoint every error is one of this code, or of the version that wrote it.
         caught = () if damage == "" else DAMAGE
         try:
-            return self._whole(number, state, target), ""
+            with _without_late_complaints():
+                return self._whole(number, state, target), ""
         except OtherArrays:
             raise
         except caught as error:
@@ -225,6 +229,22 @@ class Checkpoints:
         if more:
             arrays = _as_in(target, _with_todays_names(_by_path(arrays)))
         return _with_arrays(state, arrays), kept["meta"]
+
+
+@contextmanager
+def _without_late_complaints() -> Iterator[None]:
+    """When one write or read fails, orbax ends its event loop, and threads that finish others print
+    a trace for each, also later. From a failure on these traces are left out, and nothing else.
+    """
+    before = sys.excepthook
+
+    def shown(kind, error, trace):
+        if (kind, str(error)) != (RuntimeError, "Event loop is closed"):
+            before(kind, error, trace)
+
+    sys.excepthook = shown
+    yield
+    sys.excepthook = before  # not after an error
 
 
 def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:

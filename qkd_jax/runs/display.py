@@ -19,9 +19,7 @@ BROKEN = (OSError, ValueError)  # ValueError: of a stream that is closed
 
 def tell(text: str, stream: TextIO | None = None) -> None:
     """Shows a line on `stream`, by default standard output, or drops it."""
-    stream = sys.stdout if stream is None else stream
-    if stream is None:  # Python was started without one
-        return
+    stream = sys.stdout if stream is None else stream  # None if Python was started without one
     try:
         try:
             print(text, file=stream, flush=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -321,3 +322,18 @@ def test_a_disk_that_refuses_is_one_clear_error(state, tmp_path, monkeypatch):
         assert "No space left on device" in str(failed.value)
         assert "long story" not in str(failed.value) and "Make room" in str(failed.value)
         assert int(checkpoints.restore(state)[0].step) == 1
+
+
+def test_late_complaints_of_a_failed_save_are_left_out_and_nothing_else(monkeypatch):
+    """A thread that finishes a write finds orbax's event loop closed, and Python prints a trace."""
+    shown = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(str(error)))
+    before = sys.excepthook
+    with checkpoint._without_late_complaints():
+        pass
+    assert sys.excepthook is before
+    with pytest.raises(OSError), checkpoint._without_late_complaints():
+        raise OSError("full")
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("a mistake")):
+        sys.excepthook(type(error), error, None)
+    assert shown == ["a mistake"]
