@@ -6,12 +6,15 @@
 # make bench                    side by side with PyTorch, PennyLane and others; prints ratios
 #                               SUBJECTS="gate inference" runs only those
 # make project NAME=drifting_2d  an experiment beside the library, its pictures and its table
+# make fuzz                     reads files that are changed at random; INPUTS=1000000 FUZZ_SEED=1
 # make lint
 
 EXP ?= renditions
 METHOD ?= qkd
 SEED ?= 1993
 SUBJECTS ?=
+INPUTS ?= 100000
+FUZZ_SEED ?= 0
 METHODS ?=
 SEEDS ?= 1993 1994 1995
 JOBS ?= 1
@@ -30,7 +33,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare project test test-floor bench lint format clean
+.PHONY: run compare project test test-floor bench fuzz lint format clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -54,6 +57,9 @@ test-floor:
 bench:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
 	$(VENV)-bench/bin/python -m benchmarks $(SUBJECTS)
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.fuzz --inputs $(INPUTS) --seed $(FUZZ_SEED) $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

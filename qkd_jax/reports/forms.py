@@ -158,6 +158,21 @@ def _summary(value: Any, place: str) -> str:
     )
 
 
+_EXAMPLE = fields(
+    ("id", "class", "predicted"),
+    **dict.fromkeys(("id", "class", "predicted", "text", "image"), text),
+    task=count,
+    most_relevant_task=count,
+)
+
+
+def _example(value: Any, place: str) -> str:
+    wrong = _EXAMPLE(value, place)
+    if wrong or "most_relevant_task" not in value:
+        return wrong
+    return fields(("task",))(value, place)
+
+
 FORMS: dict[str, Form] = {
     "summary.json": _summary,
     "matrix.json": fields(correct=_square, total=_square),
@@ -172,15 +187,6 @@ FORMS: dict[str, Form] = {
         cut_texts=many(count, size=2),
     ),
     "class_order.json": fields(order=many(count), class_names=many(text), tasks=many(many(count))),
-    "examples.json": fields(
-        test=many(
-            fields(
-                ("id", "class", "predicted"),
-                **dict.fromkeys(("id", "class", "predicted", "text", "image"), text),
-                task=count,
-                most_relevant_task=count,
-            )
-        )
-    ),
+    "examples.json": fields(test=many(_example)),
 }
 _LINE = fields(images_seen=number, task=count, step=count)

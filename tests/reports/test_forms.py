@@ -62,6 +62,12 @@ BAD = [
     ("class_order.json", "class_names", "ab", "class_names: expected a list, found 'ab'"),
     ("class_order.json", "order", [None], "order[0]: expected a whole number"),
     ("examples.json", "test", [{"id": "a", "class": "b"}], "test[0].predicted: expected it"),
+    (
+        "examples.json",
+        "test",
+        [{"id": "a", "class": "b", "predicted": "c", "most_relevant_task": 1}],
+        "test[0].task: expected it, found none",
+    ),
     ("examples.json", "test", [7], "test[0]: expected an object, found 7"),
     ("config.json", "anything", float("-inf"), "anything: expected a finite number, found -inf"),
 ]
