@@ -87,8 +87,8 @@ def stop_in_the_middle(runs, data, monkeypatch):
 
     save = _Loop._save
 
-    def stops(self, checkpoints, done):
-        save(self, checkpoints, done)
+    def stops(self, checkpoints, done, told=""):
+        save(self, checkpoints, done, told)
         state = self.own.state
         if int(state.task) == 1 and int(state.step) == 2:
             raise KeyboardInterrupt

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("compiled", "pupil")
 OWN_TO_A_SESSION = {"wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb"} | {
     *("compilations", "training_images_per_second", "inference_images_per_second")
 }
-NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report")
+NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report", "files.json")
 
 
 def teaching(config):
@@ -164,8 +164,8 @@ def test_stopped_in_either_phase_a_run_ends_with_the_same_bytes(
 ):
     save = _Loop._save
 
-    def stops(self, checkpoints, done):
-        save(self, checkpoints, done)
+    def stops(self, checkpoints, done, told=""):
+        save(self, checkpoints, done, told)
         own, teacher = self.own.state, self.own.state.teacher
         place = {
             "teacher": (int(teacher.task), int(teacher.step), int(own.task)) == (1, 4, 0),
