@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, record, list, doctor, weights, data, and circuits."""
+"""The command line: run, compare, report, record, rank, list, doctor, weights, data, circuits."""
 
 import argparse
 import sys
@@ -88,6 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     record.add_argument("folder", type=_path, help="runs/<experiment>")
     record.add_argument("target", type=_path, help="where <experiment>/<method>/seed<k> go")
+
+    rank = command(
+        "rank",
+        _rank,
+        "methods over several streams: mean ranks and paired differences, with intervals",
+    )
+    rank.add_argument("folders", type=_path, nargs="+", help="results/<stream>, one or more")
+    rank.add_argument("--methods", required=True, help="as in 'qkd mos ranpac'")
+    rank.add_argument("--measure", default="average", choices=["average", "last"])
+    rank.add_argument("--seed", default=0, type=int, help="of the bootstrap samples")
 
     listing = command("list", _list, "experiments, methods, presets, backbones and settings")
     listing.add_argument(
@@ -380,6 +390,15 @@ def _record(options: argparse.Namespace) -> None:
 
     copies = record_runs(options.folder, options.target)
     print(f"{len(copies)} runs: {write_results(options.target / options.folder.name)}")
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from qkd_jax.reports.ranks import ranking, ranking_table
+
+    methods = options.methods.replace(",", " ").split()
+    found = ranking(options.folders, methods, options.measure, options.seed)
+    print(f"{options.measure} accuracy, with 95 % intervals over test images and seeds\n")
+    print(ranking_table(found), end="")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -1,0 +1,151 @@
+"""One table of several methods over several streams: accuracies, mean ranks, paired differences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qkd_jax.errors import DataError
+from qkd_jax.protocol.comparison import (
+    Interval,
+    critical_difference,
+    image_values,
+    interval,
+    mean_ranks,
+    resampled,
+    resampled_means,
+)
+from qkd_jax.reports.predictions import Predictions, read_predictions
+
+MEASURES = ("average", "last")
+
+
+def outcomes(folder: Path, methods: Sequence[str], measure: str) -> dict[str, np.ndarray]:
+    """For each method the `comparison` values [S, N] of its seeds in results/<stream>.
+
+    Raises:
+      DataError: a method has no runs there or no predictions, or others have other seeds or test
+        images.
+    """
+    found, images, seeds_of = {}, {}, {}
+    for method in methods:
+        runs = {
+            int(path.name[4:]): path
+            for path in (folder / method).glob("seed*")
+            if re.fullmatch(r"seed\d+", path.name)
+        }
+        if not runs:
+            raise DataError(f"{folder / method}: expected runs, seed<k>, found none")
+        read = {seed: _predictions(runs[seed]) for seed in sorted(runs)}
+        seeds_of[method] = tuple(read)
+        images[method] = {predictions.images for predictions in read.values()}
+        rows = slice(None) if measure == "average" else slice(-1, None)
+        found[method] = np.stack([image_values(p.label, p.predicted[rows]) for p in read.values()])
+    for method in methods:
+        if seeds_of[method] != seeds_of[methods[0]]:
+            raise DataError(
+                f"{folder}: expected the same seeds of all methods, found {methods[0]} with "
+                f"{seeds_of[methods[0]]} and {method} with {seeds_of[method]}"
+            )
+        if len(images[method] | images[methods[0]]) > 1:
+            raise DataError(
+                f"{folder}: expected the same test images in all runs, found others in {method} "
+                f"than in {methods[0]}"
+            )
+    return found
+
+
+def ranking(
+    folders: Sequence[Path], methods: Sequence[str], measure: str = "average", seed: int = 0
+) -> dict[str, Any]:
+    """Accuracies, mean ranks and differences to the best method, with 95 % bootstrap intervals.
+
+    Args:
+      folders: results/<stream> or runs/<stream>, one for each stream.
+      methods: two or more.
+      measure: "average" over tasks, or "last".
+      seed: of the bootstrap samples.
+
+    Returns:
+      "streams", "methods" (lowest mean rank first), "measure", "critical_difference"; and for each
+      method "rank" (an `Interval`), "accuracy" and "behind" (an `Interval` for each stream, in
+      percent; behind the first method, paired by image and seed, zeros for itself).
+
+    Raises:
+      DataError: see `outcomes`; or fewer than two methods.
+    """
+    if len(set(methods)) < 2 or len(set(methods)) < len(methods):
+        raise DataError(f"methods: expected two different ones or more, found {', '.join(methods)}")
+    values = [outcomes(Path(folder), methods, measure) for folder in folders]
+    samples = [resampled(seed + k, *stream[methods[0]].shape) for k, stream in enumerate(values)]
+    accuracy = np.array([[stream[m].mean() for m in methods] for stream in values])
+    draws = np.array(
+        [
+            [resampled_means(stream[m], sample) for m in methods]
+            for stream, sample in zip(values, samples, strict=True)
+        ]
+    )  # [K, M, D]
+    ranks, drawn_ranks = mean_ranks(accuracy), mean_ranks(np.moveaxis(draws, -1, 0))
+    order = np.argsort(ranks, kind="stable")
+    first = order[0]
+
+    def intervals(of, drawn):
+        return [interval(100 * v, 100 * d) for v, d in zip(of, drawn, strict=True)]
+
+    return {
+        "measure": measure,
+        "streams": [Path(folder).name for folder in folders],
+        "methods": [methods[m] for m in order],
+        "critical_difference": critical_difference(len(methods), len(folders)),
+        "rank": {methods[m]: interval(ranks[m], drawn_ranks[:, m]) for m in order},
+        "accuracy": {methods[m]: intervals(accuracy[:, m], draws[:, m]) for m in order},
+        "behind": {
+            methods[m]: intervals(
+                accuracy[:, first] - accuracy[:, m], draws[:, first] - draws[:, m]
+            )
+            for m in order
+        },
+    }
+
+
+def ranking_table(found: dict[str, Any]) -> str:
+    """Markdown of what `ranking` found."""
+    streams, methods = found["streams"], found["methods"]
+    first = methods[0]
+    lines = [
+        f"| method | mean rank | {' | '.join(streams)} |",
+        f"| --- | ---: |{' ---: |' * len(streams)}",
+    ]
+    lines += [
+        f"| {m} | {_cell(found['rank'][m], 2)} | "
+        f"{' | '.join(_cell(i, 1) for i in found['accuracy'][m])} |"
+        for m in methods
+    ]
+    lines += [
+        "",
+        f"| behind {first} | {' | '.join(streams)} |",
+        f"| --- |{' ---: |' * len(streams)}",
+    ]
+    lines += [
+        f"| {m} | {' | '.join(_cell(i, 1) for i in found['behind'][m])} |" for m in methods[1:]
+    ]
+    lines += ["", f"Critical difference of mean ranks: {found['critical_difference']:.2f}."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(shown: Interval, digits: int) -> str:
+    return f"{shown.value:.{digits}f} [{shown.low:.{digits}f}, {shown.high:.{digits}f}]"
+
+
+def _predictions(run: Path) -> Predictions:
+    predictions = read_predictions(run)
+    if predictions is None:
+        raise DataError(
+            f"{run}: expected what was predicted of each image, found a record of an older "
+            "version; run it again and record it"
+        )
+    return predictions
