@@ -8,7 +8,6 @@ same images in the same order.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from qkd_jax.errors import DataError
 
@@ -88,7 +87,9 @@ def mean_ranks(accuracies: np.ndarray) -> np.ndarray:
     Returns:
       [..., M].
     """
-    return scipy.stats.rankdata(-accuracies, axis=-1).mean(axis=-2)
+    from scipy.stats import rankdata  # takes a second to import
+
+    return rankdata(-accuracies, axis=-1).mean(axis=-2)
 
 
 def critical_difference(num_methods: int, num_streams: int, level: float = LEVEL) -> float:
@@ -97,5 +98,7 @@ def critical_difference(num_methods: int, num_streams: int, level: float = LEVEL
     q sqrt(M (M + 1) / (6 K)), with q the quantile of the studentized range of M groups over the
     root of 2 (Demsar, JMLR 7 (2006) 1, equation 4 and table 5a).
     """
-    quantile = scipy.stats.studentized_range.ppf(level, num_methods, np.inf) / 2**0.5
+    from scipy.stats import studentized_range
+
+    quantile = studentized_range.ppf(level, num_methods, np.inf) / 2**0.5
     return float(quantile * np.sqrt(num_methods * (num_methods + 1) / (6 * num_streams)))

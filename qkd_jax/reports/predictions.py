@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qkd_jax.errors import DataError, QkdError
-from qkd_jax.npz import Fields, read_npz
+from qkd_jax.errors import DataError
+from qkd_jax.npz import Fields
 from qkd_jax.protocol import metrics
+from qkd_jax.reports.files import STAGE, read_arrays, read_stage
 
 PACKED = "predictions.npz"  # of a record
 FOLDER = "predictions"  # of a run, with a file for each task
@@ -25,11 +26,8 @@ RECORD_TOO: Fields = {
     **{"within_task": ("i", 2), "routed": ("i", 2)},
     **{"log_probability": ("f", 1), "predicted_log_probability": ("f", 1)},
 }
-STAGE: Fields = {"id": ("U", 1), "label": ("iu", 1), "task": ("iu", 1), "predicted": ("iu", 1)}
-STAGE_TOO: Fields = {
-    **{"within_task": ("iu", 1), "relevance": ("f", 2)},
-    **{"log_probability": ("f", 1), "predicted_log_probability": ("f", 1)},
-}
+# Of what a run writes after one task, also these.
+IN_STAGE: Fields = {**STAGE, "id": ("U", 1), "predicted": ("iu", 1)}
 
 
 class Predictions(NamedTuple):
@@ -75,7 +73,7 @@ def read_predictions(folder: str | Path) -> Predictions | None:
     """
     folder = Path(folder)
     if (folder / PACKED).is_file():
-        held = _arrays_of(folder / PACKED, RECORD, RECORD_TOO, images=-1)
+        held = _record(folder / PACKED)
         arrays = {name: held.get(name) for name in Predictions._fields}
         return Predictions(**arrays | {"images": str(held["images"])})
     files = {
@@ -91,7 +89,7 @@ def read_predictions(folder: str | Path) -> Predictions | None:
                 f"{folder / FOLDER}: expected a file for each task, found none for task {task} "
                 f"(after_task_{task}.npz); restore it from a copy"
             )
-    return joined([_arrays_of(files[task], STAGE, STAGE_TOO, images=0) for task in sorted(files)])
+    return joined([read_stage(files[task], task, IN_STAGE) for task in sorted(files)])
 
 
 def joined(stages: list[dict[str, np.ndarray]]) -> Predictions:
@@ -194,18 +192,15 @@ def _small(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int16) if values.max(initial=0) < 2**15 else values
 
 
-def _arrays_of(path: Path, fields: Fields, optional: Fields, images: int) -> dict[str, np.ndarray]:
-    """The arrays of a file, for one number of images along the axis `images`.
+def _record(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a record's file, for one number of images along the last axis.
 
     Raises:
       DataError: the file is damaged.
     """
-    try:
-        held = read_npz(path, fields, optional)
-    except QkdError as error:
-        raise DataError(str(error)) from None
-    arrays = {n: a for n, a in held.items() if n in {**fields, **optional} and a.ndim}
-    lengths = {name: array.shape[images] for name, array in arrays.items()}
+    held = read_arrays(path, RECORD, RECORD_TOO)
+    arrays = {n: a for n, a in held.items() if n in {**RECORD, **RECORD_TOO} and a.ndim}
+    lengths = {name: array.shape[-1] for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise DataError(f"{path}: expected arrays of one number of images, found {lengths}")
     return held

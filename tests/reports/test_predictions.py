@@ -180,5 +180,5 @@ def test_damaged_files_are_one_error(tmp_path):
     written = stages()
     written[2]["label"] = written[2]["label"][:-1]
     (tmp_path / "predictions.npz").unlink()
-    with pytest.raises(DataError, match=r"after_task_2\.npz: expected arrays of one number"):
+    with pytest.raises(DataError, match=r"after_task_2\.npz: expected arrays of the same images"):
         read_predictions(save(tmp_path, written))
