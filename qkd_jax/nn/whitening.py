@@ -63,7 +63,8 @@ def learned_metric(
     identity = jnp.eye(scatter.shape[0])
     whitener = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
     weight = members.astype(jnp.float32)
-    centre = weight @ class_means / jnp.maximum(weight.sum(), 1.0)
+    total = jnp.matmul(weight, class_means, precision="highest")  # else bfloat16 on a TPU
+    centre = total / jnp.maximum(weight.sum(), 1.0)
     return Metric(centre, whitener)
 
 
