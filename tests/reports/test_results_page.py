@@ -66,6 +66,7 @@ def test_the_tables_are_those_of_the_recorded_runs(experiment, tmp_path):
     assert averages == sorted(averages, reverse=True)
 
 
+CDL = ("average_accuracy", "last_accuracy", "teacher.last_accuracy", "trainable_parameters")
 QD_LLM = ("last_accuracy", "teacher.last_accuracy", "trainable_parameters")
 REPLAY = ("average_accuracy", "last_accuracy", "draws_energy_distance")
 # {title: (experiment, pattern of its rows' names, what its columns show)} of further tables.
@@ -80,6 +81,7 @@ FURTHER = {
             *("average_accuracy", "last_accuracy", "routing_accuracy"),
         ),
     ),
+    "Students of larger prompts": ("renditions", r"cdl-.*", CDL),
     "A circuit and its twins": ("glosses", r"qd_llm(-(cos|tanh))?(-alone)?", QD_LLM),
     "A circuit and its twins on four classes": ("glosses", r"qd_llm-four.*", QD_LLM),
     "A circuit that learns class by class": (

@@ -19,6 +19,11 @@ EVERYWHERE = {"folder": "data.num_classes=50 train.epochs=1 train.batch_size=8"}
 FLOW = "alignment.generator=gradient_flow drift.divergence"
 INCREMENTAL = "protocol.kind=incremental train.learning_rate=0.01"
 FOUR = "data.num_classes=4"
+# Of the students of `cdl`: the rates of a host's teacher, and of its forms.
+CDL_RATES = {
+    "coda_prompt": (0.004, {"none": 0.004, "kd": 0.004, "kd_token": 0.004, "kdp": 0.016}),
+    "dualprompt": (0.004, {"none": 0.004, "kd": 0.004, "kd_token": 0.004, "kdp": 0.004}),
+}
 # What sets a variant apart, by the name of its folder.
 VARIANTS = {
     "qkd-bfloat16": "backbone.compute_dtype=bfloat16",
@@ -30,6 +35,12 @@ VARIANTS = {
     "replay-none": "replay.old=none alignment.learning_rate=0.05",
     "replay-drifting": "alignment.generator=drifting",
     **{f"replay-{f}": f"{FLOW}={f}" for f in ("kl_pq", "kl_qp", "chi2_qp", "mixed", "mmd")},
+    **{
+        f"cdl-{host}-{form}": f"cdl.host={host} cdl.form={form} train.learning_rate={rate}"
+        + f" cdl.teacher_rate={teacher}" * (form != "none")
+        for host, (teacher, rates) in CDL_RATES.items()
+        for form, rate in rates.items()
+    },
     "q_tuning-fifo": "q_tuning.eviction=fifo",
     "q_tuning-random": "q_tuning.eviction=random",
     "q_tuning-final": "q_tuning.evaluation=final",
