@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from qkd_jax import cli
+from qkd_jax.reports.ledger import Ledger
 from qkd_jax.runs.folder import exclusive
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -67,8 +68,8 @@ class Runs:
         folder = self.folder(method)
         kept = (folder / "checkpoints").glob("[0-9]*")
         shutil.rmtree(max(kept, key=lambda path: int(path.name)))
-        path = folder / "summary.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
+        summary = json.loads((folder / "summary.json").read_text()) | {"finished": False}
+        Ledger(folder).read().write({"summary.json": json.dumps(summary).encode()})
 
 
 @pytest.fixture
@@ -221,25 +222,32 @@ def test_images_keep_their_side_where_the_split_follows_from_names(runs, data, c
         assert sum(matrix["total"][1]) == 7  # of the eight that were held out
 
 
-def test_a_lost_or_damaged_list_of_images_is_told(runs, data):
+def test_a_lost_list_of_images_is_made_anew_and_a_damaged_one_is_told(runs, data):
     assert runs(data, method="simplecil")[0] == 0
     path = runs.folder("simplecil") / "images.npz"
     whole = path.read_bytes()
     path.unlink()
     assert runs(data, method="simplecil")[0] == 0  # finished: its tables need no list
     runs.reopen(method="simplecil")
+    picture(data / "train/c0/0.png", 99)
     code, _, error = runs(data, method="simplecil")
-    assert code == 1 and "images.npz is missing" in error
+    assert code == 1 and "1 difference:\n  train/c0/0.png: other content" in error
+    picture(data / "train/c0/0.png", 0)
+    assert runs(data, method="simplecil")[0] == 0 and path.read_bytes() == whole
+    runs.reopen(method="simplecil")
     for content in (b"", whole[:200], b"\0" * 300, whole[:90] + b"\xff" * 9 + whole[99:]):
         path.write_bytes(content)
         code, _, error = runs(data, method="simplecil")
-        assert code == 1 and "images.npz is damaged" in error
+        assert code == 1 and "images.npz: expected what the run wrote" in error
     path.write_bytes(whole)
     assert runs(data, method="simplecil")[0] == 0
     runs.reopen(method="simplecil")
-    (runs.folder("simplecil") / "config.json").unlink()
-    code, _, error = runs(data, method="simplecil")
-    assert code == 1 and "config.json is missing beside checkpoints" in error
+    settings = runs.folder("simplecil") / "config.json"
+    whole = settings.read_bytes()
+    settings.unlink()
+    code, _, error = runs(data, method="simplecil", settings=("protocol.order_seed=7",))
+    assert code == 1 and "config.json" in error and not settings.exists()
+    assert runs(data, method="simplecil")[0] == 0 and settings.read_bytes() == whole
 
 
 def test_a_run_from_before_contents_were_compared_is_checked(runs, data):
@@ -247,9 +255,11 @@ def test_a_run_from_before_contents_were_compared_is_checked(runs, data):
     runs.reopen(method="simplecil")
     path = runs.folder("simplecil") / "environment.json"
     old = json.loads(path.read_text())
-    old.pop("data_content")
+    for name in ("data_content", "files"):
+        old.pop(name)
     path.write_text(json.dumps(old))
-    (runs.folder("simplecil") / "images.npz").unlink()
+    for name in ("images.npz", "files.json"):
+        (runs.folder("simplecil") / name).unlink()
     (data / "test/c0/0.png").write_text("junk")
     code, out, error = runs(data, method="simplecil")
     assert code == 1 and "1 image cannot be read" in error and "continuing" not in out
