@@ -5,7 +5,7 @@ by distances and metric multidimensional scaling, which they compare with. The r
 be refined by the same least squares on W. Lengths are in angstrom and t in angstrom^2.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -247,7 +247,7 @@ def rmsd(found: np.ndarray, truth: np.ndarray, reorder: bool = False) -> float:
     Args:
       reorder: atoms of `found` may be assigned to those of `truth` in another order: alignment and
         the best assignment (`scipy.optimize.linear_sum_assignment`) in turn, from the order as it
-        is and from 64 orientations of the principal axes. The least result counts. It is at most
+        is, and from those of `orientations`. The least result counts. It is at most
         what the order as it is gives, but a search can miss the very best assignment.
 
     Raises:
@@ -285,18 +285,28 @@ def best_assignment(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return linear_sum_assignment(squared)[1]
 
 
-def orientations(found: np.ndarray, truth: np.ndarray):
-    """`found` with its principal axes along those of `truth` in 8 signs, and in 56 random ways.
+def orientations(found: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
+    """`found` turned or mirrored onto `truth` in the most promising ways, both around their means.
 
-    The axes of a symmetric cluster are any; random orthogonal matrices help there.
+    Of 1,024 random orthogonal matrices the 128 with the least sum of squared distances from each
+    atom to the nearest true one, since the principal axes of a symmetric cluster are any; and these
+    axes in eight signs.
     """
     found, truth = found - found.mean(axis=0), truth - truth.mean(axis=0)
     axes = [np.linalg.svd(atoms, full_matrices=False)[2] for atoms in (found, truth)]
-    for signs in np.ndindex(2, 2, 2):
-        yield found @ axes[0].T @ np.diag(1.0 - 2 * np.array(signs)) @ axes[1]
-    draws = np.random.default_rng(0)
-    for _ in range(56):
-        yield found @ np.linalg.qr(draws.normal(size=(3, 3)))[0]
+    signs = 1.0 - 2 * np.array(list(np.ndindex(2, 2, 2)))
+    by_axes = (axes[0].T * signs[:, None]) @ axes[1]
+    turns = _random_turns()
+    products = (found @ turns) @ truth.T  # [1024, N, M]
+    squared = np.sum(truth**2, axis=1) - 2 * products
+    promising = np.argsort(squared.min(axis=2).sum(axis=1), kind="stable")[:128]
+    return [found @ turn for turn in (*by_axes, *turns[promising])]
+
+
+@cache
+def _random_turns() -> np.ndarray:
+    """The same 1,024 random orthogonal matrices [1024, 3, 3] every time."""
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(1024, 3, 3)))[0]
 
 
 class NoiseStudy(NamedTuple):

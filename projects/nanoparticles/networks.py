@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.nn.layers import gelu
@@ -29,10 +30,10 @@ class Sizes:
     Attributes:
       atoms: A, the most atoms of a cluster (256).
       pdf_points: R, points of the PDF (3000).
-      matrix_channels, matrix_levels: channels of the matrix VAE at each resolution, as factors;
-        every level but the last halves the resolution (encoder 32 * (1, 2, 4, 8), decoder
-        64 * (1, 1, 2, 4); here both are alike).
-      matrix_blocks: residual blocks at each level (2 in the encoder, 3 in the decoder).
+      latent_side: h = w, of a matrix's latent (16).
+      matrix_width: of the layers of the matrix VAE, which are convolutions of 32 to 256 channels in
+        the authors' code.
+      matrix_blocks: its residual blocks in each direction.
       prior_widths: hidden widths of the MLP from the PDF to the prior (128, 256).
       pdf_segments: the channels that the PDF is folded into (6).
       pdf_channels: of the PDF VAE; each of its two levels has four times more (16).
@@ -44,9 +45,9 @@ class Sizes:
 
     atoms: int = 64
     pdf_points: int = 320
-    matrix_channels: int = 16
-    matrix_levels: tuple[int, ...] = (1, 2, 4)
-    matrix_blocks: int = 1
+    latent_side: int = 4
+    matrix_width: int = 384
+    matrix_blocks: int = 2
     prior_widths: tuple[int, ...] = (128, 256)
     pdf_segments: int = 6
     pdf_channels: int = 8
@@ -57,15 +58,13 @@ class Sizes:
     transformer_depth: int = 1
 
     def __post_init__(self):
-        halvings = len(self.matrix_levels) - 1 + len(self.denoiser_levels) - 1
-        unit = 2 * 2**halvings
-        if self.atoms < unit or self.atoms % unit:
+        unit = 2 ** (len(self.denoiser_levels) - 1)
+        if self.latent_side < unit or self.latent_side % unit:
             raise ConfigError(
-                f"atoms: expected a multiple of {unit}, since the matrix is cut in two and then "
-                f"halved {halvings} times, found {self.atoms}"
+                f"latent_side: expected a multiple of {unit}, since the denoiser halves it "
+                f"{len(self.denoiser_levels) - 1} times, found {self.latent_side}"
             )
         for name, unit in (
-            ("matrix_channels", 4),
             ("pdf_channels", 4),
             ("denoiser_channels", 8),
             ("denoiser_channels", self.attention_heads),
@@ -77,9 +76,8 @@ class Sizes:
 
     @property
     def latent(self) -> tuple[int, int, int]:
-        """(h, w, 1), the shape of a matrix's latent (16, 16, 1)."""
-        side = self.atoms // 2 // 2 ** (len(self.matrix_levels) - 1)
-        return side, side, 1
+        """(h, w, 1), the shape of a matrix's latent."""
+        return self.latent_side, self.latent_side, 1
 
     @property
     def code(self) -> int:
@@ -132,27 +130,19 @@ def check_pdf(pdf, sizes: Sizes) -> None:
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice, added to the input: [B, h, w, C] -> [B, h, w, channels].
 
-    With an embedding of the noise level [B, E] it is the residual block of the denoiser, without
-    one that of the matrix VAE.
-
-    Attributes:
-      groups: of the group normalisation (4 in the matrix VAE, 8 in the denoiser).
-      starts_at_zero: whether the last convolution starts at zero, as in the denoiser.
+    The embedding of the noise level [B, E] is added between the two; the last convolution starts at
+    zero.
     """
 
     channels: int
-    groups: int = 4
-    starts_at_zero: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
-        last = nn.initializers.zeros if self.starts_at_zero else nn.linear.default_kernel_init
-        h = nn.silu(_group_norm(self.groups, "norm_1")(x))
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        h = nn.silu(_group_norm(8, "norm_1")(x))
         h = nn.Conv(self.channels, (3, 3), name="conv_1")(h)
-        if embedding is not None:
-            h = h + nn.Dense(self.channels, name="embedding")(nn.silu(embedding))[:, None, None]
-        h = nn.silu(_group_norm(self.groups, "norm_2")(h))
-        h = nn.Conv(self.channels, (3, 3), kernel_init=last, name="conv_2")(h)
+        h = h + nn.Dense(self.channels, name="embedding")(nn.silu(embedding))[:, None, None]
+        h = nn.silu(_group_norm(8, "norm_2")(h))
+        h = nn.Conv(self.channels, (3, 3), kernel_init=nn.initializers.zeros, name="conv_2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Conv(self.channels, (1, 1), name="shortcut")(x)
         return x + h
@@ -225,14 +215,14 @@ class SpatialTransformer(nn.Module):
 class MatrixVae(nn.Module):
     """The VAE of Laplacian weight matrices, with a prior that is conditional on the PDF.
 
-    As in the paper: the matrix is cut into four channels, the quadrants; an MLP reads the scaled
-    PDF and gives the prior of the latent; its mean is upsampled to the size of a quadrant (nearest)
-    and becomes a fifth channel of the encoder; the posterior's log variance passes through
-    softplus, so its standard deviation is at least 1, while the prior's does not.
+    As in the paper: an MLP reads the scaled PDF and gives the prior of the latent; the mean of the
+    prior is a further input of the encoder.
 
-    Reduced: sizes. Different: attention stands between the two residual blocks at the coarsest
-    level only, in both directions; the authors' encoder has it after each block of that level too,
-    their decoder also at the level above, whose resolution is counted from a wrong start.
+    Reduced: sizes. Different: both directions are residual MLPs on the entries of the matrix
+    where the authors have convolutions on its quadrants. Convolutions of a size that fits here were
+    twenty times slower and reconstructed worse: atoms that follow one another in a matrix are not
+    neighbours as pixels are. The posterior's log variance is free, while the authors' passes
+    through softplus, so that their deviation is at least 1 and the latent carries little.
     """
 
     sizes: Sizes
@@ -240,27 +230,25 @@ class MatrixVae(nn.Module):
     def setup(self):
         size, numbers = self.sizes, math.prod(self.sizes.latent)
         self.prior_layers = [nn.Dense(n) for n in (*size.prior_widths, 2 * numbers)]
-        self.encoder, self.decoder = Encoder(size), Decoder(size)
+        self.encoder = ResidualMlp(size.matrix_width, size.matrix_blocks, 2 * numbers)
+        self.decoder = ResidualMlp(size.matrix_width, size.matrix_blocks, size.atoms**2)
 
     def prior(self, pdf: jax.Array) -> Gaussian:
         """p(z | PDF), each part [B, h, w, 1], of scaled PDFs [B, R]."""
         h = pdf
         for layer in self.prior_layers[:-1]:
             h = nn.silu(layer(h))
-        mean, log_var = jnp.split(self.prior_layers[-1](h), 2, axis=-1)
-        shape = (pdf.shape[0], *self.sizes.latent)
-        return Gaussian(mean.reshape(shape), log_var.reshape(shape))
+        return self._gaussian(self.prior_layers[-1](h))
 
     def posterior(self, matrix: jax.Array, prior: Gaussian) -> Gaussian:
         """q(z | W, PDF), each part [B, h, w, 1], of matrices [B, A, A] and the priors."""
-        quadrants = cut(matrix)
-        hint = upsampled(prior.mean, quadrants.shape[1] // prior.mean.shape[1])
-        mean, log_var = jnp.split(self.encoder(jnp.concatenate([quadrants, hint], -1)), 2, axis=-1)
-        return Gaussian(mean, nn.softplus(log_var))
+        flat = (part.reshape(len(matrix), -1) for part in (matrix, lax.stop_gradient(prior.mean)))
+        return self._gaussian(self.encoder(jnp.concatenate([*flat], axis=-1)))
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Matrices [B, A, A] of latents [B, h, w, 1], neither symmetric nor within (0, 1]."""
-        return joined(self.decoder(z))
+        atoms = self.sizes.atoms
+        return self.decoder(z.reshape(len(z), -1)).reshape(-1, atoms, atoms)
 
     def __call__(
         self, key: jax.Array, matrix: jax.Array, pdf: jax.Array
@@ -270,41 +258,26 @@ class MatrixVae(nn.Module):
         posterior = self.posterior(matrix, prior)
         return self.decode(draw(key, posterior)), posterior, prior
 
+    def _gaussian(self, numbers: jax.Array) -> Gaussian:
+        """Mean and log variance from [B, 2 h w]."""
+        mean, log_var = jnp.split(numbers, 2, axis=-1)
+        shape = len(numbers), *self.sizes.latent
+        return Gaussian(mean.reshape(shape), log_var.reshape(shape))
 
-class Encoder(nn.Module):
-    """Convolutional encoder of the matrix VAE: [B, A/2, A/2, 5] -> [B, h, w, 2]."""
 
-    sizes: Sizes
+class ResidualMlp(nn.Module):
+    """A layer, residual blocks of norm, layer, SiLU and layer, a layer: [B, N] -> [B, out]."""
+
+    width: int
+    blocks: int
+    out: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        size = self.sizes
-        h = nn.Conv(size.matrix_channels, (3, 3))(x)
-        for level, factor in enumerate(size.matrix_levels):
-            if level:
-                # The authors' padding: a row and a column at the end.
-                h = nn.Conv(h.shape[-1], (3, 3), 2, padding=((0, 1), (0, 1)))(h)
-            for _ in range(size.matrix_blocks):
-                h = ResidualBlock(factor * size.matrix_channels)(h)
-        h = _middle(h)
-        return nn.Conv(2, (3, 3))(nn.silu(_group_norm(4)(h)))
-
-
-class Decoder(nn.Module):
-    """Convolutional decoder of the matrix VAE: [B, h, w, 1] -> [B, A/2, A/2, 4]."""
-
-    sizes: Sizes
-
-    @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:
-        size = self.sizes
-        h = _middle(nn.Conv(size.matrix_levels[-1] * size.matrix_channels, (3, 3))(z))
-        for level, factor in reversed(list(enumerate(size.matrix_levels))):
-            for _ in range(size.matrix_blocks):
-                h = ResidualBlock(factor * size.matrix_channels)(h)
-            if level:
-                h = nn.Conv(h.shape[-1], (3, 3))(upsampled(h, 2))
-        return nn.Conv(4, (3, 3))(nn.silu(_group_norm(4)(h)))
+        h = nn.Dense(self.width)(x)
+        for _ in range(self.blocks):
+            h = h + nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(nn.LayerNorm()(h))))
+        return nn.Dense(self.out)(nn.LayerNorm()(h))
 
 
 class PdfVae(nn.Module):
@@ -396,7 +369,7 @@ class Denoiser(nn.Module):
         embedding = nn.Dense(4 * channels)(nn.silu(embedding))
 
         def residual(h, factor):
-            return ResidualBlock(factor * channels, 8, starts_at_zero=True)(h, embedding)
+            return ResidualBlock(factor * channels)(h, embedding)
 
         def transformer(h):
             return SpatialTransformer(size.attention_heads, size.transformer_depth)(h, context)
@@ -430,20 +403,6 @@ def level_embedding(level: jax.Array, channels: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
-def cut(matrix: jax.Array) -> jax.Array:
-    """Matrices [B, A, A] as their quadrants [B, A/2, A/2, 4]: upper left and right, then lower."""
-    batch, half = matrix.shape[0], matrix.shape[1] // 2
-    blocks = matrix.reshape(batch, 2, half, 2, half)
-    return blocks.transpose(0, 2, 4, 1, 3).reshape(batch, half, half, 4)
-
-
-def joined(quadrants: jax.Array) -> jax.Array:
-    """The inverse of `cut`: [B, A/2, A/2, 4] -> [B, A, A]."""
-    batch, half = quadrants.shape[:2]
-    blocks = quadrants.reshape(batch, half, half, 2, 2).transpose(0, 3, 1, 4, 2)
-    return blocks.reshape(batch, 2 * half, 2 * half)
-
-
 def folded(pdf: jax.Array, sizes: Sizes) -> jax.Array:
     """PDFs [B, R] as [B, length, segments], one channel for each part; zeros fill the last part."""
     length = _folded_length(sizes)
@@ -469,9 +428,3 @@ def _folded_length(sizes: Sizes) -> int:
 
 def _group_norm(groups: int, name: str | None = None) -> nn.GroupNorm:
     return nn.GroupNorm(groups, epsilon=NORM_EPS, name=name)
-
-
-def _middle(h: jax.Array) -> jax.Array:
-    """Residual block, attention, residual block at the coarsest level."""
-    channels = h.shape[-1]
-    return ResidualBlock(channels)(SelfAttention()(ResidualBlock(channels)(h)))

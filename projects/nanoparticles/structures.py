@@ -1,9 +1,10 @@
-"""Clusters of metals: cut from lattices or grown as polyhedra by `ase`, strained and displaced.
+"""Clusters of metals: shells of a lattice or polyhedra grown by `ase`, strained and displaced.
 
-Six kinds: pieces of the fcc, bcc and hcp lattice around a random centre, and icosahedra, decahedra
-and (truncated) octahedra. A polyhedron is complete in half of the cases and else a piece of a
-larger one, so that every kind comes in every size. The atoms of a cluster stand in an order that
-follows from the ideal sites alone (`canonical_order`).
+Six kinds. Of the fcc, bcc and hcp lattice all atoms within a radius of a symmetric point: a site,
+the middle of a bond, or a hole between atoms. Of icosahedra, decahedra and (truncated) octahedra
+the complete ones, and all atoms within a radius of the centre of larger ones. So every cluster is
+one of a few hundred shapes (95 of 8 to 64 atoms), of some metal, strained and displaced. The atoms
+of a cluster stand in an order that follows from its shape alone (`canonical_order`).
 """
 
 import functools
@@ -15,6 +16,7 @@ import numpy as np
 from qkd_jax.errors import ConfigError
 
 LEAST_ATOMS, MOST_ATOMS = 8, 256
+SMALLEST_LIMIT = 16  # so that every kind has a shape
 # Each kind, and the metals that it is made of.
 FCC_METALS = ("Ni", "Cu", "Pd", "Ag", "Pt", "Au")
 METALS = {
@@ -52,10 +54,12 @@ def make_clusters(seed: int, count: int, max_atoms: int) -> Clusters:
     """`count` clusters of 8 to `max_atoms` atoms; the same seed gives the same ones.
 
     Raises:
-      ConfigError: `max_atoms` is not between 8 and 256, or no cluster is asked for.
+      ConfigError: `max_atoms` is not between 16 and 256, or no cluster is asked for.
     """
-    if not LEAST_ATOMS <= max_atoms <= MOST_ATOMS:
-        raise ConfigError(f"max_atoms: expected {LEAST_ATOMS} to {MOST_ATOMS}, found {max_atoms}")
+    if not SMALLEST_LIMIT <= max_atoms <= MOST_ATOMS:
+        raise ConfigError(
+            f"max_atoms: expected {SMALLEST_LIMIT} to {MOST_ATOMS}, found {max_atoms}"
+        )
     if count < 1:
         raise ConfigError(f"count: expected 1 cluster or more, found {count}")
     positions = np.zeros((count, max_atoms, 3), np.float32)
@@ -64,8 +68,8 @@ def make_clusters(seed: int, count: int, max_atoms: int) -> Clusters:
         draws = np.random.default_rng([seed, k])  # a cluster does not depend on the others
         kind = KINDS[draws.integers(len(KINDS))]
         element = METALS[kind][draws.integers(len(METALS[kind]))]
-        sites = ideal_sites(draws, kind, max_atoms) * nearest_distance(element)
-        atoms = sites[canonical_order(sites)]
+        known = shapes(kind, max_atoms)
+        atoms = known[draws.integers(len(known))] * nearest_distance(element)
         strain = draws.normal(scale=STRAIN, size=(3, 3))
         strain = (1 + draws.normal(scale=SCALE)) * np.eye(3) + (strain + strain.T) / 2
         atoms = atoms @ strain + draws.normal(scale=DISPLACEMENT, size=atoms.shape)
@@ -74,20 +78,43 @@ def make_clusters(seed: int, count: int, max_atoms: int) -> Clusters:
     return Clusters(positions, np.array(counts, np.int32), np.array(elements), np.array(kinds))
 
 
-def ideal_sites(draws: np.random.Generator, kind: str, max_atoms: int) -> np.ndarray:
-    """Sites [N, 3] of one cluster, the nearest two at distance 1."""
-    if kind not in LATTICES and draws.random() < 0.5:
-        complete = [s for s in polyhedra(kind) if LEAST_ATOMS <= len(s) <= max_atoms]
-        if complete:
-            return complete[draws.integers(len(complete))]
-    atoms = draws.integers(LEAST_ATOMS, max_atoms + 1)
+@functools.cache
+def shapes(kind: str, max_atoms: int) -> tuple[np.ndarray, ...]:
+    """All shapes of one kind, [N, 3] in canonical order, nearest neighbours at distance 1."""
     if kind in LATTICES:
-        whole = lattice_ball(kind, max_atoms)
+        sites = lattice_ball(kind, max_atoms)
+        found = [ball for centre in centres(sites) for ball in balls(sites, centre, max_atoms)]
     else:
-        whole = next(sites for sites in polyhedra(kind) if len(sites) >= max_atoms)
-    # The centre of the ball may be any point of a lattice, but stays near a polyhedron's own.
-    centre = draws.uniform(-0.5, 0.5, size=3)
-    return whole[np.argsort(np.linalg.norm(whole - centre, axis=1), kind="stable")[:atoms]]
+        found = [s for s in polyhedra(kind) if len(s) <= max_atoms]
+        found += [ball for s in polyhedra(kind) for ball in balls(s, np.zeros(3), max_atoms)]
+    different = {}
+    for sites in found:
+        if len(sites) >= LEAST_ATOMS:
+            pairs = np.linalg.norm(sites[:, None] - sites[None], axis=-1)
+            # Sums of a smooth function tell shapes apart and forgive rounding.
+            profile = len(sites), *(round(np.exp(-pairs / width).sum(), 4) for width in (1, 3))
+            different.setdefault(profile, sites)
+    return tuple(sites[canonical_order(sites)] for _, sites in sorted(different.items()))
+
+
+def balls(sites: np.ndarray, centre: np.ndarray, max_atoms: int) -> list[np.ndarray]:
+    """All sites [N, 3] within a radius of the centre, for each radius up to `max_atoms` sites."""
+    distances = np.linalg.norm(sites - centre, axis=1)
+    order = np.argsort(distances, kind="stable")
+    ends = np.flatnonzero(np.diff(distances[order]) > 1e-3) + 1
+    return [sites[order[:end]] for end in ends if end <= max_atoms]
+
+
+def centres(sites: np.ndarray) -> np.ndarray:
+    """A site of a lattice, and the middles between it and its nearest and second-nearest ones.
+
+    The middle of two nearest sites is that of a bond; that of second-nearest ones is an octahedral
+    hole in fcc and hcp, and the centre of a cell's face in bcc. Equivalent points may come several
+    times.
+    """
+    distances = np.linalg.norm(sites, axis=1)
+    steps = np.unique(np.round(distances, 3))
+    return sites[np.round(distances, 3) <= steps[2]] / 2
 
 
 @functools.cache

@@ -15,8 +15,8 @@ from projects.nanoparticles.training import Training
 
 TINY = {
     "atoms": 16,
-    "matrix_channels": 4,
-    "matrix_levels": (1, 2),
+    "matrix_width": 16,
+    "matrix_blocks": 1,
     "prior_widths": (8,),
     "pdf_channels": 4,
     "denoiser_channels": 8,

@@ -21,8 +21,8 @@ from qkd_jax.errors import ConfigError, DataError
 SMALL = Sizes(
     atoms=16,
     pdf_points=24,
-    matrix_channels=4,
-    matrix_levels=(1, 2),
+    matrix_width=16,
+    matrix_blocks=1,
     prior_widths=(8,),
     pdf_channels=4,
     denoiser_channels=8,

@@ -10,6 +10,7 @@ from projects.nanoparticles.structures import (
     make_clusters,
     nearest_distance,
     polyhedra,
+    shapes,
 )
 from qkd_jax.errors import ConfigError
 
@@ -79,6 +80,22 @@ def test_polyhedra_are_the_known_ones():
     assert biggest.count.max() > 200
 
 
+def test_shapes_are_the_known_shells():
+    """Around a site 12, 6, 24 and 12 neighbours in fcc, 8, 6, 12, 24 and 8 in bcc; around an
+    octahedral hole 6, 8 and 24 in fcc. Every shape is another one.
+    """
+    sizes = {kind: [len(sites) for sites in shapes(kind, 64)] for kind in KINDS}
+    assert {13, 19, 43, 55, 14, 38} <= set(sizes["fcc"])
+    assert {9, 15, 27, 51, 59} <= set(sizes["bcc"])
+    assert {13, 19, 21, 39, 51, 57} <= set(sizes["hcp"])
+    assert sizes["icosahedral"] == [13, 43, 55]
+    assert sum(map(len, sizes.values())) == 104 and all(min(kind) >= 8 for kind in sizes.values())
+    for kind in KINDS:
+        pairs = [np.sort(gaps_of(sites), axis=None) for sites in shapes(kind, 16)]
+        for k, first in enumerate(pairs):
+            assert not any(len(first) == len(p) and np.allclose(first, p) for p in pairs[:k])
+
+
 @pytest.mark.parametrize("kind", KINDS[3:])
 def test_the_order_is_that_of_the_distances_alone(kind):
     """Turned, mirrored and shuffled, polyhedra keep their matrix of distances; to 1e-6, since
@@ -106,12 +123,11 @@ def test_the_order_goes_from_shell_to_shell(clusters):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 3, 7), "max_atoms: expected 8 to 256, found 7"),
-        ((0, 3, 300), "max_atoms: expected 8 to 256, found 300"),
+        ((0, 3, 15), "max_atoms: expected 16 to 256, found 15"),
+        ((0, 3, 300), "max_atoms: expected 16 to 256, found 300"),
         ((0, 0, 64), "count: expected 1 cluster or more, found 0"),
     ],
 )
 def test_impossible_wishes_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         make_clusters(*arguments)
-    assert make_clusters(0, 12, 8).count.tolist() == [8] * 12

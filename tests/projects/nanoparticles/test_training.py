@@ -20,6 +20,7 @@ from projects.nanoparticles.networks import Sizes
 from projects.nanoparticles.training import (
     MATRIX_BETA,
     PDF_BETA,
+    BetaRise,
     Progress,
     Stage,
     Training,
@@ -40,8 +41,8 @@ from qkd_jax.errors import CheckpointError, ConfigError
 SMALL = Sizes(
     atoms=16,
     pdf_points=24,
-    matrix_channels=4,
-    matrix_levels=(1, 2),
+    matrix_width=16,
+    matrix_blocks=1,
     prior_widths=(8,),
     pdf_channels=4,
     denoiser_channels=8,
@@ -75,7 +76,8 @@ def line_stage(steps=8, rate=0.1, bad_row=False):
     def loss(params, key, batch, beta):
         found = params["params"]["slope"] * batch["x"]
         error = jnp.mean(jnp.square(found - 2 * batch["x"] + 0.01 * jax.random.normal(key)))
-        return error + beta * jnp.square(params["params"]["slope"]), {"MSE": error}
+        value = error + beta * jnp.square(params["params"]["slope"])
+        return value, {"KL": 100.0 + error, "MSE": error}
 
     x = np.linspace(0.5, 1.5, 40, dtype=np.float32)
     if bad_row:
@@ -84,10 +86,11 @@ def line_stage(steps=8, rate=0.1, bad_row=False):
         "pdf_vae",
         lambda key: {"params": {"slope": jax.random.normal(key)}},
         loss,
+        "MSE",
         {"x": jnp.asarray(x)},
         {"x": jnp.ones(3)},
         optax.adan(rate, eps_root=0.0),
-        MATRIX_BETA,
+        BetaRise(10.0, 20.0, MATRIX_BETA.rises, pace=80.0),
         steps,
         4,
         rate,
@@ -102,7 +105,7 @@ def test_beta_rises_as_in_the_authors_code():
     """With one epoch in a round, the number of epochs to 1 is that of the four rates; beta is
     rounded in each of 1,673 additions.
     """
-    slow = MATRIX_BETA.__class__(0.8, 2.0, MATRIX_BETA.rises, pace=1.0)
+    slow = BetaRise(0.8, 2.0, MATRIX_BETA.rises, pace=1.0)
     beta, epochs = 0.0, 0
     while beta < 1.0:
         beta, epochs = raised(beta, 0.1, slow), epochs + 1
@@ -111,7 +114,14 @@ def test_beta_rises_as_in_the_authors_code():
     assert raised(0.5, 1.0, slow) == 0.5  # between the thresholds
     assert raised(0.5, 3.0, slow) == 0.5 * 0.999
     assert raised(0.0, 0.02, PDF_BETA) == PDF_BETA.pace * 0.001
-    assert raised(0.0, 0.04, PDF_BETA) == 0.0
+    assert raised(0.0, 0.06, PDF_BETA) == 0.0
+
+
+def test_beta_rises_by_the_error_and_not_by_another_measure(tmp_path):
+    """Three rounds of 80 of the authors' epochs; by the divergence, 100, it would stay 0."""
+    lines = []
+    train_stage(line_stage(), tmp_path, 0, {}, 3, lines.append)
+    assert "beta 0.024 " in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +167,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_bytes(tmp_path, monkeypa
     lines = []
     train_stage(line_stage(), tmp_path / "whole", 0, {"a": 1}, 3, lines.append)
     assert not (tmp_path / "whole" / "pdf_vae_checkpoints").exists()
-    assert lines[-1].startswith("pdf_vae  step 8/8  MSE ")
+    assert lines[-1].startswith("pdf_vae  step 8/8  KL ")
     calls = []
 
     def stopping(stage, step=compiled_step):
