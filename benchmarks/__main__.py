@@ -18,6 +18,7 @@ SUBJECTS = (
     "gate",
     "quantum_student",
     "drifting_field",
+    "debye",
     "transformer",
     "text",
     "start",

@@ -215,12 +215,8 @@ class Work:
             "clusters": self.options.clusters,
             "test_clusters": self.options.test_clusters,
             "candidates": self.options.candidates,
-            "noise_study": {
-                "levels": NOISE_LEVELS,
-                "rmsd": {name: values.tolist() for name, values in study.rmsd.items()},
-            },
         }
-        print(f"\n{save_results(self.out, results, settings)}")
+        print(f"\n{save_results(self.out, results, study, settings)}")
         self.tell(f"table, numbers and figures are in {self.out}")
 
     def tell(self, line: str) -> None:
@@ -252,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--test-clusters", type=int, default=24)
     add("--noise", type=float, default=0.02, help="on G(r), as a part of its largest value")
     add("--pdf-steps", type=int, default=1000)
-    add("--matrix-steps", type=int, default=2500)
+    add("--matrix-steps", type=int, default=3000)
     add("--denoiser-steps", type=int, default=4000)
     add("--batch", type=int, default=64)
     add("--stride", type=int, default=10, help="levels of 1000 between network calls in sampling")

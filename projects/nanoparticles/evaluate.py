@@ -19,6 +19,7 @@ from projects.nanoparticles.data import DataSet, Examples
 from projects.nanoparticles.diffusion import calls_of
 from projects.nanoparticles.laplacian import (
     DECODERS,
+    NoiseStudy,
     best_assignment,
     count_atoms,
     decode_laplacian,
@@ -207,11 +208,12 @@ def compare_decoders(weights: jax.Array, test: Examples) -> dict[str, float]:
     return result
 
 
-def table(results: list[dict]) -> str:
-    """Markdown: means over seeds, with standard deviations if there are several.
+def table(results: list[dict], noise: dict[str, Any]) -> str:
+    """Markdown: means over seeds, with standard deviations if there are several, and the study.
 
     Args:
       results: for each seed {"rows": of `evaluate`, "decoders": of `evaluate`}.
+      noise: "levels" and "rmsd" of a `laplacian.NoiseStudy`, as lists.
     """
 
     def cell(values, digits):
@@ -229,14 +231,23 @@ def table(results: list[dict]) -> str:
     lines += ["", "| decoder of the same predicted W | RMSD / Å |", "| --- | ---: |"]
     for name in results[0]["decoders"]:
         lines.append(f"| {name} | {cell([result['decoders'][name] for result in results], 2)} |")
+    names, found = zip(*noise["rmsd"].items(), strict=True)
+    lines += ["", f"| noise on W | {' | '.join(names)} |", f"| ---: |{' ---: |' * len(names)}"]
+    for level, *row in zip(noise["levels"], *found, strict=True):
+        cells = [f"{statistics.median(distances):.2g}" for distances in row]
+        lines.append(f"| {level:g} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def save_results(folder: Path, results: list[dict], settings: dict[str, Any]) -> str:
+def save_results(
+    folder: Path, results: list[dict], study: NoiseStudy, settings: dict[str, Any]
+) -> str:
     """Writes results.json and table.md; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    recorded = {"settings": settings, "results": results}
+    rmsd = {name: np.round(found, 6).tolist() for name, found in study.rmsd.items()}
+    noise = {"levels": study.levels.tolist(), "rmsd": rmsd}
+    recorded = {"settings": settings, "results": results, "decoders_under_noise": noise}
     (folder / "results.json").write_text(json.dumps(recorded) + "\n")
-    text = table(results)
+    text = table(results, noise)
     (folder / "table.md").write_text(text)
     return text

@@ -56,10 +56,13 @@ def atoms_figure(truth: np.ndarray | None, candidates: dict[str, np.ndarray]) ->
     panels = {} if truth is None else {"truth": np.asarray(truth)}
     panels |= {name: np.asarray(atoms) for name, atoms in candidates.items()}
     figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained", dpi=130)
-    size = max(np.abs(atoms - atoms.mean(axis=0)).max() for atoms in panels.values()) * 1.02
+    sizes = [np.abs(atoms - atoms.mean(axis=0)).max() for atoms in panels.values()]
+    # A candidate that flies apart does not make the truth tiny.
+    size = 1.02 * (max(sizes) if truth is None else min(max(sizes), 1.4 * sizes[0]))
     for k, (name, atoms) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), k + 1, projection="3d", computed_zorder=False)
-        colour, is_truth = COLOURS[k % len(COLOURS)], truth is not None and k == 0
+        is_truth = truth is not None and k == 0
+        colour = COLOURS[(k - (truth is not None)) % len(COLOURS)]  # as in `pdf_figure`
         atoms = atoms - atoms.mean(axis=0)
         if truth is not None and not is_truth and atoms.shape == np.shape(truth):
             centre = truth - np.mean(truth, axis=0)
@@ -91,6 +94,7 @@ def draw_atoms(axes, atoms: np.ndarray, colour: str) -> None:
 def decoders_figure(study: NoiseStudy) -> "Figure":
     """Median RMSD of every decoder against the noise on W, with quartiles, on logarithmic axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=130)
     whole, ratio = figure.subplots(1, 2)
@@ -109,8 +113,9 @@ def decoders_figure(study: NoiseStudy) -> "Figure":
         relative = np.median(found[shown] / base, axis=1)
         ratio.plot(levels, relative, styles[name], marker="o", ms=3.5, color=colour, label=name)
     ratio.set(xscale="log", yscale="log", ylabel=f"RMSD / RMSD of {base_name}, median")
-    ratio.yaxis.set_minor_formatter("{x:.2g}")
-    ratio.yaxis.set_major_formatter("{x:.2g}")
+    ratio.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ratio.yaxis.set_major_formatter("{x:g}")
+    ratio.yaxis.set_minor_formatter(NullFormatter())
     for axes in (whole, ratio):
         axes.set_xlabel("standard deviation of the noise on W")
         axes.spines[["top", "right"]].set_visible(False)

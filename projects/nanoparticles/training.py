@@ -60,7 +60,7 @@ class Training:
     """
 
     pdf_steps: int = 1000
-    matrix_steps: int = 2500
+    matrix_steps: int = 3000
     denoiser_steps: int = 4000
     batch: int = 64
     round_steps: int = 25

@@ -17,6 +17,7 @@ from projects.nanoparticles.evaluate import (
     summary,
     table,
 )
+from projects.nanoparticles.laplacian import NoiseStudy
 from projects.nanoparticles.scattering import PdfSettings
 
 COARSE = PdfSettings(q_max=12.0, r_max=9.0, r_step=0.1)
@@ -102,23 +103,29 @@ def test_the_candidate_with_the_least_residual_is_chosen():
     json.dumps(chosen)
 
 
-def test_the_table_has_means_over_seeds(tmp_path):
+STUDY = NoiseStudy(np.array([0.0, 0.01]), {"Laplacian": np.array([[0.0, 1.0, 3.0], [4.0, 2, 9]])})
+NOISE = {"levels": [0.01], "rmsd": {"Laplacian": [[0.5]]}}
+
+
+def test_the_table_has_means_over_seeds_and_medians_under_noise(tmp_path):
     def row(value):
         return {"method": "m", "calls": 90} | dict.fromkeys(MEASURES, value)
 
     results = [{"rows": [row(v)], "decoders": {"Laplacian": v}} for v in (1.0, 2.0)]
-    text = save_results(tmp_path, results, {"a": 1})
+    text = save_results(tmp_path, results, STUDY, {"a": 1})
     assert "| m | 90 | 1.50 ± 0.71 |" in text and "| Laplacian | 1.50 ± 0.71 |" in text
     assert (tmp_path / "table.md").read_text() == text
     recorded = json.loads((tmp_path / "results.json").read_text())
-    assert recorded["settings"] == {"a": 1} and table(recorded["results"]) == text
-    assert "±" not in table(results[:1])
+    assert "| 0 | 1 |\n| 0.01 | 4 |" in text
+    assert recorded["settings"] == {"a": 1}
+    assert table(recorded["results"], recorded["decoders_under_noise"]) == text
+    assert "±" not in table(results[:1], NOISE)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_every_line_of_the_table_has_as_many_cells(rows):
     given = [{"method": "m", "calls": 0} | dict.fromkeys(MEASURES, 0.5) for _ in range(rows)]
-    text = table([{"rows": given, "decoders": {}}])
+    text = table([{"rows": given, "decoders": {}}], NOISE)
     lines = text.split("\n\n")[0].splitlines()
     assert len(lines) == 2 + rows
     assert {line.count("|") for line in lines} == {3 + len(MEASURES)}

@@ -30,7 +30,7 @@ def main(root: str) -> None:
     # Their package imports a file that is not in the repository.
     sys.modules["utils.unet.unet_2"] = ModuleType("utils.unet.unet_2")
     from modules.ldm import cosine_beta_schedule
-    from modules.vae4io_pdf import AttnBlock, ResnetBlock
+    from modules.vae4io_pdf import AttnBlock
     from utils.attn.spatialattention import SpatialTransformer
     from utils.unet.unet import ResBlock, timestep_embedding
 
@@ -40,7 +40,6 @@ def main(root: str) -> None:
     embedding = torch.randn((2, 12), generator=generator)
     context = torch.randn((2, 3, 10), generator=generator)
     cases = {
-        "vae_residual": (ResnetBlock(in_channels=8, out_channels=12, temb_channels=0), image, None),
         "vae_attention": (AttnBlock(8), image),
         "unet_residual": (ResBlock(16, 12, out_channels=8), wide, embedding),
         "unet_transformer": (SpatialTransformer(8, 2, 4, depth=2, context_dim=10), image, context),
