@@ -190,6 +190,7 @@ def test_the_encoder_reads_the_prior_which_learns_from_the_divergence_alone(key)
 
     found, posterior, prior, moved, slopes = run(key, matrix, pdf)
     assert found.shape == matrix.shape
+    assert 0 < float(found.min()) and float(found.max()) < 1
     assert posterior.mean.shape == prior.log_var.shape == (2, *SMALL.latent) == (2, 4, 4, 1)
     assert float(posterior.log_var.min()) < 0  # its deviations may be below 1
     assert float(jnp.abs(moved.mean - posterior.mean).max()) > 1e-3
