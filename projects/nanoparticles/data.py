@@ -1,6 +1,6 @@
 """Clusters and their PDFs: made once, kept in one file, read by training and evaluation."""
 
-import os
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from projects.nanoparticles.scattering import (
 from projects.nanoparticles.structures import make_clusters
 from qkd_jax.errors import DataError
 from qkd_jax.npz import read_npz
+from qkd_jax.reports.writing import write_atomically
 
 BLOCK = 64  # clusters whose G(r) is computed at once
 
@@ -103,11 +104,10 @@ def save_data(path: Path, data: DataSet) -> None:
         for part, examples in data._asdict().items()
         for name, array in examples._asdict().items()
     }
+    file = io.BytesIO()
+    np.savez(file, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(temporary, path)
+    write_atomically(path, file.getvalue())
 
 
 def load_data(path: Path) -> DataSet:

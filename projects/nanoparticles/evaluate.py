@@ -29,6 +29,7 @@ from projects.nanoparticles.laplacian import (
 from projects.nanoparticles.model import Model, generate_all, generate_by_vae
 from projects.nanoparticles.networks import scaled
 from projects.nanoparticles.scattering import PdfSettings, form_factors, pair_distribution
+from qkd_jax.reports.writing import write_atomically
 
 LEAST_ATOMS = 4  # a decoder needs three axes
 MEASURES = {
@@ -247,7 +248,7 @@ def save_results(
     rmsd = {name: np.round(found, 6).tolist() for name, found in study.rmsd.items()}
     noise = {"levels": study.levels.tolist(), "rmsd": rmsd}
     recorded = {"settings": settings, "results": results, "decoders_under_noise": noise}
-    (folder / "results.json").write_text(json.dumps(recorded) + "\n")
+    write_atomically(folder / "results.json", (json.dumps(recorded) + "\n").encode())
     text = table(results, noise)
-    (folder / "table.md").write_text(text)
+    write_atomically(folder / "table.md", text.encode())
     return text

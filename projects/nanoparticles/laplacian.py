@@ -247,8 +247,8 @@ def rmsd(found: np.ndarray, truth: np.ndarray, reorder: bool = False) -> float:
     Args:
       reorder: atoms of `found` may be assigned to those of `truth` in another order: alignment and
         the best assignment (`scipy.optimize.linear_sum_assignment`) in turn, from the order as it
-        is, and from those of `orientations`. The least result counts. It is at most
-        what the order as it is gives, but a search can miss the very best assignment.
+        is and from those of `orientations`. The least result counts. It is at most what the order
+        as it is gives, but a search can miss the very best assignment.
 
     Raises:
       DataError: the shapes differ, or a number is not finite.

@@ -3,7 +3,7 @@
 Six kinds. Of the fcc, bcc and hcp lattice all atoms within a radius of a symmetric point: a site,
 the middle of a bond, or a hole between atoms. Of icosahedra, decahedra and (truncated) octahedra
 the complete ones, and all atoms within a radius of the centre of larger ones. So every cluster is
-one of a few hundred shapes (95 of 8 to 64 atoms), of some metal, strained and displaced. The atoms
+one of a few hundred shapes (104 of 8 to 64 atoms), of some metal, strained and displaced. The atoms
 of a cluster stand in an order that follows from its shape alone (`canonical_order`).
 """
 

@@ -43,6 +43,7 @@ from qkd_jax.learners.state import local_labels
 from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_tuned
 from qkd_jax.learners.task_heads import HeadSettings, mask_unseen, need_task_images
 from qkd_jax.nn.adapters import AdapterSpec
+from qkd_jax.nn.closed_form import RIDGES
 from qkd_jax.nn.heads import unit
 from qkd_jax.settings.ranges import setting
 
@@ -59,7 +60,6 @@ class RanpacSettings:
     readout: Literal["linear", "cosine"] = "linear"
 
 
-RIDGES = tuple(10.0**power for power in range(-8, 9))
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 

@@ -47,7 +47,7 @@ from qkd_jax.nn.whitening import Metric, whiten
 from qkd_jax.settings.sections import ClassifierConfig
 
 ROWS = 1024  # of z at once, in float64
-RIDGES = tuple(10.0**power for power in range(-8, 9))  # that `ranpac` chooses from
+RIDGES = tuple(10.0**power for power in range(-8, 9))  # that RanPAC chooses from
 FLOOR = 1e-4  # `anacp`: added to the variances of unit features
 DRAWS = 100  # `anacp`: of each class, for its second layer
 
