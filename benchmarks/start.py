@@ -146,7 +146,7 @@ def told(began: float, spans: list[tuple[str, float, float]], compiling: dict[st
 
 
 def rows(experiment: str, repeats: int) -> Iterator[Row]:
-    from qkd_jax.cli.commands import load_experiment
+    from qkd_jax.settings.experiments import load_experiment
     from qkd_jax.weights.fetch import fetch
     from qkd_jax.weights.load import TINY_RANDOM
 

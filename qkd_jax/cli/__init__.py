@@ -1,5 +1,5 @@
 """The command line."""
 
-from qkd_jax.cli.commands import main
+from qkd_jax.cli.main import main
 
 __all__ = ["main"]

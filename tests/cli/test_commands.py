@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from qkd_jax import cli
-from qkd_jax.cli import commands, compare
+from qkd_jax.cli import arguments as cli_arguments
+from qkd_jax.cli import compare
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.reports.ledger import Ledger
 from qkd_jax.reports.predictions import read_predictions
@@ -300,7 +301,7 @@ def test_interrupt_exits_130(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "load_experiment", interrupt)
+    monkeypatch.setattr(cli_arguments, "load_experiment", interrupt)
     code, _, error = call(capsys, "run", "smoke")
     assert code == 130 and error == "interrupted\n"
 

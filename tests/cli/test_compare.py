@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax.cli import commands, compare
-from qkd_jax.cli.commands import main
+from qkd_jax.cli import arguments as cli_arguments
+from qkd_jax.cli import compare, main, training
+from qkd_jax.cli.main import new_parser
 from qkd_jax.engine.engine import Engine
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.shape import learner_names
@@ -131,15 +132,15 @@ def test_each_run_is_given_what_its_method_reads(method, own):
     given = ("gate.rank=3", "ease.alpha=0.2", "train.epochs=1")
     chosen = [part for setting in given for part in ("--set", setting)]
     words = ["compare", "smoke", "--preset", "paper", *chosen]
-    options = commands._parser().parse_args(words)
-    config = commands._config_of(options, method, 1, where_read=True)
-    arguments = commands._run_arguments(options, config)
+    options = new_parser().parse_args(words)
+    config = cli_arguments.config_of(options, method, 1, where_read=True)
+    arguments = training._run_arguments(options, config)
     assert [a for a in arguments if a.startswith("--")] == [
         *("--method", "--seed", own[0], "--set=train.epochs=1", *own[1:], "--out", "--bare")
     ]
     # What the run makes of them is what the comparison planned.
-    again = commands._parser().parse_args(arguments)
-    assert commands._config_of(again, method, 1) == config
+    again = new_parser().parse_args(arguments)
+    assert cli_arguments.config_of(again, method, 1) == config
 
 
 def children(tmp_path, *programs):
@@ -201,7 +202,7 @@ def test_a_signal_lets_the_running_save_and_begins_nothing_more(tmp_path):
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from qkd_jax.cli import commands, compare
+from qkd_jax.cli import compare
 child = '''
 import signal, sys, time, pathlib
 def save(*_):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax.cli.commands import main
+from qkd_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 240  # seconds; a starved machine is slow, not wrong

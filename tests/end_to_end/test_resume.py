@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.cli.commands import main
+from qkd_jax.cli import main
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
 from qkd_jax.reports.ledger import Ledger, missing_files

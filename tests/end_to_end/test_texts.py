@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.cli.commands import main
+from qkd_jax.cli import main
 from qkd_jax.data.sources import load_split
 from qkd_jax.engine.engine import Engine
 from qkd_jax.reports.files import read_run

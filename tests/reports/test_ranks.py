@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qkd_jax.cli.commands import main
+from qkd_jax.cli import main
 from qkd_jax.errors import DataError
 from qkd_jax.reports.predictions import PACKED, Predictions, packed
 from qkd_jax.reports.ranks import ranking, ranking_table
