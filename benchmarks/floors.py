@@ -14,10 +14,10 @@ from qkd_jax.nn.vit import ViTSpec
 BOTTLENECK = 64  # of every adapter that is timed here
 
 
-def matmul_rate(rows: int) -> float:
-    """Operations a second of [rows, 768] x [768, 3072] in float32, the best of a few."""
+def matmul_rate(rows: int, dtype: str = "float32") -> float:
+    """Operations a second of [rows, 768] x [768, 3072], the best of a few."""
     multiply = jax.jit(jnp.matmul)
-    a, b = jnp.ones((rows, 768)), jnp.ones((768, 3072))
+    a, b = jnp.ones((rows, 768), dtype), jnp.ones((768, 3072), dtype)
 
     def call():
         return jax.block_until_ready(multiply(a, b))

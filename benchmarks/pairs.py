@@ -110,15 +110,16 @@ def compare(
     return Row(name, 1e3 * mine, 1e3 * theirs, peer_name, "ms", ratio, goal, note)
 
 
-def check(name: str, found: Any, expected: Any) -> None:
-    """A peer that computes something else is no peer: leaves agree to 1e-3 of their largest entry.
+def check(name: str, found: Any, expected: Any, tolerance: float = 1e-3) -> None:
+    """A peer that computes something else is no peer: leaves agree to `tolerance` of their largest
+    entry.
 
     Raises:
       AssertionError: they do not, or something is not a number.
     """
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         gap = np.max(np.abs(np.subtract(a, b))) / max(1e-3, np.max(np.abs(b)))
-        if not gap < 1e-3:
+        if not gap < tolerance:
             raise AssertionError(f"{name}: ours and the peer's differ by {gap:.1e}")
 
 

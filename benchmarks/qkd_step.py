@@ -16,11 +16,10 @@ import numpy as np
 
 from benchmarks.inference import CLASSES_A_TASK, learned_state
 from benchmarks.pairs import Row, compare, median_seconds, table
-from benchmarks.transformer import examples, our_step, vit_b16
+from benchmarks.transformer import batch_of, examples, our_step, vit_b16
 from qkd_jax.engine import verbs
 from qkd_jax.learners.qkd.fusion import route
 from qkd_jax.learners.state import LearnerState, split
-from qkd_jax.nn.inputs import Raw
 from qkd_jax.nn.vit import ViTSpec
 from qkd_jax.protocol.tasks import Task
 
@@ -55,12 +54,8 @@ def qkd_step(state: LearnerState, images: np.ndarray, labels: np.ndarray) -> Cal
     teachers = 0.1 * np.random.default_rng(1).standard_normal(
         (len(images), NUM_TASKS, state.backbone.spec.width), np.float32
     )
-    batch = {
-        "inputs": Raw({"image": jnp.asarray(images)}),
-        "mask": jnp.ones(len(images), bool),
-        "label": jnp.asarray(labels + (NUM_TASKS - 1) * CLASSES_A_TASK),
-        "features": jnp.asarray(teachers),
-    }
+    labels = labels + (NUM_TASKS - 1) * CLASSES_A_TASK
+    batch = {**batch_of(images, labels), "features": jnp.asarray(teachers)}
     holder = [moving]
 
     def call():

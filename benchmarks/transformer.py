@@ -53,7 +53,7 @@ def vit_b16(size: int) -> ViTSpec:
     )
 
 
-def step_state(backbone: Backbone) -> LearnerState:
+def step_state(backbone: Backbone, *settings: str) -> LearnerState:
     """`finetune` in its first task: an adapter in every block and a cosine head."""
     shapes = Shapes(num_classes=CLASSES, max_tasks=1, max_task_classes=CLASSES)
     config = override(
@@ -62,20 +62,27 @@ def step_state(backbone: Backbone) -> LearnerState:
         *(f"adapter.bottleneck={BOTTLENECK}", "adapter.dropout=0.0", "data.augment=false"),
         *(f"train.learning_rate={LEARNING_RATE}", f"train.momentum={MOMENTUM}"),
         *("train.weight_decay=0.0", "train.schedule=constant"),
+        *settings,
     )
     state = verbs.init_state(jax.random.key(0), backbone, config)
     return verbs.one_device().open_task(state, Task(0, tuple(range(CLASSES))))
 
 
-def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """One step after the other."""
-    held, moving = split(step_state(backbone))
-    batch = {
+def batch_of(images: np.ndarray, labels: np.ndarray) -> dict:
+    """What a step is given, on the device."""
+    return {
         "inputs": Raw({"image": jnp.asarray(images)}),
         "mask": jnp.ones(len(images), bool),
         "label": jnp.asarray(labels),
     }
-    holder = [moving]
+
+
+def our_step(
+    backbone: Backbone, images: np.ndarray, labels: np.ndarray, *settings: str
+) -> Callable[[], object]:
+    """One step after the other."""
+    held, moving = split(step_state(backbone, *settings))
+    batch, holder = batch_of(images, labels), [moving]
 
     def call():
         holder[0], metrics = verbs.one_device().step(held, holder[0], batch)
@@ -86,9 +93,17 @@ def our_step(backbone: Backbone, images: np.ndarray, labels: np.ndarray) -> Call
 
 
 def torch_step(
-    backbone, images, labels, trainable, prepare=lambda model: model
+    backbone,
+    images,
+    labels,
+    trainable,
+    prepare=lambda model: model,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Callable[[], object]:
-    """`prepare`: what becomes of the model before its first step, such as `torch.compile`."""
+    """`prepare`: what becomes of the model before its first step, such as `torch.compile`. Products
+    are in `dtype` (autocast).
+    """
     import torch
     from torch.nn import functional
 
@@ -96,19 +111,24 @@ def torch_step(
 
     model = Transformer(backbone.spec, BOTTLENECK)
     copy_weights(model, backbone.params, trainable["adapter"])
+    model.to(device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("adapter" in name)
-    rows = torch.tensor(np.array(trainable["head"]["rows"]), requires_grad=True)
-    scale = torch.tensor(float(trainable["head"]["scale"]), requires_grad=True)
+    head = trainable["head"]
+    rows = torch.tensor(np.array(head["rows"]), requires_grad=True, device=device)
+    scale = torch.tensor(float(head["scale"]), requires_grad=True, device=device)
     trained = [p for p in model.parameters() if p.requires_grad] + [rows, scale]
     optimiser = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM)
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    targets = torch.from_numpy(labels).long()
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
+    targets = torch.from_numpy(labels).long().to(device)
     model = prepare(model)
+    low = getattr(torch, dtype)
 
     def call():
         optimiser.zero_grad(set_to_none=True)
-        features = functional.normalize(model(pixels), dim=1)
+        with torch.autocast(device, low, enabled=low != torch.float32):
+            found = model(pixels)
+        features = functional.normalize(found.float(), dim=1)
         logits = scale * features @ functional.normalize(rows, dim=1).T
         loss = functional.cross_entropy(logits, targets)
         loss.backward()
