@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.qkd import gate
+from qkd_jax.learners.qkd import gate, measurement
 from qkd_jax.learners.task_adapters import adapter_of, chosen_adapters, encode_with
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.adapters import mixed_adapter
@@ -54,9 +54,12 @@ def anchors(state):
 
 def route(state, gate_params, query, open_tasks):
     """`gate.Relevance` of the open tasks for images with features `query` [B, D] of slot 0."""
+    query, settings = gate_inputs(state, query), state.config.gate
+    if settings.kind == "measurement":
+        root = state.memory["measurement"]
+        return measurement.relevance(root, settings, query, *anchors(state), open_tasks)
     vectors, owner = gate.anchor_states(gate_params, *anchors(state))
-    query = gate_inputs(state, query)
-    return gate.relevance(gate_params, state.config.gate, query, vectors, owner, open_tasks)
+    return gate.relevance(gate_params, settings, query, vectors, owner, open_tasks)
 
 
 def logits_in(state, slot, features):

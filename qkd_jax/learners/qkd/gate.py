@@ -25,7 +25,9 @@ from qkd_jax.settings.ranges import setting
 class GateSettings:
     """The gate: its kind, the states that it compares with, its score and its calibration."""
 
-    kind: Literal["quantum", "pqk", "cosine", "mlp", "attention", "uniform"] = "quantum"
+    kind: Literal["quantum", "pqk", "measurement", "cosine", "mlp", "attention", "uniform"] = (
+        "quantum"
+    )
     num_qubits: int = setting(10, low=1, high=20)
     num_layers: int = setting(2, low=1)
     reupload: bool = True
@@ -42,6 +44,9 @@ class GateSettings:
     score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
     temperature: float = setting(0.3, above=0)
     kernel_width: float = setting(1.0, above=0)  # gamma of the projected quantum kernel
+    # Of `measurement`: copies of each state, and what is added to the Gram matrix's eigenvalues.
+    copies: int = setting(3, low=1)
+    ridge: float = setting(1e-3, above=0)
     # Calibration steps on pseudo-features when a task ends; 0 = never calibrated.
     calibration_steps: int = setting(200, low=0, zero="never taught")
     calibration_batch: int = setting(128, low=1)
@@ -99,14 +104,19 @@ def init_gate(key: jax.Array, config: GateSettings, width: int, max_tasks: int) 
     The classical gates get about as many parameters as the quantum one's map D -> q and its angles.
 
     Raises:
-      ConfigError: the qubits do not fit the width.
+      ConfigError: the qubits do not fit the width, or a measurement of other states than classes.
     """
     _check_width(config, width)
+    if config.kind == "measurement" and config.states != "class":
+        raise ConfigError(
+            "gate.states: expected class, since gate.kind=measurement tells classes apart, found "
+            f"{config.states}"
+        )
     keys = jax.random.split(key, 5)
     params: dict = {}
     if config.states == "learned":
         params["states"] = jax.random.normal(keys[4], (max_tasks, width))
-    if config.kind == "uniform":
+    if config.kind in ("measurement", "uniform"):
         return {}
 
     def dense(key, rows, columns):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.learners.ease import extract, freeze
-from qkd_jax.learners.qkd import gate
+from qkd_jax.learners.qkd import gate, measurement
 from qkd_jax.learners.qkd.fusion import (
     FusionSettings,
     anchors,
@@ -154,6 +154,8 @@ def init(key, backbone, config):
     }
     if config.head.whiten:
         memory["whitened_rows"] = jnp.zeros_like(memory["rows"])
+    if config.gate.kind == "measurement":
+        memory["measurement"] = jnp.zeros((config.shapes.num_classes,) * 2)
     return trainable, memory
 
 
@@ -292,6 +294,10 @@ def finish(state, statistics, key):
     if config.head.whiten:
         whitened = jax.vmap(whiten)(_row_metrics(state), rows)
         state = state.replace(memory={**state.memory, "whitened_rows": whitened})
+    if config.gate.kind == "measurement":
+        (vectors, owner), settings = anchors(state), config.gate
+        root = measurement.root(vectors, owner >= 0, settings.copies, settings.ridge)
+        state = state.replace(memory={**state.memory, "measurement": root})
     return state.replace(trainable={**state.trainable, "gate": _taught_gate(state, key)})
 
 

@@ -25,6 +25,9 @@ DEFAULTS = {
     "head.scale": 20.0,
     "head.prototypes": "drift",
     "head.whiten": True,
+    "gate.kind": "quantum",
+    "gate.copies": 3,
+    "gate.ridge": 1e-3,
     "gate.encoding": "amplitude",
     "gate.angle_range": 3.141592653589793,
     "gate.states": "class",
@@ -187,12 +190,25 @@ def quantum_states(vectors, params, s):
     return np.stack([circuit_state(a, params["gate.theta"]) for a in angles])
 
 
+def pretty_good_measurement(s, query, anchors):
+    """p [B, A] = <psi|phi>^k (G + ridge)^(-1/2), squared, with G the <phi|phi>^k of the anchors."""
+    overlap = (unit(anchors) @ unit(anchors).T) ** s["gate.copies"]
+    values, vectors = np.linalg.eigh(overlap + s["gate.ridge"] * np.eye(len(anchors)))
+    root = (vectors / np.sqrt(values)) @ vectors.T
+    return ((unit(query) @ unit(anchors).T) ** s["gate.copies"] @ root) ** 2
+
+
 def relevance(params, s, query, anchors, owner, num_tasks):
     """(alpha [B, num_tasks], p [B, num_tasks]): Eq. 10 and 12.
 
     p of an anchor is |<psi(query)|phi(anchor)>|^2. The evidence of a task adds up over its anchors,
-    sum_a exp(e_a / tau) with e = p or log(p + 1e-6); its own p is their mean.
+    sum_a exp(e_a / tau) with e = p or log(p + 1e-6); its own p is their mean. In a pretty good
+    measurement both come from the sum over the task's classes.
     """
+    if s["gate.kind"] == "measurement":
+        mine = np.array(owner)[:, None] == np.arange(num_tasks)
+        p = pretty_good_measurement(s, query, anchors) @ mine
+        return (p + 1e-6) / (p + 1e-6).sum(1, keepdims=True), p
     fidelity = (quantum_states(query, params, s) @ quantum_states(anchors, params, s).T) ** 2
     evidence = np.log(fidelity + 1e-6) if s["gate.score"] == "log_fidelity" else fidelity
     mine = [np.array(owner) == task for task in range(num_tasks)]

@@ -67,6 +67,8 @@ def test_the_defaults_are_those_of_the_recorded_runs():
         "score": "log_fidelity",
         "temperature": 0.3,
         "kernel_width": 1.0,
+        "copies": 3,
+        "ridge": 1e-3,
         "calibration_steps": 200,
         "calibration_batch": 128,
         "calibration_rate": 0.01,

@@ -172,6 +172,7 @@ RUNS = {
         "distillation.target": "features",
         "sparsity.kind": "l1_softmax",
     },
+    "measurement": {"gate.kind": "measurement", "gate.copies": 2},
 }
 TRIED = {
     "adapter.start": QkdAdapterSpec,
