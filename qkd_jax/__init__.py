@@ -30,6 +30,7 @@ from qkd_jax.errors import (
 from qkd_jax.learners.shape import learner_names
 from qkd_jax.nn.tokens import tokenize
 from qkd_jax.protocol.tasks import Task, class_order, split_tasks
+from qkd_jax.runs.exported import load_learner
 from qkd_jax.runs.load import LoadedRun, load_run
 from qkd_jax.settings.config import Config, Shapes, apply_preset, override
 from qkd_jax.weights.load import load_backbone
@@ -52,6 +53,7 @@ __all__ = [
     "init_state",
     "learner_names",
     "load_backbone",
+    "load_learner",
     "load_run",
     "override",
     "predict",

@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from qkd_jax.cli import circuits, resources, results, training
+from qkd_jax.cli import circuits, learned, resources, results, training
 from qkd_jax.errors import QkdError, check_system
 from qkd_jax.runs.display import flush, mute, tell
 
-GROUPS = (training, results, resources, circuits)
+GROUPS = (training, learned, results, resources, circuits)
 
 
 def main(arguments: list[str] | None = None) -> int:

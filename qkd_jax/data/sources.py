@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "fingerprint",
     "from_arrays",
+    "has_margin",
     "load_split",
     "prepare",
 ]
@@ -141,6 +142,11 @@ def load_split(
     if split_sha256 is not None and found != split_sha256:
         raise DataError(f"{source}: expected split sha256 {split_sha256}, found {found}")
     return split
+
+
+def has_margin(source: str) -> bool:
+    """Whether test views of the images of a source lose their border (`ImageSet.margin`)."""
+    return source not in ("renditions", "synthetic", "arrays")
 
 
 def fingerprint(split: Split) -> str:

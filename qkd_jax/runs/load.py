@@ -1,7 +1,7 @@
 """Loads a trained run: its learner, class names and settings."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -54,7 +54,7 @@ def load_run(
     """
     # Imported here, so that `import qkd_jax` does not import orbax.
     from qkd_jax.runs.checkpoint import Checkpoints
-    from qkd_jax.runs.folder import fingerprints, reading
+    from qkd_jax.runs.folder import reading
 
     check_system()
     folder = in_utf8(expanded(folder, CheckpointError), "folder", CheckpointError)
@@ -69,19 +69,9 @@ def load_run(
         config = configuration.from_dict(settings)
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
-    backbone = backbone_of(config.backbone, weights)
-    teaching = teacher_config(config)
-    teacher = None if teaching is None else backbone_of(teaching.backbone, teacher_weights)
-    for name, now in fingerprints(backbone, teacher).items():
-        if environment.get(name) not in (None, now):
-            option = "weights" if name == "weights_fingerprint" else "teacher_weights"
-            raise CheckpointError(
-                f"{folder} was trained on another backbone ({name} {environment[name]}, loaded "
-                f"{now}); give the run's own weight file as `{option}`"
-            )
+    state = untrained(folder, config, environment, weights, teacher_weights)
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder / 'checkpoints'} is missing; nothing was saved yet")
-    state = init_state(jax.random.key(config.seed), backbone, config, teacher=teacher)
     with reading(folder), Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore(state)
         skipped = checkpoints.skipped
@@ -112,6 +102,39 @@ def load_run(
             "allow_older=True)"
         )
     return LoadedRun(state, tuple(order["class_names"]), config)
+
+
+def untrained(
+    folder: Path,
+    config: Config,
+    recorded: dict[str, Any],
+    weights: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
+) -> LearnerState:
+    """The state before the first task, on the backbones that a folder's learner was trained on.
+
+    Args:
+      folder: in messages.
+      recorded: the hashes of the backbones, as `runs.folder.fingerprints` names them.
+      weights, teacher_weights: as in `load_run`.
+
+    Raises:
+      CheckpointError: the backbone is not the recorded one.
+      WeightsError: the backbone cannot be loaded.
+    """
+    from qkd_jax.runs.folder import fingerprints
+
+    backbone = backbone_of(config.backbone, weights)
+    teaching = teacher_config(config)
+    teacher = None if teaching is None else backbone_of(teaching.backbone, teacher_weights)
+    for name, now in fingerprints(backbone, teacher).items():
+        if recorded.get(name) not in (None, now):
+            option = "weights" if name == "weights_fingerprint" else "teacher_weights"
+            raise CheckpointError(
+                f"{folder} was trained on another backbone ({name} {recorded[name]}, loaded "
+                f"{now}); give the run's own weight file as `{option}`"
+            )
+    return init_state(jax.random.key(config.seed), backbone, config, teacher=teacher)
 
 
 def _read(path: Path, *, needed: bool = True) -> dict:

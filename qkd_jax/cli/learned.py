@@ -1,0 +1,148 @@
+"""The commands that use what was learned: eval, predict, export."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from qkd_jax.cli.arguments import add_command, path
+from qkd_jax.errors import ConfigError, DataError
+from qkd_jax.runs.display import tell
+
+LEARNED = "a run folder, or one that `export` wrote"
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds the commands of this file."""
+    evaluate = add_command(commands, "eval", _eval, "accuracy of a trained learner on test data")
+    evaluate.add_argument("folder", type=path, help=LEARNED)
+    evaluate.add_argument("--data", default="", help="folder of the data, if not the run's own")
+    evaluate.add_argument("--weights", default="", help="the backbone's weight file")
+    evaluate.add_argument("--out", type=path, help="an npz file for what was predicted")
+
+    classify = add_command(
+        commands, "predict", _predict, "the best classes of images or texts, with task and score"
+    )
+    classify.add_argument("folder", type=path, help=LEARNED)
+    classify.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="input",
+        help="image files and folders, or texts; - reads them from standard input, one per line",
+    )
+    classify.add_argument("--top", default=5, type=int, help="classes to show for each input")
+    classify.add_argument("--json", action="store_true", help="one JSON object per line")
+    classify.add_argument("--weights", default="", help="the backbone's weight file")
+
+    export = add_command(
+        commands, "export", _export, "what a run has learned: arrays, JSON and a model card"
+    )
+    export.add_argument("folder", type=path, help="a run folder")
+    export.add_argument("target", type=path, help="a folder to write")
+    export.add_argument(
+        "--licence", default="unknown", help="of what was learned, as in apache-2.0"
+    )
+    export.add_argument("--weights", default="", help="the backbone's weight file")
+
+
+def _eval(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from qkd_jax.engine.compiled_programs import keep_compiled_programs
+    from qkd_jax.reports.writing import write_atomically
+    from qkd_jax.runs.exported import load_trained
+    from qkd_jax.runs.folder import encoded_arrays
+    from qkd_jax.runs.tested import tested
+
+    keep_compiled_programs()
+    trained = load_trained(options.folder, weights=options.weights or None)
+    found = tested(trained, options.data or None)
+    told, predicted = found.name, found.predicted
+    labels, tasks = predicted["label"], predicted["task"]
+    correct = predicted["predicted"] == labels
+    in_top5 = (predicted["top5"] == labels[:, None]).any(axis=1)
+    shares = {
+        "accuracy": correct,
+        "in the best five": in_top5,
+        "when the task is given": predicted["within_task"] == labels,
+    }
+    if "relevance" in predicted:
+        shares["most relevant task is right"] = predicted["relevance"].argmax(axis=1) == tasks
+    tell(f"{told}: {len(labels)} {found.noun}s, {len(np.unique(labels))} classes")
+    for name, right in shares.items():
+        tell(f"{name:28} {100 * right.mean():6.2f} %")
+    for task in np.unique(tasks).tolist():
+        own = correct[tasks == task]
+        tell(f"{f'accuracy of task {task + 1}':28} {100 * own.mean():6.2f} %  ({len(own)})")
+    if options.out:
+        write_atomically(options.out, encoded_arrays(predicted))
+        tell(f"predictions: {options.out}")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from qkd_jax.engine.compiled_programs import keep_compiled_programs
+    from qkd_jax.runs import answers
+    from qkd_jax.runs.exported import load_trained
+
+    if options.top < 1:
+        raise ConfigError(f"--top: expected 1 or more, found {options.top}")
+    keep_compiled_programs()
+    trained = load_trained(options.folder, weights=options.weights or None)
+    texts = answers.reads_texts(trained)
+    answers.best_classes(trained, answers.blank_fields(trained))
+    failed = False
+    for given in _inputs(options.inputs, texts):
+        began = time.perf_counter()
+        try:
+            if texts:
+                fields = answers.text_fields(trained, given)
+            else:
+                fields = answers.image_fields(trained, path(given), given)
+            found = answers.best_classes(trained, fields, options.top)
+        except DataError as error:  # the others are still answered
+            tell(f"error: {error}", sys.stderr)
+            failed = True
+            continue
+        milliseconds = 1000 * (time.perf_counter() - began)
+        if options.json:
+            shown = [{"class": a.name, **a._asdict()} for a in found]
+            for answer in shown:
+                del answer["name"]
+            tell(json.dumps({"input": given, "milliseconds": milliseconds, "answers": shown}))
+            continue
+        tell(f"{given}  ({milliseconds:.0f} ms)")
+        for a in found:
+            tell(f"  {100 * a.probability:5.1f} %  score {a.score:9.3f}  task {a.task:2}  {a.name}")
+    return int(failed)
+
+
+def _inputs(given: list[str], texts: bool) -> Iterator[str]:
+    """Each text or image file that was asked for; a folder stands for the files in it."""
+    for word in given:
+        lines = (line.rstrip("\n") for line in sys.stdin) if word == "-" else [word]
+        for line in lines:
+            if texts or not Path(line).expanduser().is_dir():
+                yield line
+                continue
+            files = [p for p in sorted(path(line).rglob("*")) if p.is_file() and not _is_litter(p)]
+            if not files:
+                raise DataError(f"{line}: expected images, found none in this folder")
+            yield from map(str, files)
+
+
+def _is_litter(file: Path) -> bool:
+    from qkd_jax.data.scan import LITTER
+
+    return file.name.startswith(".") or file.name.lower() in LITTER
+
+
+def _export(options: argparse.Namespace) -> None:
+    from qkd_jax.runs.exported import export_run
+
+    folder = export_run(
+        options.folder, options.target, licence=options.licence, weights=options.weights or None
+    )
+    for file in sorted(folder.iterdir()):
+        tell(f"{file}  ({file.stat().st_size:,} bytes)")

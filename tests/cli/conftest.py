@@ -1,0 +1,24 @@
+"""A small run, and what `export` makes of it, for the commands that use what was learned."""
+
+import pytest
+
+from qkd_jax import cli
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory):
+    """The folder of a finished run of QKD: two tasks of two classes each."""
+    out = tmp_path_factory.mktemp("learned")
+    settings = ["train.devices=1", "train.epochs=1", "data.num_classes=4"]
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    arguments = ["run", "smoke", *chosen, "--no-report", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    return out / "smoke/qkd/seed1993"
+
+
+@pytest.fixture(scope="session")
+def exported(learned, tmp_path_factory):
+    """What `export` wrote of that run."""
+    target = tmp_path_factory.mktemp("exported") / "mine"
+    assert cli.main(["export", str(learned), str(target), "--licence", "apache-2.0"]) == 0
+    return target
