@@ -15,6 +15,7 @@ from jax import Array
 from qkd_jax.errors import ConfigError
 
 MAX_SIMULATED_QUBITS = 30  # 2**31 amplitudes no longer have a 32-bit index
+MAX_SHOTS = 2**31 - 1  # counts are 32-bit integers
 
 
 def as_integer(name: str, value, low: int, high: int | None = None) -> int:

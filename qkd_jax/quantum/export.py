@@ -1,4 +1,4 @@
-"""Circuits for readers and other tools: drawing, OpenQASM 3, PennyLane, gate counts."""
+"""Circuits for readers and other tools: drawing, PennyLane, gate counts, checked angles."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ import numpy as np
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.quantum.checks import check_shape, real_number
+from qkd_jax.quantum.gates import GATE_KINDS
 from qkd_jax.quantum.statevector import Circuit, Gate
 
 
@@ -48,7 +49,7 @@ def draw(circuit: Circuit, parameters: Sequence[float] | None = None) -> str:
     Raises:
       ConfigError: on a wrong number of parameters, or one that is not a finite real number.
     """
-    angles = None if parameters is None else _angles(circuit, parameters)
+    angles = None if parameters is None else finite_angles(circuit, parameters)
     columns: list[dict[int, str]] = []
     ready = [0] * circuit.num_qubits  # the first column in which each wire is free
     for gate in circuit.gates:
@@ -74,48 +75,13 @@ def _cells(gate: Gate, angles: list[float] | None) -> dict[int, str]:
         angle = f"(p{gate.parameter})" if angles is None else f"({angles[gate.parameter]:.2f})"
     if len(gate.wires) == 1:
         return {gate.wires[0]: gate.name + angle}
-    symbols = {"CNOT": ("●", "X"), "CZ": ("●", "Z"), "RZZ": ("RZZ", "RZZ" + angle)}[gate.name]
+    controlled = GATE_KINDS[gate.name].controlled
+    symbols = ("●", controlled + angle) if controlled else (gate.name, gate.name + angle)
     top, bottom = min(gate.wires), max(gate.wires)
     cells = {wire: "│" for wire in range(top + 1, bottom)}
     for wire, symbol in zip(gate.wires, symbols, strict=True):
         cells[wire] = ("╭" if wire == top else "╰") + symbol
     return cells
-
-
-_QASM_NAMES = {"RX": "rx", "RY": "ry", "RZ": "rz", "H": "h", "X": "x", "CNOT": "cx", "CZ": "cz"} | {
-    "RZZ": "rzz"
-}
-# The standard gates have no ZZ rotation.
-_QASM_RZZ = "gate rzz(theta) a, b { cx a, b; rz(theta) b; cx a, b; }"
-
-
-def to_openqasm(circuit: Circuit, parameters: Sequence[float], *, define_gates: bool = True) -> str:
-    """The circuit with these angles as an OpenQASM 3 program, with all digits of the numbers.
-
-    Args:
-      circuit: the gates.
-      parameters: [P] finite real angles in radians.
-      define_gates: whether the program defines RZZ, which is no standard gate. False writes three
-        standard gates each time, for readers without gate definitions, such as hardware services.
-        PennyLane 0.45 reads this form, once the line with `include` is left out.
-
-    Raises:
-      ConfigError: on a wrong number of parameters, or one that is not a finite real number.
-    """
-    angles = _angles(circuit, parameters)
-    lines = ["OPENQASM 3.0;", 'include "stdgates.inc";']
-    if define_gates and any(gate.name == "RZZ" for gate in circuit.gates):
-        lines.append(_QASM_RZZ)
-    lines.append(f"qubit[{circuit.num_qubits}] q;")
-    for gate in circuit.gates:
-        angle = "" if gate.parameter is None else f"({angles[gate.parameter]!r})"
-        wires = ", ".join(f"q[{wire}]" for wire in gate.wires)
-        if gate.name == "RZZ" and not define_gates:
-            target = wires.partition(", ")[2]
-            lines += [f"cx {wires};", f"rz{angle} {target};", f"cx {wires};"]
-            continue
-        lines.append(f"{_QASM_NAMES[gate.name]}{angle} {wires};")
-    return "\n".join(lines) + "\n"
 
 
 def to_pennylane(
@@ -140,11 +106,14 @@ def to_pennylane(
     """
     import pennylane as qml
 
-    gates = {"RX": qml.RX, "RY": qml.RY, "RZ": qml.RZ, "H": qml.Hadamard, "X": qml.PauliX} | {
-        "CNOT": qml.CNOT,
-        "CZ": qml.CZ,
+    renamed = {"P": qml.PhaseShift, "H": qml.Hadamard, "CP": qml.ControlledPhaseShift} | {
+        "SDG": lambda wires: qml.adjoint(qml.S(wires)),
+        "TDG": lambda wires: qml.adjoint(qml.T(wires)),
+        "RXX": qml.IsingXX,
+        "RYY": qml.IsingYY,
         "RZZ": qml.IsingZZ,
     }
+    gates = {name: renamed.get(name) or getattr(qml, name) for name in GATE_KINDS}
 
     def is_known(value):
         return not (isinstance(value, jax.core.Tracer) or qml.math.is_abstract(value))
@@ -155,7 +124,7 @@ def to_pennylane(
         check_shape("parameters", shape, (circuit.num_parameters,), _ONE_PER_PARAMETER)
         for index, value in enumerate(parameters):
             if is_known(value):
-                _angle(index, qml.math.unwrap([value])[0])
+                finite_angle(index, qml.math.unwrap([value])[0])
         for gate in circuit.gates:
             arguments = [] if gate.parameter is None else [parameters[gate.parameter]]
             gates[gate.name](*arguments, wires=gate.wires)
@@ -168,7 +137,8 @@ def to_pennylane(
 _ONE_PER_PARAMETER = "give one angle for each parameter of the circuit"
 
 
-def _angles(circuit: Circuit, parameters: Sequence[float]) -> list[float]:
+def finite_angles(circuit: Circuit, parameters: Sequence[float]) -> list[float]:
+    """The values of all parameters; raises ConfigError unless they are finite real numbers."""
     try:
         values = np.asarray(parameters, dtype=object)  # without a common dtype
     except (TypeError, ValueError) as error:
@@ -176,10 +146,10 @@ def _angles(circuit: Circuit, parameters: Sequence[float]) -> list[float]:
             f"parameters: expected numbers whose values are known, found {parameters!r}"
         ) from error
     check_shape("parameters", values.shape, (circuit.num_parameters,), _ONE_PER_PARAMETER)
-    return [_angle(index, value) for index, value in enumerate(values)]
+    return [finite_angle(index, value) for index, value in enumerate(values)]
 
 
-def _angle(index: int, value) -> float:
+def finite_angle(index: int, value) -> float:
     """The value of one parameter; raises ConfigError unless it is a finite real number."""
     angle = real_number(value)
     if not np.isfinite(angle):

@@ -1,10 +1,8 @@
-"""Fidelities, expectations, reduced states, shots and gradients of states.
+"""Fidelities, expectations, reduced states and shots of states.
 
 All functions take states [2**Q], real or complex, of norm 1, and raise ConfigError on any other
 shape or type; batch them with `jax.vmap`. They compute in single precision at least.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ from jax import Array, lax
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.quantum.checks import (
+    MAX_SHOTS,
     MAX_SIMULATED_QUBITS,
     as_array,
     as_integer,
@@ -21,8 +20,6 @@ from qkd_jax.quantum.checks import (
     is_real_scalar,
     real_number,
 )
-
-MAX_SHOTS = 2**31 - 1  # counts are 32-bit integers
 
 
 def fidelity(psi: Array, phi: Array) -> Array:
@@ -203,36 +200,6 @@ def sample_fidelity(key: Array, fidelities: Array, shots: int) -> Array:
     probabilities = jnp.clip(fidelities, 0, 1)  # rounding may leave 1 + 1e-7
     fractions = jax.random.binomial(key, shots, probabilities, dtype=probabilities.dtype) / shots
     return jnp.where(jnp.abs(fidelities - probabilities) <= 0.01, fractions, jnp.nan)
-
-
-def parameter_shift(function: Callable[[Array], Array], parameters: Array) -> Array:
-    """The Jacobian by the parameter-shift rule, without autodiff.
-
-    (f(p + pi/2) - f(p - pi/2)) / 2 for each parameter. Exact when f is an expectation, or a
-    fidelity with a fixed state, and every parameter belongs to one gate. Where gates share a
-    parameter, use `separate_parameters` and sum over the copies.
-
-    Args:
-      function: [P] -> [...].
-      parameters: [P] real angles in radians.
-
-    Returns:
-      [P, ...].
-
-    Raises:
-      ConfigError: on a wrong shape or type of `parameters`.
-
-    Source: Schuld et al., "Evaluating analytic gradients on quantum hardware", 2019.
-    """
-    parameters = as_real("parameters", parameters)
-    if parameters.ndim != 1:
-        raise ConfigError(
-            f"parameters: expected shape [P], found {list(parameters.shape)}; batch with jax.vmap"
-        )
-    shifts = jnp.eye(parameters.shape[0], dtype=parameters.dtype) * (np.pi / 2)
-    return jax.vmap(
-        lambda shift: (function(parameters + shift) - function(parameters - shift)) / 2
-    )(shifts)
 
 
 def _square_modulus(array: Array) -> Array:

@@ -22,9 +22,9 @@ import numpy as np
 from jax import Array, lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.quantum.checks import as_integer, as_real, check_shape, real_number
+from qkd_jax.quantum.checks import MAX_SHOTS, as_integer, as_real, check_shape, real_number
 from qkd_jax.quantum.layers import HIGHEST
-from qkd_jax.quantum.measure import MAX_SHOTS, sample
+from qkd_jax.quantum.measure import sample
 from qkd_jax.quantum.statevector import Circuit, Gate, apply
 
 # Trajectories that are computed at a time: 4 MiB of states at 11 qubits.

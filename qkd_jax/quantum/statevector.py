@@ -1,17 +1,16 @@
 """A statevector simulator for any circuit of one- and two-qubit gates.
 
 Conventions: wire 0 is the most significant bit of the state's index, angles are radians, and a
-rotation is exp(-i angle G / 2) for its generator G, as in PennyLane. A circuit is plain data: it
-can be hashed, compared, printed and passed to `jax.jit` as a static argument.
+rotation is exp(-i angle G / 2) for its generator G, as in PennyLane; `gates.py` has every gate. A
+circuit is plain data: it can be hashed, compared, printed and passed to `jax.jit` as a static
+argument.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.quantum.checks import (
@@ -21,31 +20,12 @@ from qkd_jax.quantum.checks import (
     as_state,
     check_shape,
 )
-
-
-class GateKind(NamedTuple):
-    """What every gate of one name has in common."""
-
-    num_wires: int
-    has_parameter: bool
-    is_real: bool
-
-
-GATE_KINDS = {
-    "RX": GateKind(num_wires=1, has_parameter=True, is_real=False),
-    "RY": GateKind(num_wires=1, has_parameter=True, is_real=True),
-    "RZ": GateKind(num_wires=1, has_parameter=True, is_real=False),
-    "H": GateKind(num_wires=1, has_parameter=False, is_real=True),
-    "X": GateKind(num_wires=1, has_parameter=False, is_real=True),
-    "CNOT": GateKind(num_wires=2, has_parameter=False, is_real=True),
-    "CZ": GateKind(num_wires=2, has_parameter=False, is_real=True),
-    "RZZ": GateKind(num_wires=2, has_parameter=True, is_real=False),
-}
+from qkd_jax.quantum.gates import GATE_KINDS
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate: its name, its wires (CNOT: control, target) and the index of its parameter.
+    """One gate: its name, its wires (the control first) and the index of its parameter.
 
     Several gates may name the same parameter; that is how data are uploaded more than once.
     Integers of any kind (NumPy's too) are taken and kept as `int`.
@@ -153,11 +133,8 @@ def apply(circuit: Circuit, parameters: Array, state: Array | None = None) -> Ar
     state = state.astype(dtype)
     parameters = parameters.astype(jnp.finfo(dtype).dtype)
     for gate in circuit.gates:
-        function = _GATES[gate.name]
-        if gate.parameter is None:
-            state = function(state, *gate.wires)
-        else:
-            state = function(state, *gate.wires, parameters[gate.parameter])
+        angle = () if gate.parameter is None else (parameters[gate.parameter],)
+        state = GATE_KINDS[gate.name].act(state, *gate.wires, *angle)
     return state
 
 
@@ -176,100 +153,6 @@ def separate_parameters(circuit: Circuit) -> tuple[Circuit, tuple[int, ...]]:
             gate = Gate(gate.name, gate.wires, len(index) - 1)
         gates.append(gate)
     return Circuit(circuit.num_qubits, tuple(gates)), tuple(index)
-
-
-# The gates: [2**Q], wire(s), angle -> [2**Q]. RX, RZ and RZZ need a complex state. They are private
-# because they rely on the checks of `apply` and `Gate`.
-
-
-def _rx(state: Array, wire: int, angle: Array) -> Array:
-    """exp(-i angle X / 2) on a complex state [2**Q]."""
-    low, high = _split(state, wire)
-    cosine, sine = _half_angle(angle, state.dtype)
-    return _join(cosine * low - 1j * sine * high, cosine * high - 1j * sine * low)
-
-
-def _ry(state: Array, wire: int, angle: Array) -> Array:
-    """exp(-i angle Y / 2) on a state [2**Q]: [[cos, -sin], [sin, cos]](angle / 2)."""
-    low, high = _split(state, wire)
-    cosine, sine = _half_angle(angle, state.dtype)
-    return _join(cosine * low - sine * high, sine * low + cosine * high)
-
-
-def _rz(state: Array, wire: int, angle: Array) -> Array:
-    """exp(-i angle Z / 2) on a complex state [2**Q]."""
-    low, high = _split(state, wire)
-    cosine, sine = _half_angle(angle, state.dtype)
-    return _join((cosine - 1j * sine) * low, (cosine + 1j * sine) * high)
-
-
-def _hadamard(state: Array, wire: int) -> Array:
-    """(X + Z) / sqrt(2) on a state [2**Q]."""
-    low, high = _split(state, wire)
-    return _join((low + high) * 0.5**0.5, (low - high) * 0.5**0.5)
-
-
-def _pauli_x(state: Array, wire: int) -> Array:
-    """A bit flip on a state [2**Q]."""
-    low, high = _split(state, wire)
-    return _join(high, low)
-
-
-def _cnot(state: Array, control: int, target: int) -> Array:
-    """Flips `target` where `control` is 1, on a state [2**Q]."""
-    return _where_control(_pauli_x, state, control, target)
-
-
-def _cz(state: Array, first: int, second: int) -> Array:
-    """Negates the amplitudes where both wires are 1, on a state [2**Q]."""
-
-    def pauli_z(part, wire):
-        low, high = _split(part, wire)
-        return _join(low, -high)
-
-    return _where_control(pauli_z, state, first, second)
-
-
-def _rzz(state: Array, first: int, second: int, angle: Array) -> Array:
-    """exp(-i angle Z Z / 2) on a complex state [2**Q]."""
-    low, high = _split(state, first)
-    second -= second > first  # the wire's number once `first` is split off
-    return _join(
-        _rz(low.reshape(-1), second, angle).reshape(low.shape),
-        _rz(high.reshape(-1), second, -angle).reshape(high.shape),
-    )
-
-
-_GATES: dict[str, Callable[..., Array]] = {
-    "RX": _rx,
-    "RY": _ry,
-    "RZ": _rz,
-    "H": _hadamard,
-    "X": _pauli_x,
-    "CNOT": _cnot,
-    "CZ": _cz,
-    "RZZ": _rzz,
-}
-
-
-def _split(state: Array, wire: int) -> tuple[Array, Array]:
-    """The two halves [2**wire, 2**(Q-wire-1)] where the wire is 0 and where it is 1."""
-    parts = state.reshape(2**wire, 2, -1)
-    return parts[:, 0], parts[:, 1]
-
-
-def _join(low: Array, high: Array) -> Array:
-    return jnp.stack([low, high], axis=1).reshape(-1)
-
-
-def _half_angle(angle: Array, dtype) -> tuple[Array, Array]:
-    return lax.cos(angle * 0.5).astype(dtype), lax.sin(angle * 0.5).astype(dtype)
-
-
-def _where_control(gate: Callable, state: Array, control: int, target: int) -> Array:
-    low, high = _split(state, control)
-    target -= target > control  # the wire's number once the control is split off
-    return _join(low, gate(high.reshape(-1), target).reshape(high.shape))
 
 
 def _as_tuple(name: str, values) -> tuple:

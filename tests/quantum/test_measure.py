@@ -367,13 +367,6 @@ def test_gamma_may_be_any_real_scalar_and_traced():
     np.testing.assert_allclose(slope, -1.5 * np.exp(-3), rtol=1e-6)
 
 
-def test_parameter_shift_of_a_product_of_cosines():
-    p = jnp.array([0.3, -1.2, 2.0])
-    found = parameter_shift(lambda x: jnp.stack([jnp.prod(jnp.cos(x)), jnp.sin(x[0])]), p)
-    expected = jax.jacobian(lambda x: jnp.stack([jnp.prod(jnp.cos(x)), jnp.sin(x[0])]))(p).T
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,5 +1,7 @@
 """The general simulator against dense Kronecker products in NumPy, and against PennyLane."""
 
+import functools
+import itertools
 import re
 
 import hypothesis.strategies as st
@@ -7,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
+from scipy.linalg import expm, sqrtm
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.quantum import (
@@ -19,7 +22,7 @@ from qkd_jax.quantum import (
     to_pennylane,
     zero_state,
 )
-from qkd_jax.quantum.statevector import GATE_KINDS
+from qkd_jax.quantum.gates import GATE_KINDS
 
 pytestmark = pytest.mark.floor
 
@@ -27,6 +30,10 @@ pytestmark = pytest.mark.floor
 # 12 gates stays below 12 * 4 * eps, eps = 2.2e-16 or 1.2e-7. Angles below 7 add 7 eps / 2 a gate.
 TOLERANCE_64 = 12 * 8 * 2.2e-16
 TOLERANCE_32 = 12 * 8 * 1.2e-7
+
+# Every gate of an example compiles for itself; the test of every gate has them all.
+few = settings(max_examples=8)
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 PAULI = {
     "I": np.eye(2),
@@ -51,17 +58,37 @@ def dense_gate(num_qubits, gate, angle):
     def p(*letters):
         return pauli_string(num_qubits, dict(zip(gate.wires, letters, strict=True)))
 
-    identity = np.eye(2**num_qubits)
-    if gate.name == "H":
-        return (p("X") + p("Z")) / np.sqrt(2)
-    if gate.name == "X":
-        return p("X")
-    if gate.name == "CNOT":
-        return (identity + p("Z", "I") + p("I", "X") - p("Z", "X")) / 2
-    if gate.name == "CZ":
-        return (identity + p("Z", "I") + p("I", "Z") - p("Z", "Z")) / 2
-    generator = p(*gate.name[1:])  # RX -> X, RZZ -> Z Z
-    return np.cos(angle / 2) * identity - 1j * np.sin(angle / 2) * generator
+    if gate.name == "SWAP":
+        return (p("I", "I") + p("X", "X") + p("Y", "Y") + p("Z", "Z")) / 2
+    if gate.name in ("RXX", "RYY", "RZZ"):
+        return expm(-0.5j * angle * p(*gate.name[1:]))
+    *control, target = gate.wires
+    base = {"CNOT": "X"}.get(gate.name, gate.name.removeprefix("C"))
+    acted = on_wire(num_qubits, target, one_qubit_matrix(base, angle))
+    if not control:
+        return acted
+    is_one = on_wire(num_qubits, control[0], np.diag([0, 1]))
+    return is_one @ acted + (np.eye(2**num_qubits) - is_one)
+
+
+def on_wire(num_qubits, wire, matrix):
+    return np.kron(np.kron(np.eye(2**wire), matrix), np.eye(2 ** (num_qubits - wire - 1)))
+
+
+def one_qubit_matrix(name, angle):
+    """From exponentials, powers and roots, as the gates are defined."""
+    z_power = {"Z": 1, "S": 1 / 2, "SDG": -1 / 2, "T": 1 / 4, "TDG": -1 / 4}
+    if name in z_power:
+        return np.diag([1, np.exp(1j * np.pi * z_power[name])])
+    if name == "P":
+        return np.diag([1, np.exp(1j * angle)])
+    if name == "H":
+        return (PAULI["X"] + PAULI["Z"]) / np.sqrt(2)
+    if name == "SX":
+        return sqrtm(PAULI["X"])
+    if name in PAULI:
+        return PAULI[name]
+    return expm(-0.5j * angle * PAULI[name[1]])
 
 
 def dense_state(circuit, parameters, state=None):
@@ -90,6 +117,30 @@ def parameters_of(circuit, dtype=np.float64):
     return np.random.default_rng(0).uniform(-7, 7, circuit.num_parameters).astype(dtype)
 
 
+def test_every_gate_on_every_wire_equals_its_dense_matrix():
+    """From a random complex state, so that no phase is lost."""
+    gates = [
+        Gate(name, wires, 0 if kind.has_parameter else None)
+        for name, kind in GATE_KINDS.items()
+        for wires in itertools.permutations(range(3), kind.num_wires)
+    ]
+    angle, generator = np.array([0.7]), np.random.default_rng(2)
+    start = generator.normal(size=(8, 2)) @ [1, 1j]
+    start /= np.linalg.norm(start)
+
+    def all_of_them(angle, start):
+        return [
+            apply(Circuit(3, (gate,)), angle[: gate.parameter is not None], start) for gate in gates
+        ]
+
+    with jax.enable_x64(True):
+        found = quick_jit(all_of_them)(jnp.asarray(angle), jnp.asarray(start))
+    for gate, state in zip(gates, found, strict=True):
+        expected = dense_gate(3, gate, angle[0]) @ start
+        np.testing.assert_allclose(state, expected, rtol=0, atol=1e-14, err_msg=str(gate))
+
+
+@few
 @given(circuits())
 def test_equals_dense_kronecker_products(circuit):
     parameters = parameters_of(circuit)
@@ -99,6 +150,7 @@ def test_equals_dense_kronecker_products(circuit):
     np.testing.assert_allclose(state, dense_state(circuit, parameters), rtol=0, atol=TOLERANCE_64)
 
 
+@few
 @given(circuits(), st.booleans())
 def test_single_precision_from_any_state(circuit, complex_start):
     parameters = parameters_of(circuit, np.float32)
@@ -115,6 +167,7 @@ def test_single_precision_from_any_state(circuit, complex_start):
     assert abs(np.linalg.norm(state) - 1) < TOLERANCE_32
 
 
+@few
 @given(circuits(names=tuple(REAL_GATES)))
 def test_a_real_circuit_stays_real(circuit):
     assert circuit.is_real
@@ -123,6 +176,7 @@ def test_a_real_circuit_stays_real(circuit):
 
 
 @pytest.mark.filterwarnings("ignore")  # PennyLane's own deprecations
+@few
 @given(circuits())
 def test_equals_pennylane(circuit):
     parameters = parameters_of(circuit)
@@ -133,14 +187,14 @@ def test_equals_pennylane(circuit):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_gradient_equals_pennylane(seed):
     """d <Z_0 - 2 Z_1> / d parameters of a random circuit with every gate, against autograd."""
     import pennylane as qml
 
     generator = np.random.default_rng(seed)
     gates = []
-    for name, kind in [*GATE_KINDS.items()] * 4:
+    for name, kind in [*GATE_KINDS.items()] * 2:
         wires = tuple(int(w) for w in generator.permutation(4)[: kind.num_wires])
         parameter = int(generator.integers(0, 4)) if kind.has_parameter else None
         gates.append(Gate(name, wires, parameter))
@@ -152,7 +206,7 @@ def test_gradient_equals_pennylane(seed):
         return z[0] - 2 * z[1]
 
     with jax.enable_x64(True):
-        value, gradient = jax.value_and_grad(expectation)(jnp.asarray(parameters))
+        value, gradient = quick_jit(jax.value_and_grad(expectation))(jnp.asarray(parameters))
     node = to_pennylane(circuit, measure=lambda: qml.expval(qml.Z(0) - 2 * qml.Z(1)))
     trainable = qml.numpy.array(parameters, requires_grad=True)
     np.testing.assert_allclose(value, node(trainable), rtol=0, atol=1e-13)
@@ -182,6 +236,7 @@ def test_jit_and_vmap_equal_the_plain_call(key):
     np.testing.assert_allclose(jitted, plain, rtol=0, atol=TOLERANCE_32)
 
 
+@few
 @given(circuits())
 def test_separate_parameters_keeps_the_state(circuit):
     separate, index = separate_parameters(circuit)
@@ -222,7 +277,7 @@ def test_unlike_low_precisions_meet_in_single_precision():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Gate("RYY", (0, 1), 0), "gate name: expected one of RX, RY"),
+        (lambda: Gate("RYX", (0, 1), 0), "gate name: expected one of RX, RY"),
         (lambda: Gate(["H"], (0,)), "RZZ, found ['H']"),
         (lambda: Gate("CNOT", (0,)), "gate CNOT: expected 2 wire(s), found (0,)"),
         (lambda: Gate("CNOT", (1, 1)), "gate CNOT: expected distinct wires, found (1, 1)"),
