@@ -3,11 +3,16 @@
 # make compare METHODS="qkd ease" SEEDS="1993 1994 1995" JOBS=2   one table; METHODS empty = all
 # make test                     the default suite
 # make test-floor               a short suite with the oldest supported versions, in .venv-floor
+# make test-newest              the same with the newest Python here and its newest versions, in .venv-newest
+# make test-wheel               builds the wheel and runs it in an empty folder and environment
 # make bench                    side by side with PyTorch, PennyLane and others; prints ratios
 #                               SUBJECTS="gate inference" runs only those
 # make project NAME=drifting_2d  an experiment beside the library, its pictures and its table
 # make fuzz                     reads files that are changed at random; INPUTS=1000000 FUZZ_SEED=1
 # make lint
+# make lock                     the developers' versions anew, in requirements-lock.txt
+#                               make test CONSTRAINT=requirements-lock.txt installs them
+# make run, compare and project install what a run needs; all else is in the extras of pyproject.toml
 
 EXP ?= renditions
 METHOD ?= qkd
@@ -23,8 +28,13 @@ NAME ?= drifting_2d
 VENV ?= .venv
 PYTHON ?= python3
 TESTS ?= tests
+# The first of some interpreters that is there and can make environments; pyenv's need not be on the path.
+pythons = $(foreach version,$(1),python$(version) $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python))
+first_of = $(shell for python in $(call pythons,$(1)) $(PYTHON); do \
+  $$python -c "import ensurepip" 2>/dev/null && echo $$python && break; done)
 # Colab's Python, where it is there.
 FLOOR_PYTHON ?= $(shell python3.13 -c "import ensurepip" 2>/dev/null && echo python3.13 || echo $(PYTHON))
+NEWEST_PYTHON ?= $(call first_of,3.13 3.12)
 # A file of versions that nothing may differ from; empty = the newest.
 CONSTRAINT ?=
 
@@ -33,7 +43,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare project test test-floor bench fuzz lint format clean
+.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz lint format lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -46,34 +56,57 @@ compare: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(
 project: $(VENV)/.installed $(patsubst %,$(VENV)/.installed-%,$(filter nanoparticles,$(NAME)))
 	$(BIN)/python -m projects.$(NAME) $(ARGS)
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 test-floor:
-	@$(MAKE) --no-print-directory VENV=$(VENV)-floor PYTHON=$(FLOOR_PYTHON) CONSTRAINT=requirements-floor.txt \
-	  $(VENV)-floor/.installed-test
-	$(VENV)-floor/bin/python -m pytest -n 2 --dist worksteal -m "floor and not slow" $(TESTS)
+	$(call short_suite,$(VENV)-floor,$(FLOOR_PYTHON),requirements-floor.txt)
+
+test-newest:
+	$(call short_suite,$(VENV)-newest,$(NEWEST_PYTHON),)
+
+# $(1) environment, $(2) its Python, $(3) its versions
+define short_suite
+	@$(MAKE) --no-print-directory VENV=$(1) PYTHON=$(2) CONSTRAINT=$(3) $(1)/.installed-dev
+	$(1)/bin/python -m pytest -n 2 --dist worksteal -m "floor and not slow" $(TESTS)
+endef
+
+# CONSTRAINT and PYTHON choose the versions. The folder it runs in is empty, and the environment has
+# nothing but the wheel.
+test-wheel: $(VENV)/.installed-dev
+	rm -rf dist $(VENV)-wheel
+	$(BIN)/python -m hatchling build -t wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/pip install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT)) dist/*.whl
+	folder=$$(mktemp -d) && commands=$(abspath $(VENV)-wheel/bin) && cd $$folder && \
+	  $$commands/qkd-jax run smoke && $$commands/qkd-jax list && rm -r $$folder
 
 bench:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
 	$(VENV)-bench/bin/python -m benchmarks $(SUBJECTS)
 
-fuzz: $(VENV)/.installed-test
+fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.fuzz --inputs $(INPUTS) --seed $(FUZZ_SEED) $(ARGS)
 
-lint: $(VENV)/.installed-lint
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.installed-lint
+format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Hashes would forbid the editable installation beside them; hosts are everybody's own.
+lock: $(VENV)/.installed-dev
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 --upgrade \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	  --output-file requirements-lock.txt --quiet
 
 .PHONY: prepare-%
 prepare-%: $(VENV)/.installed-tfds
 	$(BIN)/python -m qkd_jax data prepare $*
 
-$(VENV)/.installed: requirements.txt pyproject.toml $(CONSTRAINT)
+$(VENV)/.installed: pyproject.toml $(CONSTRAINT)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "qkd_jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Use make PYTHON=python3.12"; exit 1; }
 	@echo "installing into $(VENV) (about a minute, once)"
@@ -86,4 +119,4 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-floor
+	rm -rf $(VENV) $(addprefix $(VENV)-,bench floor newest wheel) dist

@@ -16,7 +16,8 @@ from qkd_jax.settings.experiments import experiment_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = sorted(p for p in (README, *(ROOT / "docs").glob("*.md")) if p.is_file())
+ABOUT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [*ABOUT, *sorted((ROOT / "docs").glob("*.md"))]
 SETTINGS = configuration.every_setting()
 ROOMS = ("qkd_jax/", "docs/", "tests/", "experiments/", "notebooks/", "benchmarks/")
 
