@@ -23,6 +23,13 @@ def add_command(
     """A new command that calls `function`; returns its parser."""
     parser = commands.add_parser(name, help=about, description=about)
     parser.set_defaults(command=function)
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file with a method or data set of your own; may be given several times",
+    )
     return parser
 
 

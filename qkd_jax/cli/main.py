@@ -6,6 +6,7 @@ import sys
 from qkd_jax.cli import circuits, learned, resources, results, training
 from qkd_jax.errors import QkdError, check_system
 from qkd_jax.runs.display import flush, mute, tell
+from qkd_jax.settings.plugins import load_plugins
 
 GROUPS = (training, learned, results, resources, circuits)
 
@@ -15,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = new_parser().parse_args(arguments)
     try:
         check_system()
+        load_plugins(options.plugin)
         code = options.command(options) or 0
         flush()
         return code

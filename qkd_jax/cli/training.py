@@ -198,6 +198,7 @@ def _run_arguments(options: argparse.Namespace, config: Config) -> list[str]:
         *("run", options.experiment, "--method", config.method, "--seed", str(config.seed)),
         *(f"--set={assignment}" for assignment in read),
         *(f"--{name}={value}" for name, value in given.items() if value),
+        *(f"--plugin={file}" for file in options.plugin),
         *(["--follow-links"] if options.follow_links else []),
         *(["--allow-removed"] if options.allow_removed else []),
         *("--out", str(options.out), "--bare"),

@@ -5,6 +5,8 @@ import inspect
 import os
 import pathlib
 import shlex
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,7 @@ __all__ = [
     "has_margin",
     "load_split",
     "prepare",
+    "register_source",
 ]
 
 # Benchmarks of the field and their names in tensorflow-datasets; None = only as a folder (VTAB is
@@ -46,6 +49,39 @@ BENCHMARKS = {
 TEXTS = ("texts", "ag_news")
 # Benchmarks without a split, which `splits.fifth_to_test` divides.
 UNSPLIT = ("imagenet_r", "imagenet_a", "objectnet")
+
+
+class Source(NamedTuple):
+    """A source from outside the package.
+
+    Attributes:
+      open: the path that was given, or None, -> `Split`.
+      margin: whether test views of its images lose their border (`ImageSet.margin`).
+    """
+
+    open: Callable[[pathlib.Path | None], Split]
+    margin: bool
+
+
+_OWN: dict[str, Source] = {}
+
+
+def register_source(
+    name: str, open: Callable[[pathlib.Path | None], Split], *, margin: bool = True
+) -> None:
+    """Makes `data.source=<name>` open a set of one's own; for plugins.
+
+    Args:
+      name: of the source.
+      open: called with `data.path`, or None where that is empty; returns the `Split`.
+      margin: whether test views of its images lose their border, as photographs do.
+
+    Raises:
+      DataError: the name is one of the library's sources.
+    """
+    if name in (*WITHOUT_PATH, "folder", "texts", *BENCHMARKS) or name.startswith("tfds:"):
+        raise DataError(f"source {name!r}: expected a new name, found one of the library's")
+    _OWN[name] = Source(open, margin)
 
 
 def load_split(
@@ -77,12 +113,6 @@ def load_split(
     Raises:
       DataError: an unknown source, a missing or unused argument, or an error of the source.
     """
-    without_path = {
-        "renditions": packaged.renditions,
-        "glosses": packaged.glosses,
-        "synthetic": packaged.synthetic,
-        "arrays": _from_pairs,
-    }
     splitter = None
     if split_file is not None:
         splitter = functools.partial(_by_file, os.path.expanduser(split_file))
@@ -99,13 +129,17 @@ def load_split(
             return open_texts(path, splitter, follow_links, text_column, label_column)
         return open_folder(path, _rule(source, path, splitter), follow_links)
 
-    if source in without_path:
+    if source in _OWN:
+        if splitter is not None or options:
+            raise DataError(f"source {source!r}: expected a path at most, found further options")
+        split = _OWN[source].open(path)
+    elif source in WITHOUT_PATH:
         if path is not None or splitter is not None:
             raise DataError(
                 f"source {source!r}: expected no path and no split file, found "
                 f"{path if path is not None else split_file}"
             )
-        make = without_path[source]
+        make = WITHOUT_PATH[source]
         try:
             inspect.signature(make).bind(**options)
         except TypeError as error:
@@ -136,7 +170,7 @@ def load_split(
             raise DataError(f"{path}: expected a data folder, found a file")
         split = open_tfds(source.removeprefix("tfds:"), path, splitter)
     else:
-        known = [*without_path, "folder", "texts", "tfds:<name>", *BENCHMARKS]
+        known = [*_OWN, *WITHOUT_PATH, "folder", "texts", "tfds:<name>", *BENCHMARKS]
         raise DataError(f"data.source: expected one of {', '.join(known)}, found {source!r}")
     found = fingerprint(split)
     if split_sha256 is not None and found != split_sha256:
@@ -146,7 +180,7 @@ def load_split(
 
 def has_margin(source: str) -> bool:
     """Whether test views of the images of a source lose their border (`ImageSet.margin`)."""
-    return source not in ("renditions", "synthetic", "arrays")
+    return _OWN[source].margin if source in _OWN else source not in WITHOUT_PATH
 
 
 def fingerprint(split: Split) -> str:
@@ -192,3 +226,12 @@ def _from_pairs(train: tuple, test: tuple, class_names: tuple[str, ...] | None =
         train=from_arrays(*train, class_names=class_names, name="arrays/train"),
         test=from_arrays(*test, class_names=class_names, name="arrays/test"),
     )
+
+
+# Sources that need no path; their images fill the frame.
+WITHOUT_PATH = {
+    "renditions": packaged.renditions,
+    "glosses": packaged.glosses,
+    "synthetic": packaged.synthetic,
+    "arrays": _from_pairs,
+}

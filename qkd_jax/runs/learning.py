@@ -31,6 +31,7 @@ from qkd_jax.runs.progress import NullProgress, told_task
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.runs.store import package_code
 from qkd_jax.settings.config import digest, end_rate
+from qkd_jax.settings.plugins import loaded_plugins
 
 
 class Learning:
@@ -123,7 +124,7 @@ class Learning:
         ]
         content = hashlib.sha256(b"".join(data)).hexdigest()
         settings = digest(self.config), self.config.seed, self.tasks[: task.index + 1]
-        what = ("taught", package_code(), content, settings)
+        what = ("taught", package_code(), content, settings, *loaded_plugins().items())
         begun = int(self.state.task) == task.index
         if not begun and self._take_over(task, store.find(*what)):
             return

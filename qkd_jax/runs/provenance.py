@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd_jax.runs.store import package_code
+from qkd_jax.settings.plugins import loaded_plugins
 
 CPU_FACTS = Path("/proc/cpuinfo")  # Linux
 GIT_SECONDS = 10
@@ -28,7 +29,8 @@ def versions() -> dict[str, str]:
 
 def provenance() -> dict[str, Any]:
     """Machine and version of the code, as environment.json has them."""
-    return machine() | code_version()
+    plugins = loaded_plugins()
+    return machine() | code_version() | ({"plugins": plugins} if plugins else {})
 
 
 def code_version() -> dict[str, Any]:

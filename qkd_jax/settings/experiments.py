@@ -1,12 +1,12 @@
 """Finds and loads experiment files."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.paths import expanded
 from qkd_jax.settings.methods import unknown
+from qkd_jax.settings.plugins import module_at
 
 
 def experiment_folder() -> Path:
@@ -25,14 +25,13 @@ def load_experiment(name: str) -> ModuleType:
     """The module of the experiment file called `name`, or at the path `name`.
 
     Raises:
-      ConfigError: no such file (the message lists the known ones), or it has no `get_config`.
+      ConfigError: no such file (the message lists the known ones), one that fails, or one
+        without `get_config`.
     """
     path = expanded(name) if name.endswith(".py") else experiment_folder() / f"{name}.py"
     if not path.is_file():
         raise unknown("experiment", name, experiment_names())
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_at(path, f"qkd_jax_experiment_{path.stem}")
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path}: expected get_config(method) -> Config in it, found none")
     return module

@@ -52,7 +52,8 @@ def method_named(name: Any) -> Method:
       ConfigError: unknown method; the message lists the known ones and the nearest.
     """
     if not isinstance(name, str) or name not in _METHODS:
-        raise unknown("method", name, method_names())
+        own = "; one of your own is loaded by --plugin FILE"
+        raise ConfigError(f"{unknown('method', name, method_names())}{own}")
     return _METHODS[name]
 
 
