@@ -9,6 +9,7 @@ in `task_heads.py`.
 from qkd_jax.learners import (
     aper,
     apt,
+    care,
     coda_prompt,
     dualprompt,
     ease,
@@ -33,6 +34,7 @@ from qkd_jax.learners.qkd import learner as qkd
 __all__ = [
     "aper",
     "apt",
+    "care",
     "cdl",
     "coda_prompt",
     "dualprompt",

@@ -1,11 +1,13 @@
 """Features of the frozen transformer with a method's inserts, one vector per input."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.backbone import Backbone
-from qkd_jax.nn.encode import encode, encode_pooled
+from qkd_jax.nn.encode import encode, encode_pooled_observed
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.nn.inserts import Inserts
 
@@ -21,14 +23,26 @@ def pooled_feature(
     """[B, D] float32: the output of the class token, or the mean over tokens, by `spec.pooling`;
     without inserts, that of the frozen model. `backbone`: None = that of the state.
     """
-    feature = encode_pooled(
+    return observed_feature(state, inputs, inserts, dropout_keys, backbone=backbone)[0]
+
+
+def observed_feature(
+    state: LearnerState,
+    inputs: Raw | Stem,
+    inserts: Inserts | None = None,
+    dropout_keys: jax.Array | None = None,
+    *,
+    backbone: Backbone | None = None,
+) -> tuple[jax.Array, Any]:
+    """(`pooled_feature`, what the adapters observed as from `encode.encode_observed`)."""
+    feature, observed = encode_pooled_observed(
         backbone or state.backbone,
         inputs,
         inserts,
         dropout_key=dropout_keys,
         compute_dtype=jnp.dtype(state.config.backbone.compute_dtype),
     )
-    return feature.astype(jnp.float32)
+    return feature.astype(jnp.float32), observed
 
 
 def added_feature(state: LearnerState, inputs: Raw, inserts: Inserts) -> jax.Array:

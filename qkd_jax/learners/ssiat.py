@@ -41,6 +41,7 @@ from qkd_jax.learners.state import local_labels, old_classes
 from qkd_jax.learners.task_adapters import encode_with, first_adapter_block, new_adapter
 from qkd_jax.learners.task_heads import (
     AlignmentSettings,
+    age_factors,
     aligned,
     class_terms,
     generator_of,
@@ -165,8 +166,7 @@ def scaled(state, kept):
     """The generator's memory with means of old classes multiplied by 0.9 (the oldest) to 1 (the
     newest).
     """
-    age = (state.task_of_class + 1).astype(jnp.float32) / (state.task + 1).astype(jnp.float32)
-    factor = 1.0 - state.config.ssiat.mean_decay * (1.0 - age)
+    factor = age_factors(state, state.config.ssiat.mean_decay)
     return kept.replace(mean=factor[:, None] * kept.mean)
 
 

@@ -37,8 +37,8 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """How mos, tuna and ssiat train the head again after a task: SGD on pseudo-features of all
-    classes seen.
+    """How mos, tuna, ssiat and care train the head again after a task: SGD on pseudo-features of
+    all classes seen.
     """
 
     # What draws them: a Gaussian for each class, or a network with the settings `drift`.
@@ -162,6 +162,14 @@ def generator_of(config: Config) -> Generator:
         return gaussian(settings.statistics, settings.jitter)
     need_task_images(config, f"alignment.generator={settings.generator}")
     return learned(settings.generator, config.drift, config.shapes.max_task_images)
+
+
+def age_factors(state: LearnerState, decay: float = 0.1) -> jax.Array:
+    """[C]: 1 - decay (1 - (i + 1) / (t + 1)) for classes of task i, which scales the means that
+    alignment draws around: the older a class, the less.
+    """
+    age = (state.task_of_class + 1).astype(jnp.float32) / (state.task + 1).astype(jnp.float32)
+    return 1.0 - decay * (1.0 - age)
 
 
 def need_task_images(config: Config, who: str) -> None:

@@ -15,7 +15,7 @@ Source: AdaptFormer, arXiv 2205.13535; in class-incremental learning EASE, arXiv
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,36 @@ import jax.numpy as jnp
 from qkd_jax.errors import ConfigError
 from qkd_jax.nn.layers import as_row, matmul_trainable
 from qkd_jax.settings.ranges import Conflicts, setting
+
+
+class BlockInsert(Protocol):
+    """What the forward pass (`encode.py`) asks of the static settings of an adapter set, or of
+    anything else that adds to a block's output.
+
+    Attributes:
+        bottleneck: how many hidden units have dropout.
+        dropout: its rate.
+        placement, input: what is read, as of `AdapterSpec`.
+        first_block: the first block that has one.
+    """
+
+    bottleneck: int
+    dropout: float
+    placement: str
+    input: str
+    first_block: int
+
+    def apply(
+        self, adapter_block: Any, x: jax.Array, dropout_mask: jax.Array | None, compute_dtype: Any
+    ) -> tuple[jax.Array, Any]:
+        """(What one block adds to its output, what it observed: arrays or None).
+
+        Args:
+            adapter_block: this block's part of the adapter set.
+            x: [B, N, D], what it reads, in the dtype of the stream.
+            dropout_mask: [B, N, bottleneck] factors, or None.
+            compute_dtype: dtype of the matrix products.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,6 +79,10 @@ class AdapterSpec:
     def conflicts(self) -> Conflicts:
         if self.placement == "sequential" and self.input != "residual":
             yield "input", "residual, since a sequential adapter reads the MLP's output"
+
+    def apply(self, adapter_block, x, dropout_mask, compute_dtype):
+        """`apply_adapter`, which observes nothing (`BlockInsert.apply`)."""
+        return apply_adapter(adapter_block, x.astype(compute_dtype), self, dropout_mask), None
 
 
 def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> dict:

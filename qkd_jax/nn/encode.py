@@ -17,12 +17,13 @@ says "highest"; parity with the reference implementations holds at that setting.
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.nn.adapters import AdapterSpec, apply_adapter, split_blocks
+from qkd_jax.nn.adapters import BlockInsert, split_blocks
 from qkd_jax.nn.backbone import Backbone, Spec, block_at
 from qkd_jax.nn.inputs import Raw, Stem, Tokens
 from qkd_jax.nn.inserts import (
@@ -73,8 +74,6 @@ def embed(
     return inputs
 
 
-# Jitted, so that a deep model traces one block and not all of them.
-@partial(jax.jit, static_argnames=("spec", "adapter_spec", "rows", "compute_dtype"))
 def block(
     block_params: dict,
     spec: Spec,
@@ -82,7 +81,7 @@ def block(
     *,
     token_mask: jax.Array | None = None,
     adapter: dict | None = None,
-    adapter_spec: AdapterSpec | None = None,
+    adapter_spec: BlockInsert | None = None,
     dropout: jax.Array | None = None,
     attention_insert: AttentionInsert | None = None,
     rows: tuple[int, ...] | None = None,
@@ -97,7 +96,7 @@ def block(
         block_params: one entry of `params["blocks"]`.
         x: [B, N, D] residual stream.
         token_mask: bool [B, N], the tokens that may be attended to; None is all.
-        adapter: this block's adapter, or None (see `adapters.apply_adapter`).
+        adapter: this block's adapter, or None (see `adapter_spec.apply`).
         dropout: [B, M, R] factors on the adapter's hidden units, or None.
         attention_insert: this block's, or None.
         rows: return only these M tokens; None is all. Keys and values still come from all tokens,
@@ -106,12 +105,26 @@ def block(
     Returns:
         [B, M, D].
     """
-    stem, normed = _block_stem(
-        block_params, spec, x, token_mask, attention_insert, rows, compute_dtype
-    )
-    return _block_output(
-        block_params, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype
-    )
+    return _block(
+        block_params,
+        x,
+        token_mask,
+        adapter,
+        dropout,
+        attention_insert,
+        spec=spec,
+        adapter_spec=adapter_spec,
+        rows=rows,
+        compute_dtype=compute_dtype,
+    )[0]
+
+
+# Jitted, so that a deep model traces one block and not all of them.
+@partial(jax.jit, static_argnames=("spec", "adapter_spec", "rows", "compute_dtype"))
+def _block(p, x, token_mask, adapter, dropout, insert, *, spec, adapter_spec, rows, compute_dtype):
+    """(`block`, what its adapter observed)."""
+    stem, normed = _block_stem(p, spec, x, token_mask, insert, rows, compute_dtype)
+    return _block_output(p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype)
 
 
 def _block_stem(p, spec, x, token_mask, attention_insert, rows, compute_dtype):
@@ -137,19 +150,20 @@ def _block_stem(p, spec, x, token_mask, attention_insert, rows, compute_dtype):
 
 
 def _block_output(p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype):
-    """Residual + MLP + adapter, normalised where the block is post-norm.
+    """(Residual + MLP + adapter, normalised where the block is post-norm; what the adapter
+    observed).
 
     `normed` is the MLP's input; it may be None where no adapter reads it.
     """
-    out = stem.residual + stem.mlp
+    out, observed = stem.residual + stem.mlp, None
     if adapter is not None:
         if adapter_spec.placement == "sequential":
             reads = stem.mlp
         else:
             reads = stem.residual if adapter_spec.input == "residual" else normed
-        delta = apply_adapter(adapter, reads.astype(compute_dtype), adapter_spec, dropout)
+        delta, observed = adapter_spec.apply(adapter, reads, dropout, compute_dtype)
         out = out + delta.astype(out.dtype)
-    return layer_norm(p["norm2"], out, spec.eps) if spec.post_norm else out
+    return layer_norm(p["norm2"], out, spec.eps) if spec.post_norm else out, observed
 
 
 def encode(
@@ -178,6 +192,22 @@ def encode(
     Raises:
         ConfigError: inserts sit in blocks that were already run, or do not fit the spec.
     """
+    options = {"rows": rows, "dropout_key": dropout_key, "compute_dtype": compute_dtype}
+    return encode_observed(backbone, inputs, inserts, **options)[0]
+
+
+def encode_observed(
+    backbone: Backbone,
+    inputs: Raw | Tokens | Stem,
+    inserts: Inserts | None = None,
+    *,
+    rows: Sequence[int] | None = CLASS_TOKEN,
+    dropout_key: jax.Array | None = None,
+    compute_dtype=jnp.float32,
+) -> tuple[jax.Array, Any]:
+    """(`encode`, what the adapters observed: a pytree of arrays with a leading axis of their
+    blocks, or None). Arguments and errors as of `encode`.
+    """
     if isinstance(inputs, Stem):
         return _encode_from_stem(
             backbone, inputs, inserts, rows, dropout_key=dropout_key, compute_dtype=compute_dtype
@@ -198,20 +228,22 @@ def encode(
             f"attention inserts: expected none before block {tokens.block}, since the blocks "
             "before it were run already, found some"
         )
-    x = _run(params, spec, tokens, last, early, adapter_spec, mask_of, compute_dtype, inserted)
-    x = block(
+    x, observed = _run(
+        params, spec, tokens, last, early, adapter_spec, mask_of, compute_dtype, inserted
+    )
+    x, observed_last = _block(
         block_at(params, last),
-        spec,
         x,
-        token_mask=tokens.mask,
-        adapter=last_adapter,
+        tokens.mask,
+        last_adapter,
+        mask_of(last, len(chosen)),
+        inserted[last] if inserted else None,
+        spec=spec,
         adapter_spec=adapter_spec,
-        dropout=mask_of(last, len(chosen)),
-        attention_insert=inserted[last] if inserted else None,
         rows=chosen,
         compute_dtype=compute_dtype,
     )
-    return _last_norm(backbone, x)
+    return _last_norm(backbone, x), _stacked([*observed, _of_one_block(observed_last)])
 
 
 def encode_pooled(
@@ -223,7 +255,20 @@ def encode_pooled(
     compute_dtype=jnp.float32,
 ) -> jax.Array:
     """The feature of each input as `spec.pooling` says, [B, D]: arguments as of `encode`."""
-    rows = encode(
+    options = {"dropout_key": dropout_key, "compute_dtype": compute_dtype}
+    return encode_pooled_observed(backbone, inputs, inserts, **options)[0]
+
+
+def encode_pooled_observed(
+    backbone: Backbone,
+    inputs: Raw | Tokens | Stem,
+    inserts: Inserts | None = None,
+    *,
+    dropout_key: jax.Array | None = None,
+    compute_dtype=jnp.float32,
+) -> tuple[jax.Array, Any]:
+    """(`encode_pooled`, what the adapters observed as from `encode_observed`)."""
+    rows, observed = encode_observed(
         backbone,
         inputs,
         inserts,
@@ -231,7 +276,11 @@ def encode_pooled(
         dropout_key=dropout_key,
         compute_dtype=compute_dtype,
     )
-    if backbone.spec.pooling == "first":
+    return _pooled(backbone.spec, inputs, rows), observed
+
+
+def _pooled(spec, inputs, rows):
+    if spec.pooling == "first":
         return rows[:, 0]
     mask = inputs.fields.get("token_mask") if isinstance(inputs, Raw) else inputs.mask
     if mask is None:
@@ -258,7 +307,7 @@ def prefix(
     if not 0 <= stop_block < spec.depth:
         raise ConfigError(f"stop_block: expected 0 to {spec.depth - 1}, found {stop_block}")
     tokens = embed(backbone, inputs, compute_dtype=compute_dtype)
-    x = _run(params, spec, tokens, stop_block, None, None, None, compute_dtype)
+    x, _ = _run(params, spec, tokens, stop_block, None, None, None, compute_dtype)
     return Tokens(x, tokens.mask, stop_block)
 
 
@@ -314,17 +363,21 @@ def _encode_from_stem(backbone, stem, inserts, rows, *, dropout_key, compute_dty
             normed = stem.residual
             normed = normed if spec.post_norm else layer_norm(p["norm2"], normed, spec.eps)
     dropout = dropout_factors(inserts, dropout_key, compute_dtype, first, stem.residual.shape[1])
-    x = _block_output(p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype)
+    x, observed = _block_output(
+        p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype
+    )
+    observed = _of_one_block(observed)
     if in_last:
-        return _last_norm(backbone, x)
+        return _last_norm(backbone, x), observed
     if adapter_spec is not None:
         inserts = inserts.replace(
             adapter=jax.tree.map(lambda a: a[1:], inserts.adapter),
             adapter_spec=dataclasses.replace(adapter_spec, first_block=first + 1),
         )
     tokens = Tokens(x, stem.mask, first + 1)
-    options = {"dropout_key": dropout_key, "compute_dtype": compute_dtype}
-    return encode(backbone, tokens, inserts, rows=rows, **options)
+    options = {"rows": rows, "dropout_key": dropout_key, "compute_dtype": compute_dtype}
+    rest, observed_later = encode_observed(backbone, tokens, inserts, **options)
+    return rest, _stacked([observed, observed_later])
 
 
 def encode_all(
@@ -375,6 +428,16 @@ def _last_norm(backbone, x):
     return x if spec.post_norm else layer_norm(backbone.params["norm"], x, spec.eps)
 
 
+def _of_one_block(observed):
+    """What one block's adapter observed, with a leading axis of blocks."""
+    return jax.tree.map(lambda a: a[None], observed)
+
+
+def _stacked(observed):
+    """What the adapters of several ranges of blocks observed, along one axis of blocks."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *observed)
+
+
 def _take(x, rows):
     """Rows of x [B, N, D]; None = all."""
     if rows is None:
@@ -396,7 +459,9 @@ def _positions(rows, tokens, inserts=None):
 
 
 def _run(params, spec, tokens, stop, adapters, adapter_spec, mask_of, dtype, inserted=()):
-    """The stream before block `stop`, with the adapters of blocks first_block to L - 2."""
+    """(The stream before block `stop`, with the adapters of blocks first_block to L - 2; a list of
+    what these observed, each with a leading axis of blocks).
+    """
     x, start = tokens.stream, tokens.block
     first = stop if adapter_spec is None else min(adapter_spec.first_block, stop)
 
@@ -404,30 +469,31 @@ def _run(params, spec, tokens, stop, adapters, adapter_spec, mask_of, dtype, ins
         dropout = None
         if adapter is not None:
             dropout = mask_of(index, x.shape[1])
-        return block(
+        return _block(
             block_at(params, index),
-            spec,
             x,
-            token_mask=tokens.mask,
-            adapter=adapter,
+            tokens.mask,
+            adapter,
+            dropout,
+            insert,
+            spec=spec,
             adapter_spec=adapter_spec,
-            dropout=dropout,
-            attention_insert=insert,
+            rows=None,
             compute_dtype=dtype,
         )
 
     # Attention inserts differ in shape from block to block, so they are unrolled in both forms.
     if isinstance(params["blocks"], Sequence) or inserted:
-        per_block = split_blocks(adapters) if first < stop else []
+        per_block, observed = split_blocks(adapters) if first < stop else [], []
         for index in range(start, stop):
             adapter = per_block[index - first] if index >= first else None
-            x = one(x, index, adapter, inserted[index] if inserted else None)
-        return x
+            x, seen = one(x, index, adapter, inserted[index] if inserted else None)
+            observed += [_of_one_block(seen)] if index >= first else []
+        return x, observed
     # The frozen arrays are indexed, not scanned over, so a range of blocks copies no weights.
     if start < first:
-        x, _ = jax.lax.scan(lambda x, i: (one(x, i, None), None), x, jnp.arange(start, first))
-    if first < stop:
-        x, _ = jax.lax.scan(
-            lambda x, row: (one(x, *row), None), x, (jnp.arange(first, stop), adapters)
-        )
-    return x
+        x, _ = jax.lax.scan(lambda x, i: one(x, i, None), x, jnp.arange(start, first))
+    if first == stop:
+        return x, []
+    x, observed = jax.lax.scan(lambda x, row: one(x, *row), x, (jnp.arange(first, stop), adapters))
+    return x, [observed]

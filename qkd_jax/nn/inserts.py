@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.nn.adapters import AdapterSpec, dropout_mask
+from qkd_jax.nn.adapters import AdapterSpec, BlockInsert, dropout_mask
 from qkd_jax.nn.backbone import Spec
 from qkd_jax.nn.inputs import Tokens
 from qkd_jax.nn.layers import AttentionInsert
@@ -17,8 +17,8 @@ from qkd_jax.nn.layers import AttentionInsert
 class Inserts:
     """What is inserted in a frozen transformer, as data.
 
-    `adapter` is one adapter set (see `adapters.py`) and may be differentiated, mapped or stacked;
-    its spec is static.
+    `adapter` is one adapter set (see `adapters.py`; `experts.py` for a mixture of several) and may
+    be differentiated, mapped or stacked; its spec is static.
 
     Attributes:
         adapter, adapter_spec: one adapter for each block from `adapter_spec.first_block` on.
@@ -34,7 +34,7 @@ class Inserts:
     """
 
     adapter: Any = None
-    adapter_spec: AdapterSpec = struct.field(pytree_node=False, default=AdapterSpec())
+    adapter_spec: BlockInsert = struct.field(pytree_node=False, default=AdapterSpec())
     hidden_factors: Any = None
     attention: tuple[AttentionInsert | None, ...] = ()
     tokens: Any = None
@@ -74,7 +74,7 @@ def with_added(inserts: Inserts | None, tokens: Tokens) -> Tokens:
     return Tokens(jnp.concatenate([x, added], axis=1), mask)
 
 
-def split_adapter(inserts: Inserts | None, spec: Spec) -> tuple[Any, Any, AdapterSpec | None]:
+def split_adapter(inserts: Inserts | None, spec: Spec) -> tuple[Any, Any, BlockInsert | None]:
     """(adapters of all blocks but the last, adapter of the last block, adapter spec or None)."""
     if inserts is None or inserts.adapter is None:
         return None, None, None

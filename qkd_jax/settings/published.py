@@ -4,10 +4,11 @@ Sources, all for ViT-B/16 and mostly its ImageNet-21k weights: the json files of
 CVPR24-Ease (ease), sun-hailong/AAAI25-MOS (mos), Frank-lilinjie/MoTE (mote), HAIV-Lab/SSIAT
 (ssiat), LAMDA-CL/ICCV2025-TUNA in its first commit (tuna; CUB and VTAB from the paper's text),
 LAMDA-CL/LAMDA-PILOT (aper, l2p, dualprompt, coda_prompt), RanPAC/RanPAC `args/*.csv` with PILOT's
-row for ImageNet-R, where the csv has no adapter (ranpac), liangyanshuo/InfLoRA (inflora), and the
-scripts of Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL (cdl, for teacher and student alike; the
-settings of its hosts stand where the method is declared). With tasks of one size, EASE and MoTE
-read `init_lr` and `init_epochs` in every task, whatever their `later_lr` says.
+row for ImageNet-R, where the csv has no adapter (ranpac), liangyanshuo/InfLoRA (inflora),
+LMMMEng/CaRE (care; its paper names other rates, batches and epochs), and the scripts of
+Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL (cdl, for teacher and student alike; the settings of
+its hosts stand where the method is declared). With tasks of one size, EASE and MoTE read `init_lr`
+and `init_epochs` in every task, whatever their `later_lr` says.
 
 A data set that a method's authors did not publish settings for takes those of `STANDS_IN`.
 Finetune, joint and linear probe are references without published settings: the first two train
@@ -69,6 +70,12 @@ RUNS = {
         "cub200": (0.02, 64, 0.0, 25),
         "imagenet_r": (0.003, 64, 0.0, 30),
     },
+    "care": {
+        "cifar100": (0.05, 64, 0.0005, 60),
+        "imagenet_r": (0.02, 32, 0.0005, 60),
+        "imagenet_a": (0.01, 16, 0.0005, 20),
+        "vtab": (0.01, 16, 0.0005, 30),
+    },
     "cdl": {"cifar100": (0.001, 64, 0.0, 20), "imagenet_r": (0.001, 64, 0.0, 35)},
     "inflora": {"cifar100": (0.0005, 128, 0.0, 20), "imagenet_r": (0.0005, 128, 0.0, 50)},
     "linear_probe": {"cifar100": (0.01, 128, 0.0005, 30)},
@@ -107,6 +114,10 @@ FORM = {
         *(DECAY_ALL, "ssiat.scale=20.0", "train.later_epochs=10", "alignment.epochs=5"),
         *("alignment.learning_rate=0.01", "alignment.samples=256", "alignment.jitter=0.001"),
     ),
+    "care": (
+        *(DECAY_ALL, "care.scale=20.0", "alignment.epochs=30", "alignment.learning_rate=0.005"),
+        *("alignment.period=5", "care.passes=every_task"),
+    ),
     "l2p": (
         *(ADAM, "train.schedule=constant", "l2p.pool=10", "l2p.length=5", "l2p.top_k=5"),
         *("l2p.key_weight=0.1", "l2p.start=signed"),
@@ -134,6 +145,13 @@ SPECIAL = {
         *("alignment.epochs=10", "alignment.learning_rate=0.01"),
     ),
     ("ssiat", "imagenet_a"): ("ssiat.margin=0.3",),
+    ("care", "imagenet_r"): ("care.mean_decay=old",),
+    ("care", "imagenet_a"): (
+        *("care.mean_decay=old", "care.margin=0.3", "care.perceptron_loss=cross_entropy"),
+        *("care.distill=false", "alignment.statistics=variance"),
+        *("alignment.epochs=10", "alignment.learning_rate=0.01"),
+    ),
+    ("care", "vtab"): ("care.mean_decay=old",),
     ("apt", "imagenet_r"): ("apt.merge=0.2",),
     ("inflora", "imagenet_r"): ("inflora.lamb=0.98",),
 }
@@ -176,13 +194,13 @@ def on_few_images(method: str) -> tuple[str, ...]:
 
     Form, rate and decay are those published for ImageNet-R, which also consists of renditions. Few
     steps move a scale too little, so cosine heads keep our start of it; later tasks train as long
-    as the first.
+    as the first; care answers in one pass, as its authors have it for long sequences.
     """
     if method not in RUNS:
         return ()
     source = source_of(method, "imagenet_r")
     rate, _, decay, _ = RUNS[method][source]
-    long = ("train.later_epochs", "head.scale")
+    long = ("train.later_epochs", "head.scale", "care.passes")
     form = [setting for setting in FORM.get(method, ()) if not setting.startswith(long)]
     return (
         f"train.learning_rate={rate}",

@@ -8,6 +8,7 @@ import qkd_jax
 from qkd_jax.learners.shape import learner_of
 
 ADAPTER = {f"adapter.{side}.{name}" for side in ("down", "up") for name in ("kernel", "bias")}
+SHARED = {name.replace("adapter", "shared") for name in ADAPTER}
 # Method -> what is trained on. All other leaves are new: in each method, all rows of its head.
 KEPT = {
     "qkd": {"head.scale", "gate.map", "gate.theta"},
@@ -15,6 +16,7 @@ KEPT = {
     "linear_probe": {"head.scale"},
     "ssiat": ADAPTER,
     "tuna": ADAPTER,
+    "care": SHARED | {"shared.scale", "shared.norm.scale", "shared.norm.bias"},
     "apt": {"prompt.key", "prompt.value"},
     "l2p": {"prompts", "keys"},
     "ease": set(),

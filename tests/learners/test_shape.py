@@ -17,7 +17,7 @@ SETTINGS = {
     "dualprompt": ("dualprompt.general_blocks=1", "dualprompt.expert_blocks=1"),
     "inflora": ("inflora.rank=2",),
     "l2p": ("l2p.form=gtripl", "l2p.length=4"),
-    **dict.fromkeys(("mos", "replay", "ssiat", "tuna"), LEARNED),
+    **dict.fromkeys(("care", "mos", "replay", "ssiat", "tuna"), LEARNED),
     "qkd": ("gate.kind=pqk", "fusion.kind=routed"),
     "q_tuning": ("q_tuning.queue_size=2",),
     "ranpac": ("ranpac.projection_dim=16", "max_task_images=8"),
