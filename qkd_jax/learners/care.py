@@ -1,7 +1,7 @@
 """CaRE: routed experts in every block, chosen where a task's own classes are told apart best.
 
-"Scaling Continual Learning with Bi-Level Routing Mixture-of-Experts", ICML 2026; the authors' code
-is LMMMEng/CaRE. Every task adds to every block an expert (a small adapter), a router over the
+Lou, Fu and Yu, "Scaling Continual Learning to 300+ Tasks with Bi-Level Routing
+Mixture-of-Experts", ICML 2026, arXiv 2602.03473; the authors' code is LMMMEng/CaRE. Every task adds to every block an expert (a small adapter), a router over the
 experts so far, and a class perceptron, which tells the task's classes apart by the expert's class
 token; `nn.experts` has the formulas. One shared adapter, which all inputs use, is trained in the
 first task; later it is pulled back to what it was by 0.999 before every step. The M = 2 routers
@@ -72,7 +72,7 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class CareSettings:
-    """CaRE (ICML 2026): routed experts, class perceptrons, cosine head with margin."""
+    """CaRE (arXiv 2602.03473): routed experts, class perceptrons, cosine head with margin."""
 
     expert_bottleneck: int = setting(16, low=1)
     shared_bottleneck: int = setting(64, low=1)

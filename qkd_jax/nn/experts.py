@@ -10,7 +10,7 @@ The M routers whose own perceptron has the least entropy, each a softmax over it
 weigh the experts; the block adds sum_i w_i E_i(x) + S(x), where S is one more adapter of the same
 form that all inputs use. While an expert is trained, its router is always one of the M.
 
-Source: CaRE, "Bi-level routing mixture of experts", ICML 2026 (authors' code LMMMEng/CaRE).
+Source: bi-level routing, CaRE, arXiv 2602.03473 (authors' code LMMMEng/CaRE).
 
 All experts are computed for all tokens, as one wide adapter: a router's weight is a factor on the
 hidden units of its expert, and each LN's scale and bias are folded into the kernel behind it.

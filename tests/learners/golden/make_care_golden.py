@@ -22,8 +22,8 @@ weights rounded to float32, with every number of an expert drawn away from its u
 - `MoEAdapter._get_shared_adapter` in block 0 the shared adapter after it was moved by 1 in every
   number.
 
-What is replaced in the authors' code, and nothing else: timm (its PatchEmbed is a convolution),
-`AverageMeter`-like printing, and torch's default type, which is float64.
+What is replaced in the authors' code, and nothing else: timm (its PatchEmbed is a convolution)
+and torch's default type, which is float64.
 
 The arrays: images [12, 8, 8, 3], labels [12]; vit/NAME and blocks/NAME as in the other files, the
 latter with a leading axis of blocks; experts/NAME [12, 3, ...] for each block and expert, with NAME
