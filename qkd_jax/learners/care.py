@@ -1,13 +1,14 @@
 """CaRE: routed experts in every block, chosen where a task's own classes are told apart best.
 
-Lou, Fu and Yu, "Scaling Continual Learning to 300+ Tasks with Bi-Level Routing
-Mixture-of-Experts", ICML 2026, arXiv 2602.03473; the authors' code is LMMMEng/CaRE. Every task adds to every block an expert (a small adapter), a router over the
-experts so far, and a class perceptron, which tells the task's classes apart by the expert's class
-token; `nn.experts` has the formulas. One shared adapter, which all inputs use, is trained in the
-first task; later it is pulled back to what it was by 0.999 before every step. The M = 2 routers
-whose perceptron has the least entropy weigh K = 3 experts each. While a task trains, its own
-router is always one of the two. The loss is cross-entropy on s cos(feature, row) with margin m
-(CosFace) over the task's classes, plus the mean over blocks of half of
+Lou, Fu and Yu, "Scaling Continual Learning to 300+ Tasks with Bi-Level Routing Mixture-of-Experts",
+ICML 2026, arXiv 2602.03473; the authors' code is LMMMEng/CaRE. Every task adds to every block an
+expert (a small adapter), a router over the experts so far, and a class perceptron, which tells the
+task's classes apart by the expert's class token; `nn.experts` has the formulas. One shared adapter,
+which all inputs use, is trained in the first task; later it is pulled back to what it was by 0.999
+before every step. The M = 2 routers whose perceptron has the least entropy weigh K = 3 experts
+each. While a task trains, its own router is always one of the two. The loss is cross-entropy on s
+cos(feature, row) with margin m (CosFace) over the task's classes, plus the mean over blocks of half
+of
 
     CE(s c) + tau^2 KL( softmax(cos / tau) || softmax(c / tau) ),
 
