@@ -33,6 +33,14 @@ def add_command(
     return parser
 
 
+def missing_extra(extra: str, error: ImportError) -> ConfigError:
+    """The error for a package that is only installed with an extra."""
+    return ConfigError(
+        f"{error.name}: expected it to be installed, found it missing; "
+        f'pip install "qkd_jax[{extra}]"'
+    )
+
+
 def path(text: str) -> Path:
     """A path; `~`, as in a quoted argument, is the home folder."""
     try:

@@ -1,4 +1,4 @@
-"""The commands that use what was learned: eval, predict, export."""
+"""The commands that use what was learned: eval, predict, export, serve."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qkd_jax.cli.arguments import add_command, path
+from qkd_jax.cli.arguments import add_command, missing_extra, path
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.runs.display import tell
 
@@ -45,6 +45,17 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--licence", default="unknown", help="of what was learned, as in apache-2.0"
     )
     export.add_argument("--weights", default="", help="the backbone's weight file")
+
+    serve = add_command(
+        commands, "serve", _serve, "a small HTTP endpoint that classifies images or texts"
+    )
+    serve.add_argument("folder", type=path, help=LEARNED)
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone")
+    serve.add_argument("--port", default=8000, type=int)
+    serve.add_argument("--max-mib", default=16.0, type=float, help="of a request's body")
+    serve.add_argument("--timeout", default=30.0, type=float, help="seconds for one request")
+    serve.add_argument("--concurrency", default=4, type=int, help="requests at a time")
+    serve.add_argument("--weights", default="", help="the backbone's weight file")
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -146,3 +157,30 @@ def _export(options: argparse.Namespace) -> None:
     )
     for file in sorted(folder.iterdir()):
         tell(f"{file}  ({file.stat().st_size:,} bytes)")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    for name, value, least, most in (
+        ("--port", options.port, 1, 65535),
+        ("--max-mib", options.max_mib, 0.001, 1024),
+        ("--timeout", options.timeout, 0.1, 3600),
+        ("--concurrency", options.concurrency, 1, 1000),
+    ):
+        if not least <= value <= most:
+            raise ConfigError(f"{name}: expected {least} to {most}, found {value}")
+    try:
+        from qkd_jax.cli.server import LOOPBACK, Limits, new_app, serve
+    except ImportError as error:
+        raise missing_extra("serve", error) from None
+    from qkd_jax.engine.compiled_programs import keep_compiled_programs
+    from qkd_jax.runs.exported import load_trained
+
+    keep_compiled_programs()
+    trained = load_trained(options.folder, weights=options.weights or None)
+    limits = Limits(int(options.max_mib * 2**20), options.timeout, options.concurrency)
+    alone = options.host in LOOPBACK
+    app = new_app(trained, limits, LOOPBACK if alone else ())
+    tell(f"{trained.config.method} of {options.folder} on http://{options.host}:{options.port}")
+    if not alone:
+        tell("warning: whoever reaches this machine may ask; there is no password", sys.stderr)
+    serve(app, options.host, options.port, limits)
