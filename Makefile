@@ -9,6 +9,7 @@
 #                               SUBJECTS="gate inference" runs only those
 # make project NAME=drifting_2d  an experiment beside the library, its pictures and its table
 # make fuzz                     reads files that are changed at random; INPUTS=1000000 FUZZ_SEED=1
+# make faults                   kills runs at random moments and compares what they become; KILLS=100 FAULTS_SEED=0
 # make lint
 # make lock                     the developers' versions anew, in requirements-lock.txt
 #                               make test CONSTRAINT=requirements-lock.txt installs them
@@ -20,6 +21,8 @@ SEED ?= 1993
 SUBJECTS ?=
 INPUTS ?= 100000
 FUZZ_SEED ?= 0
+KILLS ?= 100
+FAULTS_SEED ?= 0
 METHODS ?=
 SEEDS ?= 1993 1994 1995
 JOBS ?= 1
@@ -43,7 +46,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz lint format lock clean
+.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz faults lint format lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -87,6 +90,9 @@ bench:
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.fuzz --inputs $(INPUTS) --seed $(FUZZ_SEED) $(ARGS)
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.faults --kills $(KILLS) --seed $(FAULTS_SEED) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -40,6 +40,7 @@ from projects.nanoparticles.networks import (
 )
 from qkd_jax.errors import CheckpointError, ConfigError
 from qkd_jax.reports.writing import write_atomically
+from qkd_jax.runs.checkpoint import DAMAGE, put_aside
 from qkd_jax.runs.progress import duration
 
 STAGES = ("pdf_vae", "matrix_vae", "denoiser")
@@ -496,16 +497,24 @@ def _checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
 
 
 def _newest(manager: ocp.CheckpointManager, progress: Progress) -> Progress:
-    """The newest checkpoint that can be read, or `progress` if there is none at all."""
+    """The newest checkpoint that can be read, or `progress` if there is none at all. Damaged ones
+    after it are put aside.
+
+    Raises:
+      CheckpointError: none of those that are there can be read.
+    """
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, progress._asdict())
-    failure = None
+    failure, damaged = None, []
     for number in sorted(manager.all_steps(), reverse=True):
         try:
             found = manager.restore(number, args=ocp.args.StandardRestore(target))
-        except Exception as error:  # orbax raises many types for damaged files
+        except DAMAGE as error:
             failure = error
-            manager.delete(number)
+            damaged.append(number)
             continue
+        for number in damaged:
+            put_aside(Path(manager.directory) / str(number))
+        manager.reload()
         return Progress(**found)
     if failure is not None:
         raise CheckpointError(

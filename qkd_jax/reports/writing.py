@@ -12,24 +12,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Writes a file so that readers see the old or the new content, never a part, whatever dies and
     whoever else writes it; the new one is on the disk when this returns.
+
+    Without `sync` a power failure may leave an empty or partial file, which costs no wait for the
+    disk: for files with a checksum that can be computed again.
     """
     # Not tempfile's, whose files only their owner may read.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from qkd_jax.runs import manifest
 RENAMED = {"gaussians": "generator"}
 KEPT = 2  # the one before the newest is for the case that the newest is damaged
 PARTS = ("arrays", "meta")
+LATE = 0.5  # seconds in which the other writes or reads end once one has failed
 # What orbax raises for damaged files of a checkpoint whose hashes are not known.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, OSError)
 
@@ -171,13 +173,7 @@ class Checkpoints:
     def _quarantine(self, damaged: dict[int, str]) -> None:
         """Renames damaged checkpoints, so that they are kept to be looked at, and never read."""
         for number in damaged if hosts.is_first() else ():
-            name = f"damaged-{number}"
-            while (self._folder / name).exists():
-                name += "-again"
-            (self._folder / str(number)).rename(self._folder / name)
-            logger.warning("checkpoint %s was renamed to %s", number, self._folder / name)
-        if hosts.is_first():
-            sync_folder(self._folder)
+            put_aside(self._folder / str(number))
         hosts.wait()
         self._manager.reload()
 
@@ -231,10 +227,23 @@ class Checkpoints:
         return _with_arrays(state, arrays), kept["meta"]
 
 
+def put_aside(checkpoint: Path) -> None:
+    """Renames a damaged checkpoint to damaged-<number>, so that its number is free again, and tells
+    it.
+    """
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-again")
+    checkpoint.rename(aside)
+    sync_folder(checkpoint.parent)
+    logger.warning("checkpoint %s was renamed to %s", checkpoint.name, aside)
+
+
 @contextmanager
 def _without_late_complaints() -> Iterator[None]:
     """When one write or read fails, orbax ends its event loop, and threads that finish others print
-    a trace for each, also later. From a failure on these traces are left out, and nothing else.
+    a trace for each. These traces are left out, and nothing else: until the end of what is done
+    here and, after a failure, for `LATE` seconds more.
     """
     before = sys.excepthook
 
@@ -243,8 +252,13 @@ def _without_late_complaints() -> Iterator[None]:
             before(kind, error, trace)
 
     sys.excepthook = shown
-    yield
-    sys.excepthook = before  # not after an error
+    try:
+        yield
+    except Exception:
+        time.sleep(LATE)
+        raise
+    finally:
+        sys.excepthook = before
 
 
 def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:

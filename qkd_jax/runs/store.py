@@ -18,7 +18,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -37,6 +36,7 @@ from qkd_jax.nn import bert, encode, layers, pixels, tokens, vit
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.npz import DamagedArchive, read_npz
 from qkd_jax.paths import expanded
+from qkd_jax.reports.writing import write_atomically
 from qkd_jax.weights.fetch import cache_folder
 
 CHECKSUM_BYTES = 4
@@ -81,7 +81,7 @@ class Store:
         np.savez(content, **arrays)
         with contextlib.suppress(OSError):
             if shelf.make_room() >= content.tell():
-                _write_aside(shelf.folder / ARRAYS, content.getvalue())
+                write_atomically(shelf.folder / ARRAYS, content.getvalue())
 
 
 class Shelf:
@@ -152,7 +152,8 @@ class Shelf:
                 if self.room < 0:
                     return
                 checksum = zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big")
-                _write_aside(self.folder / digests[row].tobytes().hex(), payload + checksum)
+                row_file = self.folder / digests[row].tobytes().hex()
+                write_atomically(row_file, payload + checksum, sync=False)
         except OSError:
             self.room = -1
 
@@ -177,14 +178,6 @@ class Shelf:
                 shutil.rmtree(other, ignore_errors=True)
                 total -= sizes[other]
         return self.limit - total
-
-
-def _write_aside(path: Path, content: bytes) -> None:
-    """Writes a file under another name and renames it."""
-    handle, aside = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(aside, path)
 
 
 def _size_of(file: os.DirEntry) -> int:

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.same_run import files_of
 from qkd_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 240  # seconds; a starved machine is slow, not wrong
-# What a session marks as its own.
-SPENT = {"wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "compilations"} | {
-    *("training_images_per_second", "inference_images_per_second", "wall_s")
-}
-NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report", "files.json")
 RUNS = {
     "cdl": ("cdl", ("cdl.host=apt", "teacher.image_size=48")),
     "qd_llm": (
@@ -80,27 +76,6 @@ def started(name, out, texts, compiled):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def without_times(content):
-    if not isinstance(content, dict):
-        return content
-    return {k: without_times(v) for k, v in content.items() if k not in SPENT}
-
-
-def files_of(folder):
-    """Content of every file that says what was learned and predicted."""
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
-        if name.startswith(NOT_OF_THE_RUN):
-            continue
-        if name == "summary.json":
-            content = without_times(json.loads(content))
-        elif name.endswith(".jsonl"):
-            content = [without_times(json.loads(line)) for line in content.splitlines()]
-        found[name] = content
-    return found
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,15 @@ import threading
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 import qkd_jax
+from benchmarks.same_run import differences
 from qkd_jax.cli import main
-from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
 from qkd_jax.reports.ledger import Ledger, missing_files
-from qkd_jax.runs.checkpoint import Checkpoints
-from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.runs.folder import STEPS_PER_TASK
+from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
@@ -34,11 +32,6 @@ from qkd_jax.weights.load import load_backbone
 pytestmark = pytest.mark.floor
 
 SETTINGS = ("train.devices=1", "gate.encoding=angle", "train.checkpoint_every=3")
-# Of a summary: what may differ between two runs that did the same.
-OWN_TO_A_SESSION = {
-    *("wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "compilations"),
-    *("training_images_per_second", "inference_images_per_second"),
-}
 DEADLINE = 240  # seconds; a starved machine is slow, not wrong
 
 
@@ -99,42 +92,10 @@ def copy(folder, out):
     return target
 
 
-def learned(folder, backbone):
-    planned = plan(config()).config
-    state = verbs.init_state(jax.random.key(planned.seed), backbone, planned)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state, meta = checkpoints.restore(state)
-    meta.pop("spent")
-    return state, meta
-
-
-def check_equal(folder, reference, backbone):
+def check_equal(folder, reference):
     """Summary, log, predictions, matrix, order, parameters and optimiser state, to the byte."""
-    summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, reference)]
-    assert summaries[0]["finished"] is True
-    ours, theirs = ({k: s[k] for k in s.keys() - OWN_TO_A_SESSION} for s in summaries)
-    assert ours == theirs
-    logs = []
-    for f in (folder, reference):
-        records = [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
-        logs.append([{k: v for k, v in r.items() if k != "wall_s"} for r in records])
-    assert logs[0] == logs[1]
-    for name in ("matrix.json", "class_order.json", "config.json", "circuit.txt"):
-        assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
-    for t in range(3):
-        name = f"predictions/after_task_{t}.npz"
-        with np.load(folder / name) as a, np.load(reference / name) as b:
-            assert sorted(a) == sorted(b)
-            for key in a:
-                assert a[key].dtype == b[key].dtype and a[key].tobytes() == b[key].tobytes(), key
-    (a, meta_a), (b, meta_b) = (learned(f, backbone) for f in (folder, reference))
-    assert meta_a == meta_b
-    for x, y in zip(
-        jax.tree.leaves((a.trainable, a.opt_state, a.memory)),
-        jax.tree.leaves((b.trainable, b.opt_state, b.memory)),
-        strict=True,
-    ):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    assert json.loads((folder / "summary.json").read_text())["finished"] is True
+    assert differences(folder, reference) == []
 
 
 MOMENTS = {
@@ -170,13 +131,13 @@ def test_killed_again_and_again_ends_with_the_same_bytes(
         copy(folder, tmp_path / name)
     for name in moments[:-1]:
         run(config(), backbone, tmp_path / name)
-        check_equal(run_folder(tmp_path / name, config()), reference, backbone)
+        check_equal(run_folder(tmp_path / name, config()), reference)
     # The last one by the command line, in a process of its own.
     process = start(tmp_path / "chain", compiled)
     output, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, errors
     assert "continuing after task 2, step" in output and "after task" in output
-    check_equal(folder, reference, backbone)
+    check_equal(folder, reference)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +162,10 @@ def test_a_signal_saves_and_exits_130(reference, backbone, tmp_path, capsys, num
     assert f"saved in {folder}; the same command continues" in told.err
     assert "stopping after this step" in told.out
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-    state, _ = learned(folder, backbone)
-    assert int(state.task) in (1, 2)
+    saved = int(checkpoints_of(folder)[-1].name)
+    assert 1 <= saved // STEPS_PER_TASK <= 2
     run(config(), backbone, tmp_path)
-    check_equal(folder, reference, backbone)
+    check_equal(folder, reference)
 
 
 @pytest.fixture
@@ -247,7 +208,7 @@ def test_a_finished_run_that_lost_its_last_task_learns_it_again(
     if loss == "cut":
         assert f"checkpoint {newest.name} cannot be read (" in caplog.text
         assert (newest.parent / f"damaged-{newest.name}").is_dir()
-    check_equal(folder, reference, backbone)
+    check_equal(folder, reference)
     again = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert run(config(), backbone, tmp_path)["finished"]  # and is finished now
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == again
@@ -266,7 +227,7 @@ def test_torn_last_log_line_is_written_again(unfinished, reference, backbone, tm
     shutil.rmtree(checkpoints_of(unfinished)[-1])
     log.write_bytes(log.read_bytes()[:-20])
     run(config(), backbone, tmp_path)
-    check_equal(unfinished, reference, backbone)
+    check_equal(unfinished, reference)
 
 
 def test_missing_files_are_written_anew_with_the_same_bytes(reference, backbone, tmp_path, caplog):
@@ -278,7 +239,7 @@ def test_missing_files_are_written_anew_with_the_same_bytes(reference, backbone,
     run(config(), backbone, tmp_path)
     for name in names:
         assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
-    check_equal(folder, reference, backbone)
+    check_equal(folder, reference)
     assert "lost" not in caplog.text and missing_files(folder) == ()
 
 

@@ -41,7 +41,8 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["summary.json"]
 
 
-def test_file_and_folder_are_synced_in_this_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sync", [True, False])
+def test_file_and_folder_are_synced_in_this_order_or_not_at_all(sync, tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
 
     def noted(handle):
@@ -50,8 +51,10 @@ def test_file_and_folder_are_synced_in_this_order(tmp_path, monkeypatch):
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", noted)
-    write_atomically(tmp_path / "a.json", b"1")
-    assert synced == [("file", False), ("folder", True)]  # the name is there only in between
+    write_atomically(tmp_path / "a.json", b"1", sync=sync)
+    # The name is there only in between.
+    assert synced == ([("file", False), ("folder", True)] if sync else [])
+    assert (tmp_path / "a.json").read_bytes() == b"1"
 
 
 def test_others_may_read_what_the_umask_allows(tmp_path):

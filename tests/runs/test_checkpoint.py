@@ -329,11 +329,16 @@ def test_late_complaints_of_a_failed_save_are_left_out_and_nothing_else(monkeypa
     shown = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(str(error)))
     before = sys.excepthook
+
+    def complain(_):
+        for error in (RuntimeError("Event loop is closed"), RuntimeError("a mistake")):
+            sys.excepthook(type(error), error, None)
+
     with checkpoint._without_late_complaints():
         pass
     assert sys.excepthook is before
+    # The other writes end while the failed one waits for them.
+    monkeypatch.setattr(checkpoint.time, "sleep", complain)
     with pytest.raises(OSError), checkpoint._without_late_complaints():
         raise OSError("full")
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("a mistake")):
-        sys.excepthook(type(error), error, None)
-    assert shown == ["a mistake"]
+    assert shown == ["a mistake"] and sys.excepthook is before

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import qkd_jax
+from benchmarks.same_run import files_of
 from qkd_jax.engine.verbs import teacher_config, teacher_outputs
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.learners import linear_probe, shape
@@ -30,10 +31,6 @@ from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone, tiny_random_text
 
 pytestmark = pytest.mark.usefixtures("compiled", "pupil")
-OWN_TO_A_SESSION = {"wall_seconds", "train_seconds", "eval_seconds", "peak_memory_mb"} | {
-    *("compilations", "training_images_per_second", "inference_images_per_second")
-}
-NOT_OF_THE_RUN = ("checkpoints/", ".lock", "environment", "figures/", "report", "files.json")
 
 
 def teaching(config):
@@ -94,30 +91,6 @@ def finished(pupil, compiled, backbones, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     summary = run(config_of(), backbones[0], out, teacher=backbones[1])
     return run_folder(out, config_of()), summary
-
-
-def files_of(folder):
-    """Content of every file that a session does not mark as its own."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name.startswith(NOT_OF_THE_RUN):
-            continue
-        content = path.read_bytes()
-        if name == "summary.json":
-            content = without_session(json.loads(content))
-        elif name.endswith(".jsonl"):
-            lines = [json.loads(line) for line in content.splitlines()]
-            content = [{k: v for k, v in line.items() if k != "wall_s"} for line in lines]
-        found[name] = content
-    return found
-
-
-def without_session(values):
-    if not isinstance(values, dict):
-        return values
-    kept = {k: v for k, v in values.items() if k not in OWN_TO_A_SESSION}
-    return {name: without_session(value) for name, value in kept.items()}
 
 
 def test_the_teacher_learns_as_it_does_alone(finished, backbones, tmp_path):

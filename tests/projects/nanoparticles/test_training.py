@@ -208,8 +208,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, monkeypat
         if file.is_file():
             file.write_bytes(b"")
     lines = []
-    train_stage(line_stage(), tmp_path / "cut", 0, {}, 3, lines.append)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("projects.nanoparticles.training.save_params", _full_disk)
+        train_stage(line_stage(), tmp_path / "cut", 0, {}, 3, lines.append)
     assert lines[0] == "pdf_vae: going on at step 6 of 8"
+    assert newest.is_dir() and newest.with_name("damaged-8").is_dir()  # kept to be looked at
+    train_stage(line_stage(), tmp_path / "cut", 0, {}, 3, print)
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
 
 
