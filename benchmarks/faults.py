@@ -55,6 +55,11 @@ PLACES = (
     ("writing a file of the run", "ledger.py", "write|grow"),
     ("before the first task", "loop.py", "run"),
 )
+# So that only the first run of a method compiles.
+CACHED = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 COMMIT = "between the data of a checkpoint and its name"  # told by the folder
 DEEP = "deeper than a trace shows"  # a hundred calls, as in JAX's tracing
 # From here on a process is its own; what it imports is there before, which saves half of the time.
@@ -133,7 +138,7 @@ class Session:
         """Processor seconds of the process so far: on a busy machine the clock says little."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        except FileNotFoundError:  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
             return self._spent
         self._spent = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return self._spent
@@ -293,8 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     work = Path(tempfile.gettempdir()) / "qkd_jax_faults" / package_code()[:16]
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(work / "compiled"))
-    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    os.environ |= CACHED
     here = {"seed": options.seed, "settings": list(SETTINGS), **provenance()}
     campaign = {"runs": []}
     if options.record.exists():

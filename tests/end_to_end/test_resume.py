@@ -8,6 +8,7 @@ in this process, so that every kill is judged alone.
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from benchmarks.same_run import differences
 from qkd_jax.cli import main
 from qkd_jax.errors import CheckpointError
 from qkd_jax.reports.ledger import Ledger, missing_files
+from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import STEPS_PER_TASK
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
@@ -193,7 +195,8 @@ def cut(checkpoint):
 
 
 def checkpoints_of(folder):
-    return sorted((folder / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    paths = (path for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(paths, key=lambda path: int(path.name))
 
 
 @pytest.mark.parametrize("loss", ["cut", "gone"])
@@ -257,6 +260,44 @@ def test_what_cannot_be_made_anew_is_told_once(reference, backbone, tmp_path, ca
     assert (folder / "matrix.json").read_bytes() == matrix
     run(config(), backbone, tmp_path)
     assert caplog.text.count("is lost") == 2
+
+
+def test_a_disk_that_is_full_within_a_run_is_one_error_and_the_run_goes_on_later(
+    reference, tmp_path, monkeypatch, capsys
+):
+    """The system refuses every file above a size, from a checkpoint in the second task on."""
+    save = Checkpoints.save
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def into_little_room(self, number, *given):
+        if number > STEPS_PER_TASK:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+        save(self, number, *given)
+
+    folder = run_folder(tmp_path, config())
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", into_little_room)
+        try:
+            assert main(arguments(tmp_path)) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: cannot save a checkpoint in {folder / 'checkpoints'}: ")
+    assert "Make room" in told and told.count("\n") == 1
+    assert checkpoints_of(folder)[-1].name == str(STEPS_PER_TASK)
+    assert main(arguments(tmp_path)) == 0
+    check_equal(folder, reference)
+
+
+def test_a_run_of_a_newer_version_is_refused_with_the_setting_that_is_unknown(
+    unfinished, tmp_path, capsys
+):
+    settings = json.loads((unfinished / "config.json").read_text()) | {"since_added": 1}
+    Ledger(unfinished).read().write({"config.json": json.dumps(settings).encode()})
+    assert main(arguments(tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {unfinished / 'config.json'} cannot be used: ")
+    assert "since_added" in told and told.count("\n") == 1
 
 
 def test_a_deleted_config_lets_no_run_continue_under_other_settings(unfinished, backbone, tmp_path):
