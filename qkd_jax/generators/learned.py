@@ -39,7 +39,7 @@ class DriftSettings:
     """A network that draws features: drifting (arXiv 2602.04770), gradient flow (2603.10592)."""
 
     steps: int = setting(1000, low=1)  # for each task
-    learning_rate: float = setting(1e-3, above=0)
+    learning_rate: float = setting(1e-3, above=0, end_rate="params")
     # Classes in a step, and for each of them as many samples and as many features.
     labels: int = setting(8, low=1)
     samples: int = setting(32, low=2)

@@ -49,7 +49,7 @@ class AlignmentSettings:
     # Added to every variance; with few images the covariance is singular.
     jitter: float = setting(1e-4, above=0)
     epochs: int = setting(30, low=0)
-    learning_rate: float = setting(0.005, low=0, end_rate=True)
+    learning_rate: float = setting(0.005, low=0, end_rate="*")
     # Features drawn per class and epoch, and per batch; 0 = five times train.batch_size.
     samples: int = setting(0, low=0)
     # Epochs from the full rate to zero, then up again; 0 = `epochs`.

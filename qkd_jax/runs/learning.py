@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -177,7 +178,7 @@ class Learning:
         self.model.freeze(features)
         self._fill(features, self.learner.slots.at_end(task.index), task.classes)
         self.model.finish(features)
-        self._need_finite("when the task ended", end_rate(self.config))
+        self._need_finite("when the task ended", partial(end_rate, self.config))
         self.books.end_lap("train")
 
     def _train(self, task: Task, features: SlotFeatures, save, asked) -> None:
@@ -206,9 +207,10 @@ class Learning:
                     done += 1
                     record = {name: float(value) for name, value in values.items()}
                     self.books.end_step(images)
-                    bad = [name for name, value in record.items() if not np.isfinite(value)]
-                    if "loss" in bad:
-                        raise self._diverged(", ".join(bad), f"step {done}", self._rate)
+                    if not np.isfinite(record["loss"]):
+                        self.model.take(join(held, moving))
+                        what = ["loss", *filter(None, [self._not_finite()])]
+                        raise self._diverged(" and ".join(what), f"step {done}", self._rate)
                     log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
                     self.progress.update(1, images, record, epoch, epochs)
                     due = done % train.checkpoint_every == 0 and done < num_steps
@@ -223,7 +225,7 @@ class Learning:
     def _take(self, trained: LearnerState, step: int) -> None:
         """Continues with what the steps up to `step` trained, unless it is not finite."""
         self.model.take(trained)
-        self._need_finite(f"step {step}", self._rate)
+        self._need_finite(f"step {step}", lambda path: self._rate)
 
     def _log_line(self, task: Task, epoch: int, step: int, record: dict) -> dict[str, Any]:
         return {
@@ -252,7 +254,13 @@ class Learning:
         return {name: values for name, values in found.items() if values is not None}
 
     def _record(self, task: Task, rows, scores, relevance) -> None:
-        """Writes what was measured after a task on the test images `rows`."""
+        """Writes what was measured after a task on the test images `rows`.
+
+        Raises:
+          QkdError: an image has no largest score; those of classes not yet seen are -inf.
+        """
+        if not np.isfinite(scores.max(axis=1)).all():
+            raise self._diverged(f"scores of test {self.data.test.noun}s", "in evaluation", "")
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
         predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
         self.accuracies = self.accuracies.after(task.index, predicted, self.task_of_class)
@@ -316,12 +324,15 @@ class Learning:
         self.books.extracted += (features.computed - before) * count
         return rows
 
-    def _need_finite(self, when: str, rate: str) -> None:
+    def _need_finite(self, when: str, rate_of: Callable[[str], str]) -> None:
+        """`rate_of`: the path of an array -> the setting of the learning rate that trained it."""
+        if bad := self._not_finite():
+            raise self._diverged(bad, when, rate_of(bad))
+
+    def _not_finite(self) -> str | None:
         from qkd_jax.runs.checkpoint import not_finite
 
-        bad = not_finite(self.state)
-        if bad:
-            raise self._diverged(bad, when, rate)
+        return not_finite(self.state)
 
     def _diverged(self, what: str, when: str, rate: str) -> QkdError:
         """The error for `what` that is not finite; `rate`: the setting of its learning rate."""

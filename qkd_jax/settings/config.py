@@ -224,13 +224,17 @@ def changeable_settings() -> frozenset[str]:
     )
 
 
-def end_rate(config: Config) -> str:
-    """The name of the learning rate used when a task ends; "" where nothing is trained then."""
-    for name, section in config.own:
-        for declared in dataclasses.fields(section):
-            if rule_of(declared).end_rate:
-                return f"{name}.{declared.name}"
-    return ""
+def end_rate(config: Config, path: str) -> str:
+    """The name of the learning rate that trains an array when a task ends; "" for none.
+
+    `path`: of the array, names with dots between them.
+    """
+    rates = {
+        rule_of(declared).end_rate: f"{name}.{declared.name}"
+        for name, section in config.own
+        for declared in dataclasses.fields(section)
+    }
+    return next((rates[name] for name in (*path.split("."), "*") if name in rates), "")
 
 
 def settings(config: Config, *, has_steps: bool = True) -> list[tuple[str, Any, str]]:

@@ -27,7 +27,8 @@ class Rule:
       zero: what 0 stands for, such as "all"; error messages say so.
       may_change: True where another value cannot change a result, so that a run may continue with
         it: paths, devices, batch sizes of evaluation.
-      end_rate: True for the learning rate of what is trained when a task ends.
+      end_rate: of a learning rate that is used when a task ends: a name on the paths of the arrays
+        that it trains; "*" for all that no other such rate trains.
       of_steps: True for what only methods with optimisation steps read.
     """
 
@@ -37,7 +38,7 @@ class Rule:
     below: float = math.inf
     zero: str = ""
     may_change: bool = False
-    end_rate: bool = False
+    end_rate: str = ""
     of_steps: bool = False
 
     def allows(self, value: Any) -> bool:

@@ -4,6 +4,7 @@ All runs here have one config, so that they share what is compiled; it is the ex
 """
 
 import json
+import re
 import time
 
 import jax
@@ -20,6 +21,7 @@ from qkd_jax.reports.tables import write_results
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
+from qkd_jax.runs.model import Model
 from qkd_jax.runs.progress import NullProgress
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.settings.config import override
@@ -379,7 +381,9 @@ def test_nan_loss_stops_and_names_task_and_step(backbone, tmp_path):
     with pytest.raises(QkdError) as stopped:
         run(smoke(*settings, "train.learning_rate=1e30"), backbone, tmp_path)
     message = str(stopped.value)
-    assert "NaN or infinite" in message and "task 1 of 3" in message and "step " in message
+    assert re.match(
+        r"loss and [a-z_]+\.[a-z_.0-9]+ became NaN or infinite in task 1 of 3, step \d+; ", message
+    )
     folder = run_folder(tmp_path, smoke(*settings))
     assert str(folder / "checkpoints") in message and "learning_rate" in message
     config = plan(smoke(*settings)).config
@@ -396,6 +400,16 @@ def test_nan_loss_stops_and_names_task_and_step(backbone, tmp_path):
         ("mos", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
         ("tuna", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
         ("qkd", ("gate.calibration_rate=1e38",), "gate.calibration_rate"),
+        (
+            "replay",
+            ("alignment.generator=drifting", "drift.learning_rate=1e38", "drift.steps=3"),
+            "drift.learning_rate",
+        ),
+        (
+            "replay",
+            ("alignment.generator=drifting", "alignment.learning_rate=1e25", "drift.steps=3"),
+            "alignment.learning_rate",
+        ),
     ],
 )
 def test_what_diverges_when_a_task_ends_names_its_own_rate(
@@ -406,6 +420,24 @@ def test_what_diverges_when_a_task_ends_names_its_own_rate(
     message = str(stopped.value)
     assert f"Lower {rate} " in message and "train.learning_rate" not in message
     assert "of 3, when the task ended" in message
+    assert re.match(r"(trainable|memory)\.[a-z_.0-9]+ became NaN", message)
+
+
+def test_scores_that_are_not_finite_are_not_counted(backbone, tmp_path, monkeypatch):
+    """Of a finite state too, whose features may overflow."""
+    scores = Model.scores
+
+    def overflowed(self, *given):
+        for values, *rest in scores(self, *given):
+            values = np.array(values)
+            values[0] = np.nan
+            yield values, *rest
+
+    monkeypatch.setattr(Model, "scores", overflowed)
+    told = r"scores of test images became NaN or infinite in task 1 of 3, in evaluation"
+    with pytest.raises(QkdError, match=told):
+        run(smoke("simplecil"), backbone, tmp_path)
+    assert not (run_folder(tmp_path, smoke("simplecil")) / "predictions").exists()
 
 
 def test_several_seeds_give_mean_and_sd(finished, backbone, tmp_path):

@@ -50,7 +50,7 @@ class GateSettings:
     # Calibration steps on pseudo-features when a task ends; 0 = never calibrated.
     calibration_steps: int = setting(200, low=0, zero="never taught")
     calibration_batch: int = setting(128, low=1)
-    calibration_rate: float = setting(0.01, low=0, end_rate=True)
+    calibration_rate: float = setting(0.01, low=0, end_rate="*")
     # Factor on the noise, since unseen images vary more than the stored covariance says.
     calibration_noise: float = setting(2.0, low=0)
     whiten: bool = True  # compare in the metric of the stored within-class covariance
