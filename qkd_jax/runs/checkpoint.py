@@ -9,7 +9,7 @@ import dataclasses
 import gc
 import logging
 import sys
-import time
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ from qkd_jax.runs import manifest
 RENAMED = {"gaussians": "generator"}
 KEPT = 2  # the one before the newest is for the case that the newest is damaged
 PARTS = ("arrays", "meta")
-LATE = 0.5  # seconds in which the other writes or reads end once one has failed
+LATE = 10  # seconds in which the other writes or reads end once one has failed
 # What orbax raises for damaged files of a checkpoint whose hashes are not known.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, OSError)
 
@@ -242,23 +242,28 @@ def put_aside(checkpoint: Path) -> None:
 @contextmanager
 def _without_late_complaints() -> Iterator[None]:
     """When one write or read fails, orbax ends its event loop, and threads that finish others print
-    a trace for each. These traces are left out, and nothing else: until the end of what is done
-    here and, after a failure, for `LATE` seconds more.
+    a trace for each. These traces are left out, and nothing else: until what is done here ends and,
+    if it fails, for `LATE` seconds more.
     """
-    before = sys.excepthook
+    before = getattr(sys.excepthook, "before", sys.excepthook)  # of an earlier failure's too
 
     def shown(kind, error, trace):
         if (kind, str(error)) != (RuntimeError, "Event loop is closed"):
             before(kind, error, trace)
 
-    sys.excepthook = shown
+    def put_back():
+        if sys.excepthook is shown:
+            sys.excepthook = before
+
+    shown.before, sys.excepthook = before, shown
     try:
         yield
-    except Exception:
-        time.sleep(LATE)
+    except BaseException:
+        later = threading.Timer(LATE, put_back)
+        later.daemon = True  # the process need not wait for it
+        later.start()
         raise
-    finally:
-        sys.excepthook = before
+    put_back()
 
 
 def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:

@@ -41,6 +41,19 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["summary.json"]
 
 
+def test_a_read_only_file_system_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    """Which refuses to remove what could not be written, too."""
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system", "another name")
+
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(OSError, match="Read-only") as failed:
+        write_atomically(tmp_path / "summary.json", b"1")
+    assert failed.value.filename == str(tmp_path / "summary.json")
+
+
 @pytest.mark.parametrize("sync", [True, False])
 def test_file_and_folder_are_synced_in_this_order_or_not_at_all(sync, tmp_path, monkeypatch):
     synced, fsync = [], os.fsync

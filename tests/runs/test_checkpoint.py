@@ -326,19 +326,31 @@ def test_a_disk_that_refuses_is_one_clear_error(state, tmp_path, monkeypatch):
 
 def test_late_complaints_of_a_failed_save_are_left_out_and_nothing_else(monkeypatch):
     """A thread that finishes a write finds orbax's event loop closed, and Python prints a trace."""
-    shown = []
-    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(str(error)))
-    before = sys.excepthook
+    shown, timers = [], []
 
-    def complain(_):
-        for error in (RuntimeError("Event loop is closed"), RuntimeError("a mistake")):
-            sys.excepthook(type(error), error, None)
+    def before(kind, error, trace):
+        shown.append(str(error))
 
+    class Timer:
+        def __init__(self, seconds, call):
+            self.call = call
+            timers.append(self)
+
+        def start(self):
+            assert self.daemon
+
+    monkeypatch.setattr(sys, "excepthook", before)
+    monkeypatch.setattr(checkpoint.threading, "Timer", Timer)
     with checkpoint._without_late_complaints():
         pass
+    assert sys.excepthook is before and not timers
+    for _ in range(2):
+        with pytest.raises(OSError), checkpoint._without_late_complaints():
+            raise OSError("full")
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("a mistake")):
+        sys.excepthook(type(error), error, None)
+    assert shown == ["a mistake"]
+    timers[0].call()  # of the first failure, when the second one needs it longer
+    assert sys.excepthook is not before
+    timers[1].call()
     assert sys.excepthook is before
-    # The other writes end while the failed one waits for them.
-    monkeypatch.setattr(checkpoint.time, "sleep", complain)
-    with pytest.raises(OSError), checkpoint._without_late_complaints():
-        raise OSError("full")
-    assert shown == ["a mistake"] and sys.excepthook is before
