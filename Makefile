@@ -46,7 +46,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz faults lint format lock clean
+.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz faults lint format lock clean browser
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -107,6 +107,12 @@ lock: $(VENV)/.installed-dev
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 --upgrade \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 	  --output-file requirements-lock.txt --quiet
+
+# The pages of reports are tested in a real browser; without one those tests are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
+	  echo "no Chromium on the path, and none could be installed: tests in a browser will be skipped"
 
 .PHONY: prepare-%
 prepare-%: $(VENV)/.installed-tfds

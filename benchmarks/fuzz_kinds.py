@@ -97,7 +97,7 @@ def run() -> Kind:
     """A run folder of which one file is changed; its page and table are made from it."""
     from qkd_jax.protocol import metrics
     from qkd_jax.reports.files import read_run
-    from qkd_jax.reports.page import _page
+    from qkd_jax.reports.run_page import page_of
     from qkd_jax.reports.tables import console_table
 
     correct, total = np.array([[4, 0], [3, 4]]), np.array([[5, 0], [5, 5]])
@@ -136,7 +136,7 @@ def run() -> Kind:
         try:
             files = read_run(folder)
             console_table(files.summary, files.correct, files.total)
-            return _page(files, {})
+            return page_of(files)
         finally:
             (folder / name).write_bytes(examples[name])
 

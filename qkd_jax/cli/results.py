@@ -36,8 +36,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from qkd_jax.reports.files import read_json
-    from qkd_jax.reports.page import write_report
-    from qkd_jax.reports.tables import write_results
+    from qkd_jax.reports.results import write_results
+    from qkd_jax.reports.run_page import write_report
 
     if (options.folder / "config.json").is_file():
         print(f"report: {write_report(options.folder)}")
@@ -51,7 +51,8 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _record(options: argparse.Namespace) -> None:
-    from qkd_jax.reports.tables import record_runs, write_results
+    from qkd_jax.reports.records import record_runs
+    from qkd_jax.reports.results import write_results
 
     copies = record_runs(options.folder, options.target)
     print(f"{len(copies)} runs: {write_results(options.target / options.folder.name)}")

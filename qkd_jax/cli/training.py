@@ -47,8 +47,8 @@ def _run(options: argparse.Namespace) -> int:
     from qkd_jax.engine import hosts
     from qkd_jax.engine.compiled_programs import keep_compiled_programs
     from qkd_jax.engine.verbs import teacher_config
-    from qkd_jax.reports.page import write_report
-    from qkd_jax.reports.tables import write_results
+    from qkd_jax.reports.results import write_results
+    from qkd_jax.reports.run_page import write_report
     from qkd_jax.runs.loop import Interrupted, run, run_folder
     from qkd_jax.weights.load import backbone_of
 
@@ -109,8 +109,9 @@ def _compare(options: argparse.Namespace) -> int:
 
     from qkd_jax.cli.compare import core_shares, planned_runs, run_all, without_finished
     from qkd_jax.reports.files import read_json
-    from qkd_jax.reports.page import write_report
-    from qkd_jax.reports.tables import comparison_table, write_results
+    from qkd_jax.reports.results import write_results
+    from qkd_jax.reports.run_page import write_report
+    from qkd_jax.reports.tables import comparison_table
     from qkd_jax.weights.load import fields_of
 
     methods = options.methods.replace(",", " ").split()

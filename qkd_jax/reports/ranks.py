@@ -24,6 +24,31 @@ from qkd_jax.reports.predictions import Predictions, read_predictions
 MEASURES = ("average", "last")
 
 
+def rankable(folder: Path, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that can be ranked together: the most that have predictions of the same
+    test images by the same seeds, in the order given. Methods without runs or with damaged files
+    are left out.
+    """
+    groups: dict[tuple, list[str]] = {}
+    for method in methods:
+        try:
+            read = {name: _predictions(run).images for name, run in _seeds(folder / method).items()}
+        except DataError:
+            continue
+        if read:
+            groups.setdefault(tuple(sorted(read.items())), []).append(method)
+    return max(groups.values(), key=len, default=[])
+
+
+def _seeds(method: Path) -> dict[int, Path]:
+    """The runs of a method, by seed."""
+    return {
+        int(path.name[4:]): path
+        for path in method.glob("seed*")
+        if re.fullmatch(r"seed\d+", path.name)
+    }
+
+
 def outcomes(folder: Path, methods: Sequence[str], measure: str) -> dict[str, np.ndarray]:
     """For each method the `comparison` values [S, N] of its seeds in results/<stream>.
 
@@ -33,11 +58,7 @@ def outcomes(folder: Path, methods: Sequence[str], measure: str) -> dict[str, np
     """
     found, images, seeds_of = {}, {}, {}
     for method in methods:
-        runs = {
-            int(path.name[4:]): path
-            for path in (folder / method).glob("seed*")
-            if re.fullmatch(r"seed\d+", path.name)
-        }
+        runs = _seeds(folder / method)
         if not runs:
             raise DataError(f"{folder / method}: expected runs, seed<k>, found none")
         read = {seed: _predictions(runs[seed]) for seed in sorted(runs)}

@@ -362,7 +362,7 @@ def test_a_report_that_cannot_be_drawn_stops_no_other_run(capsys, tmp_path, monk
             finished(run)
         return compare.Outcome([], False)
 
-    monkeypatch.setattr("qkd_jax.reports.page.write_report", broken_once)
+    monkeypatch.setattr("qkd_jax.reports.run_page.write_report", broken_once)
     monkeypatch.setattr(compare, "run_all", all_at_once)
     if command == "run":
         arguments = [*QUICK, "--seed", "1 2"]

@@ -11,7 +11,7 @@ from qkd_jax.cli import main
 from qkd_jax.data.sources import load_split
 from qkd_jax.engine.engine import Engine
 from qkd_jax.reports.files import read_run
-from qkd_jax.reports.page import write_report
+from qkd_jax.reports.run_page import write_report
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment

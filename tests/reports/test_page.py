@@ -1,7 +1,6 @@
 """Reports from a fake run folder whose every number is known."""
 
 import ast
-import base64
 import io
 import itertools
 import json
@@ -16,68 +15,12 @@ import pytest
 
 from qkd_jax.errors import DataError
 from qkd_jax.protocol import metrics
-from qkd_jax.reports import figures
-from qkd_jax.reports import page as report
+from qkd_jax.reports import charts, facts, figures
+from qkd_jax.reports import run_page as report
 from qkd_jax.reports.files import read_records, read_run
-from qkd_jax.reports.tables import comparison_table, console_table, write_results
-
-CIRCUIT = """0: ──RY(0.10)─╭●────┤ ╭Probs
-1: ──RY(0.20)─╰X─╭●─┤ ├Probs
-2: ──RY(0.30)────╰X─┤ ╰Probs"""
-
-
-def write_run(folder, num_tasks=3, finished=True, relevance=True, **summary):
-    """A run of `num_tasks` tasks of 2 classes, 4 test images a class, one error in every task."""
-    (folder / "predictions").mkdir(parents=True)
-    correct, total = metrics.empty_matrix(num_tasks)
-    task_of_class = np.repeat(np.arange(num_tasks), 2)
-    for stage in range(num_tasks):
-        labels = np.repeat(np.arange(2 * (stage + 1)), 4)
-        predictions = labels.copy()
-        predictions[::8] = (labels[::8] + 1) % (2 * num_tasks)
-        correct, total = metrics.record(correct, total, stage, labels, predictions, task_of_class)
-        arrays = {
-            "id": np.array([f"image-{n}" for n in range(len(labels))]),
-            "label": labels,
-            "task": task_of_class[labels],
-            "predicted": predictions,
-            "top5": np.tile(predictions[:, None], 5),
-        }
-        if relevance:  # padded to the number of tasks, uniform but for the true task
-            weights = np.where(np.arange(num_tasks) <= stage, 0.5 / (stage + 1), 0.0)
-            arrays["relevance"] = np.tile(weights, (len(labels), 1))
-            arrays["relevance"][np.arange(len(labels)), arrays["task"]] += 0.5
-        np.savez(folder / f"predictions/after_task_{stage}.npz", **arrays)
-    numbers = metrics.summarise(correct, total) | {
-        "experiment": "toy",
-        "method": "qkd",
-        "variant": "",
-        "seed": 1,
-        "num_tasks": num_tasks,
-        "routing_accuracy": 100.0,
-        "wall_seconds": 12.5,
-        "training_images_per_second": 800.0,
-        "trainable_parameters": 1189632,
-        "finished": finished,
-    }
-    matrix = {"correct": correct.tolist(), "total": total.tolist()}
-    environment = {"note": "<script>alert(1)</script>"}
-    for name, content in (
-        ("summary", numbers | summary),
-        ("matrix", matrix),
-        ("config", {"method": "qkd", "seed": 1, "train": {"epochs": 5}}),
-        ("environment", environment),
-    ):
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as stream:
-        for step in range(6 * num_tasks):
-            line = {"step": step, "task": step // 6, "images_seen": 32 * (step + 1)}
-            line |= {"loss": 1 / (step + 1), "loss_ce": 0.9 / (step + 1), "epoch": 0}
-            if step >= 6:
-                line |= {"loss_kd": 0.1, "gate_entropy": 0.5, "note": None}
-            stream.write(json.dumps(line) + "\n")
-    (folder / "circuit.txt").write_text(CIRCUIT, encoding="utf-8")
-    return correct, total
+from qkd_jax.reports.results import write_results
+from qkd_jax.reports.tables import comparison_table, console_table
+from tests.reports.fake_run import CIRCUIT, write_run
 
 
 def shape_of_png(data):
@@ -89,7 +32,7 @@ def shape_of_png(data):
 ALL_FIGURES = {"accuracy_curve", "accuracy_matrix", "relevance", "routing", "loss", "circuit"}
 
 
-def test_report_has_every_figure_and_the_page_holds_them(tmp_path):
+def test_report_has_every_figure_and_the_page_every_number(tmp_path):
     folder = tmp_path / "seed1"
     write_run(folder)
     page = report.write_report(folder)
@@ -100,15 +43,14 @@ def test_report_has_every_figure_and_the_page_holds_them(tmp_path):
         assert 400 <= width <= 2400 and 150 <= height <= 1600
 
     text = page.read_text(encoding="utf-8")
-    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert {base64.b64decode(data) for data in embedded} == set(pictures.values())
     assert not re.findall(r'(?:src|href)="(?!data:)', text)  # self-contained
-    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert "<td>average_accuracy</td><td>87.50</td>" in text  # 7 of 8 right in every task
     assert "<td>trainable_parameters</td><td>1,189,632</td>" in text
     # Task 1: 2 classes, 8 images, learned, best and last 87.5, no forgetting, routed rightly.
-    row = "<td>1</td><td>2</td><td>8</td><td>87.50</td><td>87.50</td><td>87.50</td><td>0.00</td>"
-    assert row + "<td>100.00</td>" in text
+    values = (1, 2, 8, 87.5, 87.5, 87.5, 0, 100)
+    row = "".join(rf'<td class="number" data-value="{value:.1f}">[\d.]+</td>' for value in values)
+    assert re.search(row, text)
     assert "not finished" not in text
     assert not list(folder.rglob("*.part"))
 
@@ -125,7 +67,7 @@ def test_report_warns_of_leaked_and_removed_images(tmp_path):
     assert "train/a/&lt;1&gt;.png = test/a/2.png" in text
     assert "removed between sessions of the run: 1, the first of them train/c/9.png" in text
     (folder / "environment.json").write_text(json.dumps({"leaked_test_images": []}))
-    assert "class=warning" not in report.write_report(folder).read_text()
+    assert 'class="warning"' not in report.write_report(folder).read_text()
 
 
 def test_report_of_an_interrupted_run_shows_what_there_is(tmp_path):
@@ -451,3 +393,100 @@ def test_the_rim_needs_only_numpy_when_imported():
         allowed = {f"qkd_jax.{room}" for room in ("errors", "npz", "paths", *rooms)}
         assert ours <= allowed, path
         assert found - ours <= {"numpy"} | sys.stdlib_module_names, path
+
+
+def test_the_headline_says_what_was_measured(tmp_path):
+    """3 tasks of 8 images, one wrong in each: 87.5 %, with a standard error of 6.8 points."""
+    write_run(tmp_path / "seed1", within_task_last_accuracy=95.5)
+    found = facts.headline_of(read_run(tmp_path / "seed1"))
+    shown = [(number["text"], number["meaning"]) for number in found["numbers"]]
+    assert shown == [
+        ("87.5 %", "of 24 test images right after 3 tasks"),
+        ("87.5 %", "right on average over the tasks"),
+        ("0.0", "points forgotten of the best on older tasks"),
+        ("100.0 %", "routed to the true task (chance: 33 %)"),
+    ]
+    words = " ".join(found["words"])
+    assert "standard error of this share is 6.8 points" in words
+    assert "95.5 % would be right: the rest of the mistakes (8.0 points) are between" in words
+    assert "1,189,632 numbers were trained for each task" in words
+    assert facts.headline_of(read_run(tmp_path)) is None
+
+
+def test_what_was_forgotten_is_counted_from_the_best_until_then():
+    nan = math.nan
+    matrix = np.array([[50.0, nan, nan], [80.0, 90.0, nan], [70.0, 95.0, 60.0]])
+    expected = [[0, nan, nan], [0, 0, nan], [10, 0, 0]]
+    np.testing.assert_array_equal(facts.forgotten(matrix), expected)
+
+
+def test_classes_and_confusions_name_what_went_wrong(tmp_path):
+    """Image 0 of every even class is taken for the class after it, learned in the same task."""
+    write_run(tmp_path / "seed1")
+    names = ["ape", "bee", "cat", "dog", "eel", "fox"]
+    run = read_run(tmp_path / "seed1")
+    found = facts.class_rows(run, names)
+    assert found["words"] == "Of 6 classes 3 are always named rightly and 0 never."
+    first, *_, last = found["rows"]
+    assert first[0] == "ape" and first[3] == {"value": 75.0, "text": "75.0"}
+    assert first[4] == "bee (1)" and last[4] == ""
+    confused = facts.confusion_rows(run, names)
+    assert [(row[0], row[1], row[2]["value"], row[3]) for row in confused] == [
+        ("ape", "bee", 1.0, "yes"), ("cat", "dog", 1.0, "yes"), ("eel", "fox", 1.0, "yes"),
+    ]  # fmt: skip
+    assert facts.confusion_rows(run, [])[0][0] == "class 0"
+
+
+def test_seconds_of_a_task_that_two_sessions_made_are_not_told(tmp_path):
+    write_run(tmp_path / "seed1")
+    lines = [(0, 1.0), (0, 4.5), (1, 7.0), (1, 2.0), (1, 9.0), (2, 11.0)]
+    (tmp_path / "seed1/metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"task": t, "step": n, "images_seen": n, "wall_s": s}) + "\n"
+            for n, (t, s) in enumerate(lines)
+        )
+    )
+    assert facts.seconds_of_tasks(read_run(tmp_path / "seed1")) == {0: 3.5}
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (0.0, 100.0, [0, 20, 40, 60, 80, 100]),
+        (86.8, 97.5, [85, 90, 95, 100]),
+        (0.0013, 0.0031, [0.001, 0.0015, 0.002, 0.0025, 0.003, 0.0035]),
+        (5.0, 5.0, [4.4, 4.6, 4.8, 5.0, 5.2, 5.4, 5.6]),
+    ],
+)
+def test_ticks_are_round_and_hold_the_range(low, high, expected):
+    found = charts.nice_ticks(low, high)
+    assert found[0] <= low and found[-1] >= high
+    if low < high:
+        assert found == expected
+
+
+def test_a_chart_puts_values_where_they_belong_and_leaves_gaps():
+    chart = charts.line_chart("t", {"a": [0.0, 10.0, None, 5.0], "b": [math.nan]}, list("wxyz"))
+    # The drawing is 720 x 300: 654 across from 52, 242 up from 256.
+    assert chart.places == (52.0, 270.0, 488.0, 706.0)
+    assert chart.lines[0].path == "M52 256L270 14M706 135h0"
+    assert chart.lines[0].end == (706.0, 135.0)
+    assert chart.lines[1].path == "" and chart.lines[1].end is None
+    assert json.loads(chart.data)["lines"][0]["values"] == [0.0, 10.0, None, 5.0]
+    assert charts.line_chart("t", {"a": [math.nan]}, ["w"]) is None
+
+
+def test_the_page_of_a_comparison_ranks_those_that_can_be(tmp_path):
+    """Two methods with the same images and seeds; one of another seed; a second stream."""
+    for stream in ("toy", "more"):
+        for method, seeds in (("a", (1, 2)), ("b", (1, 2)), ("c", (1,))):
+            for seed in seeds:
+                write_run(tmp_path / f"{stream}/{method}/seed{seed}", seed=seed)
+        write_results(tmp_path / stream)
+    text = (tmp_path / "more/report.html").read_text()
+    assert "so not ranked: c." in text
+    assert "Average accuracy over more, toy, with" in text
+    assert "<td>a</td>" in text
+    # Of one stream alone: two methods that are ranked, and the 12.5 % that both get wrong.
+    assert re.search(r'data-value="87.5">87.5 \[[\d.]+, [\d.]+\]', text)
+    assert "<td>c</td>" in text.split("<h2>Ranks")[0]

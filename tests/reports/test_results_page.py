@@ -10,7 +10,9 @@ import pytest
 from qkd_jax.reports.files import read_run
 from qkd_jax.reports.ledger import LEDGER
 from qkd_jax.reports.predictions import PACKED
-from qkd_jax.reports.tables import RECORDED, format_number, write_results
+from qkd_jax.reports.records import RECORDED
+from qkd_jax.reports.results import write_results
+from qkd_jax.reports.tables import format_number
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(path.name for path in (ROOT / "results").iterdir() if path.is_dir())

@@ -17,7 +17,7 @@ from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.protocol.tasks import task_of_class
 from qkd_jax.reports.predictions import check_follows, read_predictions
-from qkd_jax.reports.tables import write_results
+from qkd_jax.reports.results import write_results
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder

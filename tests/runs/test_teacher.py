@@ -22,7 +22,7 @@ from qkd_jax.learners.prompted import query_of
 from qkd_jax.learners.shape import Teacher, class_columns
 from qkd_jax.learners.task_heads import head_loss, with_term
 from qkd_jax.nn.heads import head_logits
-from qkd_jax.reports.page import write_report
+from qkd_jax.reports.run_page import write_report
 from qkd_jax.reports.tables import format_number
 from qkd_jax.runs.loop import _Loop, run, run_folder
 from qkd_jax.settings import methods
@@ -123,7 +123,7 @@ def test_both_are_reported_and_compiled_once(finished):
     assert names == {"metrics.jsonl", "teacher/metrics.jsonl"}
     assert "loss_taught" in (folder / "metrics.jsonl").read_text()
     page = write_report(folder).read_text()
-    assert "<th>student</th><th>teacher</th>" in page
+    assert '<th scope="col">student</th><th scope="col">teacher</th>' in page
     shown = format_number("last_accuracy", summary["teacher"]["last_accuracy"])
     own = format_number("last_accuracy", summary["last_accuracy"])
     assert f"<td>last_accuracy</td><td>{own}</td><td>{shown}</td>" in page
