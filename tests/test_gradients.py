@@ -135,7 +135,7 @@ TABLE = {
     "jensen_shannon": (lambda z: losses.jensen_shannon(LOGITS, z, COLUMNS), draw(3, 4, seed=1)),
     "distillation": (
         lambda z, alpha: losses.distillation(
-            draw(3, 2, 4), z, jnp.array([COLUMNS, ~COLUMNS]), alpha, 2.0
+            draw(3, 2, 4), z, jnp.array([[COLUMNS, ~COLUMNS]]), alpha, 2.0
         ),
         *(draw(3, 4), positive(3, 2)),
     ),

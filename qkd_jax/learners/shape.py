@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class Slots(NamedTuple):
       finish: read by `Learner.finish` when `task` ends; None = as `score`.
       loss: read by `Learner.loss` for the current inputs: the teachers of distillation, or the
         frozen query of prompts.
+      loss_view: the view of the current inputs whose features these are: "training", or "test",
+        without augmentation. Features of the test view are computed once per task and kept.
       frozen: the slot of the frozen model's class token; None = there is none. Its features are
         shared by all methods and seeds (`runs.store`).
     """
@@ -54,6 +56,7 @@ class Slots(NamedTuple):
     score: Callable
     finish: Callable | None = None
     loss: Callable = lambda task: ()
+    loss_view: Literal["training", "test"] = "training"
     frozen: int | None = None
 
     def at_end(self, task: int) -> tuple[int, ...]:

@@ -82,6 +82,15 @@ def chosen_adapters(state: LearnerState, slots: jax.Array) -> dict:
     return jax.tree.map(lambda a: jnp.moveaxis(a[slots], 0, 1), state.memory["adapters"])
 
 
+def encode_with_chosen(state: LearnerState, slots: jax.Array, inputs: Raw | Stem) -> jax.Array:
+    """Features [B, K, D] of each image under the adapters of its own slots int [B, K]: K passes."""
+
+    def one(slots):
+        return encode_with(state, chosen_adapters(state, slots), inputs)
+
+    return jnp.moveaxis(lax.map(one, slots.T), 0, 1)
+
+
 def store_adapter(state: LearnerState) -> dict:
     """`memory["adapters"]` with the trained adapter in the current task's slot."""
     return jax.tree.map(

@@ -111,11 +111,11 @@ def distillation(
     Args:
       teachers: [B, T, C] logits of the old adapters.
       student: [B, C] logits of the current adapter.
-      columns: bool [T, C], the classes that each teacher is compared on.
+      columns: bool, broadcast to [B, T, C]: the classes that each teacher is compared on.
       relevance: [B, T] weights alpha; zero for tasks that are not old.
       temperature: divides both logits; the loss is multiplied by its square (Hinton 2015).
     """
-    kl = masked_kl(teachers / temperature, student[:, None] / temperature, columns[None])
+    kl = masked_kl(teachers / temperature, student[:, None] / temperature, columns)
     return temperature**2 * jnp.sum(relevance * kl, axis=-1)
 
 

@@ -75,6 +75,11 @@ class Learning:
         self.test = model.features_of(self.data.test, self._test_digests)
 
     @property
+    def _keeps_features(self) -> bool:
+        """Whether the features that the loss reads are the same in every step of a task."""
+        return not self.config.data.augment or self.learner.slots.loss_view == "test"
+
+    @property
     def state(self) -> LearnerState:
         """The state of the learner."""
         return self.model.state
@@ -169,10 +174,11 @@ class Learning:
         if int(self.state.task) < task.index:
             self.model.open(task, num_steps, features)
         if num_steps:
-            if not self.config.data.augment:
+            if self._keeps_features:
                 # Resumed within the task: the checkpoint has counted them.
                 fresh = int(self.state.step) == 0
                 self._fill(features, self.learner.slots.loss(task.index), task.classes, count=fresh)
+            if not self.config.data.augment:
                 features.fill_taught(self.model.everywhere)
             self._train(task, features, save, asked)
         self.model.freeze(features)
@@ -189,7 +195,7 @@ class Learning:
         start = self.model.everywhere
         held, moving = split(start)
         # The same in every task, so that the step is compiled once.
-        cached = not self.config.data.augment and bool(self.learner.slots.loss(len(self.tasks)))
+        cached = self._keeps_features and bool(self.learner.slots.loss(len(self.tasks)))
         with self.writer.log("metrics.jsonl") as log:
             for epoch in range(done // per_epoch, epochs):
                 batches = training_batches(

@@ -129,13 +129,14 @@ def test_a_row_without_columns_gives_zero_and_a_finite_gradient():
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_distillation_is_the_weighted_sum(temperature):
     teachers, student = draw(4, 3, 6), draw(4, 6, seed=1)
-    columns = np.array([COLUMNS, ~COLUMNS, np.zeros(6, bool)])
+    columns = np.array([[COLUMNS, ~COLUMNS, np.zeros(6, bool)]] * 4)
+    columns[3] = columns[3, ::-1]  # an image may have its own
     alpha = np.random.default_rng(3).dirichlet(np.ones(3), 4).astype(np.float32)
     expected = np.zeros(4)
     for b in range(4):
         for i in range(3):
             t, s = teachers[b, i] / np.float64(temperature), student[b] / np.float64(temperature)
-            expected[b] += temperature**2 * alpha[b, i] * kl_reference(t, s, columns[i])
+            expected[b] += temperature**2 * alpha[b, i] * kl_reference(t, s, columns[b, i])
     found = distillation(
         *map(jnp.asarray, (teachers, student, columns, alpha)), temperature=temperature
     )
@@ -144,13 +145,13 @@ def test_distillation_is_the_weighted_sum(temperature):
 
 def test_distillation_gradient_reaches_relevance_and_student_only():
     teachers, student = jnp.asarray(draw(4, 3, 6)), jnp.asarray(draw(4, 6, seed=1))
-    alpha, columns = jnp.full((4, 3), 1 / 3), jnp.ones((3, 6), bool)
+    alpha, columns = jnp.full((4, 3), 1 / 3), jnp.ones((1, 3, 6), bool)
     to_teacher, to_student, to_alpha = jax.grad(
         lambda t, s, a: distillation(t, s, columns, a).sum(), argnums=(0, 1, 2)
     )(teachers, student, alpha)
     np.testing.assert_array_equal(to_teacher, 0)
     assert np.abs(to_student).max() > 1e-2
-    np.testing.assert_array_equal(to_alpha, masked_kl(teachers, student[:, None], columns[None]))
+    np.testing.assert_array_equal(to_alpha, masked_kl(teachers, student[:, None], columns))
 
 
 def test_feature_distillation():

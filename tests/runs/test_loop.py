@@ -18,6 +18,8 @@ from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.protocol.tasks import task_of_class
 from qkd_jax.reports.predictions import check_follows, read_predictions
 from qkd_jax.reports.results import write_results
+from qkd_jax.runs import learning
+from qkd_jax.runs.batches import training_batches
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
@@ -451,3 +453,29 @@ def test_several_seeds_give_mean_and_sd(finished, backbone, tmp_path):
     assert row["average_accuracy"]["mean"] == pytest.approx(np.mean(values))
     assert row["average_accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
     assert (tmp_path / "smoke/results.md").read_text().count("simplecil") >= 1
+
+
+def test_teachers_that_see_the_image_itself_are_asked_once_per_task(
+    backbone, tmp_path, monkeypatch
+):
+    """Of augmented images every step is given kept features: those of the old adapters, of the
+    images as they are, and nothing is computed in the step.
+    """
+    given = []
+
+    def watched(features, *arguments, **settings):
+        for batch, images in training_batches(features, *arguments, **settings):
+            rows = [np.flatnonzero((features.values == f).all((1, 2))) for f in batch["features"]]
+            given.append((settings["task"], features.known.copy(), rows, batch["inputs"]))
+            yield batch, images
+
+    monkeypatch.setattr(learning, "training_batches", watched)
+    config = smoke("qkd", "data.augment=true", "distillation.teacher_view=test")
+    config = override(config, "distillation.top_k=1", "protocol.increment=3", "train.epochs=1")
+    summary = run(config, backbone, tmp_path)
+    assert summary["compilations"] == 1
+    steps = [(known[:, :task].all(), known[:, task:].any()) for task, known, _, _ in given]
+    assert len(steps) > 2 and set(steps) == {(True, False)}
+    _, _, rows, inputs = given[-1]
+    assert all(len(found) == 1 for found in rows)  # the kept features of one image each
+    assert {field for field in inputs.fields} == {"image"}  # crops, not the stem of the images

@@ -94,11 +94,18 @@ def predict(state, inputs):
     return mask_unseen(state, answer(state, inputs, relevance)), relevance
 
 
+def most_relevant(weights, count):
+    """(alpha renormalised [B, k], tasks int [B, k]) of the k = min(count, T) largest alpha of each
+    image; all zero where no task is open.
+    """
+    largest, tasks = lax.top_k(weights, min(count, weights.shape[1]))
+    total = jnp.sum(largest, axis=1, keepdims=True)
+    return largest / jnp.where(total > 0, total, 1.0), tasks
+
+
 def routed_logits(state, inputs, weights):
     """[B, C]: sum of alpha_i z^(i) over the k most relevant tasks of each image."""
-    count = min(state.config.fusion.top_k, state.config.shapes.max_tasks)
-    shares, chosen = lax.top_k(weights, count)
-    shares = shares / jnp.sum(shares, axis=1, keepdims=True)
+    shares, chosen = most_relevant(weights, state.config.fusion.top_k)
 
     def one(total, choice):
         share, slots = choice  # [B], [B]

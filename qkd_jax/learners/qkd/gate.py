@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from qkd_jax import quantum
 from qkd_jax.errors import ConfigError
@@ -260,7 +261,6 @@ def relevance(
       open_tasks: bool [T], the tasks that may be chosen.
     """
     num_tasks = open_tasks.shape[0]
-    membership = (owner[:, None] == jnp.arange(num_tasks)[None, :]) & open_tasks[None, :]  # [A, T]
     any_open = jnp.any(open_tasks)
     if config.kind == "uniform":
         evidence = jnp.broadcast_to(jnp.where(open_tasks, 0.0, MASKED), (query.shape[0], num_tasks))
@@ -269,14 +269,34 @@ def relevance(
         raw, p = similarity(params, config, query, anchors)
         # A division would round differently from the runs in results/.
         scaled = raw * jnp.exp(-jnp.log(jnp.float32(config.temperature)))
-        spread = jnp.where(membership[None], scaled[:, :, None], MASKED)  # [B, A, T]
-        evidence = jax.nn.logsumexp(spread, axis=1)
-        share = membership.astype(p.dtype)
-        share = share / jnp.maximum(share.sum(0, keepdims=True), 1.0)
-        scores = jnp.matmul(p, share, precision="highest")
+        evidence, scores = _by_task(scaled, p, owner, num_tasks)
+        evidence = jnp.where(open_tasks[None, :], evidence, MASKED)
+        scores = jnp.where(open_tasks[None, :], scores, 0.0)
     log_weights = jax.nn.log_softmax(evidence, axis=-1)
     weights = jnp.where(any_open, jnp.exp(log_weights), 0.0)
     return Relevance(jnp.where(open_tasks[None, :], weights, 0.0), log_weights, scores)
+
+
+def _by_task(
+    evidence: jax.Array, p: jax.Array, owner: jax.Array, num_tasks: int
+) -> tuple[jax.Array, jax.Array]:
+    """(log-sum-exp of `evidence`, mean of `p`) [B, T] over the anchors of each task, from [B, A].
+
+    Sums run over the anchors of each task alone, so that the work is B A and not B A T. A task
+    without anchors has `MASKED` and 0.
+    """
+    place = jnp.where(owner >= 0, owner, num_tasks)  # one more segment for empty anchors
+
+    def summed(values):
+        return jax.ops.segment_sum(values, place, num_tasks + 1)
+
+    columns = evidence.T
+    largest = jax.ops.segment_max(lax.stop_gradient(columns), place, num_tasks + 1)
+    count = summed(jnp.ones((len(owner), 1)))
+    total = summed(jnp.exp(columns - largest[place]))
+    found = jnp.where(count > 0, largest + jnp.log(jnp.where(count > 0, total, 1.0)), MASKED)
+    means = summed(p.T) / jnp.maximum(count, 1.0)
+    return found[:num_tasks].T, means[:num_tasks].T
 
 
 def task_embedding(adapter: dict, start: dict, config: GateSettings) -> jax.Array:

@@ -7,7 +7,7 @@ given. What the paper leaves open is a setting; the preset `paper` makes the lit
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from qkd_jax.learners.qkd.fusion import (
     anchors,
     gate_inputs,
     metric_of,
+    most_relevant,
     predict,
     route,
     score,
@@ -31,6 +32,7 @@ from qkd_jax.learners.task_adapters import (
     complemented,
     empty_adapters,
     encode_with,
+    encode_with_chosen,
     first_adapter_block,
     means_in_slots,
     new_adapter,
@@ -84,9 +86,14 @@ class DistillationSettings:
     """Task-interaction knowledge distillation (TIKD, Eq. 13)."""
 
     weight: float = 1.0
+    # The most relevant old adapters of each image teach it, alpha renormalised over them.
+    top_k: int = setting(0, low=0, zero="all old adapters")
     columns: Literal["seen", "all", "own"] = "seen"
     temperature: float = setting(1.0, above=0)
     target: Literal["logits", "features"] = "logits"
+    # What the old adapters see of an image that is augmented: the same view, in every step anew; or
+    # the image itself ("test"), once per task.
+    teacher_view: Literal["training", "test"] = "training"
 
 
 @dataclass(frozen=True)
@@ -174,23 +181,69 @@ def begin(state, key):
     return trainable, {**state.memory, "start": adapter}
 
 
-def slot_logits(state, features, rows, scale):
-    """z^(i) [B, S, C] of features [B, S, D] on rows [S, C, D], or [1, C, D] for all slots."""
-    kind = state.config.head.kind
-    logits = jax.vmap(lambda f, rows: head_logits(f, rows, scale, kind), in_axes=(1, 0), out_axes=1)
-    return logits(features, jnp.broadcast_to(rows, (features.shape[1], *rows.shape[1:])))
+class Teachers(NamedTuple):
+    """The old adapters that teach each image.
+
+    Attributes:
+      slots: int [B, K], or [1, T] where all teach every image.
+      features: [B, K, D], under the adapters of these slots.
+      weights: [B, K], alpha, or alpha renormalised over the K most relevant.
+    """
+
+    slots: jax.Array
+    features: jax.Array
+    weights: jax.Array
 
 
-def teacher_features(state, inputs, batch):
-    """Features [B, T, D] of the old adapters, from the batch or computed."""
-    if "features" in batch:
-        return lax.stop_gradient(batch["features"])
+def teachers_of(state, gate_params, inputs, batch):
+    """(`Teachers`, `gate.Relevance` of the old tasks); features from the batch, or computed: of all
+    old adapters in a pass of each, of K chosen ones in 1 + K passes, however many tasks there are.
+    """
+    config, tasks = state.config, jnp.arange(state.config.shapes.max_tasks)
+    kept, old = batch.get("features"), tasks < state.task
+    if config.distillation.top_k in range(1, len(tasks)):
+        if kept is None:
+            query = encode_with(state, adapter_of(state, 0), inputs)
+        else:
+            query = kept[:, 0]
+        relevance = route(state, gate_params, lax.stop_gradient(query), old)
+        weights, slots = most_relevant(relevance.weights, config.distillation.top_k)
+        if kept is None:
+            features = encode_with_chosen(state, slots, inputs)
+        else:
+            features = jnp.take_along_axis(kept, slots[:, :, None], axis=1)
+    else:
+        features = _every_feature(state, inputs) if kept is None else kept
+        relevance = route(state, gate_params, lax.stop_gradient(features[:, 0]), old)
+        weights, slots = relevance.weights, tasks[None]
+    return Teachers(slots, lax.stop_gradient(features), weights), relevance
+
+
+def _every_feature(state, inputs):
+    """Features [B, T, D] under all old adapters."""
     shape = (num_inputs(inputs), state.config.shapes.max_tasks, state.backbone.spec.width)
 
     def fill(slot, features):
         return features.at[:, slot].set(encode_with(state, adapter_of(state, slot), inputs))
 
-    return lax.stop_gradient(lax.fori_loop(0, state.task, fill, jnp.zeros(shape)))
+    return lax.fori_loop(0, state.task, fill, jnp.zeros(shape))
+
+
+def teacher_logits(state, teachers, scale):
+    """z^(i) [B, K, C] of `Teachers`, each on the rows of its slot."""
+    rows, kind = state.memory["rows"], state.config.head.kind
+
+    def on_rows(features, rows):
+        return head_logits(features, rows, scale, kind)
+
+    if len(rows) == 1:
+        return on_rows(teachers.features, rows[0])
+    if len(teachers.slots) == 1:  # every slot, the same for all images
+        return jax.vmap(on_rows, in_axes=(1, 0), out_axes=1)(teachers.features, rows)
+    # One teacher of every image after the other: the rows of all at once would be [B, K, C, D].
+    own = jax.vmap(lambda slot, feature: on_rows(feature[None], rows[slot])[0])
+    by_teacher = teachers.slots.T, jnp.moveaxis(teachers.features, 1, 0)
+    return jnp.moveaxis(lax.map(lambda one: own(*one), by_teacher), 0, 1)
 
 
 def loss(trainable, state, inputs, batch, context):
@@ -202,14 +255,12 @@ def loss(trainable, state, inputs, batch, context):
     labels, valid = local_labels(state, batch["label"]), valid_task_classes(state)
     ce = cross_entropy(logits, labels, valid)
 
-    teachers = teacher_features(state, inputs, batch)
-    tasks = jnp.arange(config.shapes.max_tasks)
     gate_params = _still_learning(state, trainable["gate"])
-    relevance = route(state, gate_params, teachers[:, 0], tasks < state.task)
+    teachers, relevance = teachers_of(state, gate_params, inputs, batch)
     if config.distillation.target == "features":
-        kd = feature_distillation(unit(teachers), unit(feature), relevance.weights)
+        kd = feature_distillation(unit(teachers.features), unit(feature), teachers.weights)
     else:
-        kd = _distil_logits(state, trainable, feature, teachers, relevance.weights)
+        kd = _distil_logits(state, trainable, feature, teachers)
     sparse = sparsity(config.sparsity.kind, relevance.weights, relevance.scores)
     total = ce + config.distillation.weight * kd + config.sparsity.weight * sparse
     correct = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=1) == labels
@@ -232,32 +283,25 @@ def _still_learning(state, params):
     return jax.tree.map(lambda a, b: jnp.where(state.task > last, a, b), frozen, params)
 
 
-def _distil_logits(state, trainable, feature, teachers, weights):
+def _distil_logits(state, trainable, feature, teachers):
     """Eq. 13 on the columns of `distillation.columns`: [B]."""
     config, head = state.config, trainable["head"]
     scale = lax.stop_gradient(head["scale"])
+    taught = teacher_logits(state, teachers, scale)
     rows = state.memory["rows"]
-    teacher_logits = slot_logits(state, teachers, rows, scale)
     own_rows = rows[jnp.minimum(state.task, rows.shape[0] - 1)]
-    student_logits = head_logits(feature, own_rows, scale, config.head.kind)
-    owner, tasks = state.task_of_class, jnp.arange(config.shapes.max_tasks)
-    columns = jnp.broadcast_to(
-        old_classes(state), (config.shapes.max_tasks, config.shapes.num_classes)
-    )
+    student = head_logits(feature, own_rows, scale, config.head.kind)
+    owner, columns = state.task_of_class, old_classes(state)[None, None]
     if config.distillation.columns == "own":
-        columns = owner[None, :] == tasks[:, None]
+        columns = owner[None, None] == teachers.slots[:, :, None]
     if config.distillation.columns == "all":
-        columns = jnp.broadcast_to(owner >= 0, columns.shape)
+        columns = (owner >= 0)[None, None]
         current = class_columns(state)
         local = head_logits(feature, head["rows"], scale, config.head.kind)
-        student_logits = student_logits.at[:, current].set(local, mode="drop")
-        current_logits = jax.vmap(
-            lambda f: head_logits(f, head["rows"], scale, config.head.kind), in_axes=1, out_axes=1
-        )
-        teacher_logits = teacher_logits.at[:, :, current].set(current_logits(teachers), mode="drop")
-    return distillation(
-        teacher_logits, student_logits, columns, weights, config.distillation.temperature
-    )
+        student = student.at[:, current].set(local, mode="drop")
+        local = head_logits(teachers.features, head["rows"], scale, config.head.kind)
+        taught = taught.at[:, :, current].set(local, mode="drop")
+    return distillation(taught, student, columns, teachers.weights, config.distillation.temperature)
 
 
 def statistics(config, num_slots, width):
@@ -346,6 +390,22 @@ def _taught_gate(state, key):
     return jax.tree.map(lambda a, b: jnp.where(frozen, a, b), before, taught)
 
 
+def slots(config):
+    """The slots that are read; rows that all slots share need the task's own slot and the gate's
+    alone when a task ends.
+    """
+
+    def every(task):
+        return range(task + 1)
+
+    return Slots(
+        score=every,
+        finish=every if num_row_slots(config) > 1 else lambda task: sorted({0, task}),
+        loss=range,
+        loss_view=config.distillation.teacher_view,
+    )
+
+
 def describe(config):
     """The gate's circuit as text, if it has one."""
     circuit = gate.drawing(config.gate)
@@ -362,7 +422,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
-        slots=Slots(score=lambda task: range(task + 1), loss=lambda task: range(task)),
+        slots=slots,
         sums=Sums(empty=statistics),
         predict=lambda config: None if config.fusion.kind == "logits" else predict,
         first_block=first_adapter_block,

@@ -41,6 +41,7 @@ DEFAULTS = {
     "gate.calibration_rate": 0.01,
     "gate.calibration_noise": 2.0,
     "distillation.weight": 1.0,
+    "distillation.top_k": 0,
     "distillation.columns": "seen",
     "distillation.temperature": 1.0,
     "distillation.target": "logits",
@@ -371,7 +372,15 @@ class Learner:
         return Held(dict(self.params), teachers, rows, alpha)
 
     def distillation(self, params, held, f, alpha):
-        """Eq. 13: sum_i alpha_i KL(softmax z^(i) || softmax z^(t)), [B], on the chosen columns."""
+        """Eq. 13: sum_i alpha_i KL(softmax z^(i) || softmax z^(t)), [B], on the chosen columns.
+
+        `distillation.top_k`: the teachers of largest alpha of each image, alpha scaled to sum 1.
+        """
+        if held.teachers and 0 < self.s["distillation.top_k"] < len(held.teachers):
+            order = np.argsort(-alpha.real, axis=1)
+            chosen = np.argsort(order, axis=1) < self.s["distillation.top_k"]
+            alpha = np.where(chosen, alpha, 0)
+            alpha = alpha / alpha.sum(1, keepdims=True)
         total, owner, tau = 0.0, self.owner(), self.s["distillation.temperature"]
         s, frozen, columns = held.params["head.scale"], held.params["head.rows"], sorted(owner)
         size, kind = len(self.classes), self.s["distillation.columns"]

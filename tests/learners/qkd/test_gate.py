@@ -176,6 +176,49 @@ def test_class_anchors_add_up_by_logsumexp(kind):
     np.testing.assert_allclose(found.scores[:, 1], mean_of_two, atol=EXACT)
 
 
+def test_sums_over_each_tasks_own_anchors_are_those_over_every_pair():
+    """Far apart, so that only a sum relative to each task's own largest is exact: a task whose
+    evidence is 200 below another's is not lost. A task without anchors, an anchor without a task.
+    """
+    owner = jnp.array([3, 0, 0, -1, 3, 1])
+    raw = 10 * draw(5, 6) - jnp.where(owner == 0, 200.0, 0.0)[None, :]
+
+    def dense(raw):
+        pairs = (owner[:, None] == jnp.arange(TASKS)[None])[None]
+        return jax.nn.logsumexp(jnp.where(pairs, raw[:, :, None], -1e9), axis=1)
+
+    def value(function, raw):
+        found = jnp.where(jnp.array([True, True, False, True])[None], function(raw), 0.0)
+        return (jnp.sin(found)).sum(), found
+
+    found, expected = (
+        jax.grad(lambda raw, f=f: value(f, raw), has_aux=True)(raw)
+        for f in (lambda raw: gate._by_task(raw, raw, owner, TASKS)[0], dense)
+    )
+    # Of numbers up to 230, and slopes up to 1 at a phase that is as exact.
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+    assert (np.abs(expected[0]).max(0)[[0, 1, 2, 4, 5]] > 1e-3).all()
+
+
+def test_work_grows_with_the_classes_and_not_with_classes_times_tasks():
+    """No array, and so no operation, is as large as the anchors times the tasks."""
+    size, many = 300, 100
+    owner, every = jnp.arange(size) % many, jnp.ones(many, bool)
+    config = settings(kind="cosine", encoding="amplitude")
+    arguments = draw(2, WIDTH), draw(size, WIDTH, seed=1), owner, every
+    traced = jax.make_jaxpr(lambda *a: gate.relevance({}, config, *a))(*arguments)
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (variable.aval.size for variable in equation.outvars)
+            for value in equation.params.values():
+                if isinstance(value, jax.extend.core.ClosedJaxpr):
+                    yield from sizes(value.jaxpr)
+
+    assert max(sizes(traced.jaxpr)) < size * many / 4
+
+
 def numpy_angles(params, vectors, name="map"):
     unit = np.float64(vectors) / np.linalg.norm(np.float64(vectors), axis=1, keepdims=True)
     return np.pi * np.tanh(np.sqrt(WIDTH) * unit @ np.float64(params[name]))

@@ -161,6 +161,7 @@ RUNS = {
         "head.prototypes": "own",
         "distillation.columns": "own",
         "distillation.temperature": 2.0,
+        "distillation.top_k": 1,
     },
     "delta": {
         "gate.states": "weights",
