@@ -99,7 +99,7 @@ def init_state(
         task_classes=jnp.full(config.shapes.max_task_classes, -1, jnp.int32),
         task_of_class=jnp.full(config.shapes.num_classes, -1, jnp.int32),
         trainable=trainable,
-        opt_state=optimiser(config.train).init(trainable),
+        opt_state=optimiser(config.train).init(learner.optimised(trainable)),
         memory=memory,
     )
     kept = new_classifier(state, learner.slots, feature_width(state))

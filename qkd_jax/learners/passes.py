@@ -41,8 +41,9 @@ def begin(
         task_of_class=owners,
     )
     key = jax.random.fold_in(jax.random.fold_in(state.key, 1), index)
-    trainable, memory = learner_of(state.config).begin(state, key)
-    opt_state = optimiser(state.config.train).init(trainable)
+    learner = learner_of(state.config)
+    trainable, memory = learner.begin(state, key)
+    opt_state = optimiser(state.config.train).init(learner.optimised(trainable))
     return state.replace(trainable=trainable, opt_state=opt_state, memory=memory)
 
 

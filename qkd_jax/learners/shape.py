@@ -167,6 +167,10 @@ class Learner(NamedTuple):
       predict: config -> None, or, for settings whose passes depend on the input, a function
         (state, inputs) -> (scores, relevance), which is called instead of `score`.
       project: (trainable, state) -> trainable, after every optimisation step.
+      carried: the parts of `trainable` that have no gradient: `project` alone changes them.
+      stage: of a task whose steps are several optimisations, one after the other: state -> (int
+        [], int []), how many steps of the current one are done, and how many it has. Each begins
+        with a new optimiser and its own learning-rate schedule. None = one optimisation.
       first_block: config -> the first block with an adapter; what comes before it is shared by all
         slots and computed once. None if anything else is inserted.
       trains: (config, task) -> whether the task has optimisation steps.
@@ -192,6 +196,8 @@ class Learner(NamedTuple):
     survey: Survey | None = None
     predict: Callable = lambda config: None
     project: Callable = lambda trainable, state: trainable
+    carried: tuple[str, ...] = ()
+    stage: Callable | None = None
     first_block: Callable = lambda config: None
     trains: Callable = lambda config, task: True
     describe: Callable = lambda config: {}
@@ -199,6 +205,10 @@ class Learner(NamedTuple):
     teacher: Teacher | None = None
     draw: Callable | None = None
     has_features: bool = True
+
+    def optimised(self, trainable: dict) -> dict:
+        """The parts of `trainable` that have a gradient."""
+        return {name: part for name, part in trainable.items() if name not in self.carried}
 
     def num_slots(self, config: Config) -> int:
         """S, the number of slots in an array of features."""

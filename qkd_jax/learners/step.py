@@ -51,20 +51,26 @@ def device_step(
     gather = partial(lax.all_gather, axis_name=axis_name, tiled=True) if axis_name else lambda x: x
     context = Context(jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), real, gather)
 
-    def objective(trainable):
-        terms = learner.loss(trainable, state, inputs, batch, context)
+    def objective(optimised):
+        terms = learner.loss({**state.trainable, **optimised}, state, inputs, batch, context)
         means = {n: jnp.sum(v * weight) for n, v in terms.items()}
         return means["loss"], means
 
-    grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
+    before, opt_state = learner.optimised(state.trainable), state.opt_state
+    grads, metrics = jax.grad(objective, has_aux=True)(before)
     if axis_name:
         grads, metrics = lax.pmean((grads, metrics), axis_name)
+    done, num_steps = state.step, state.num_steps
+    if learner.stage is not None:
+        done, num_steps = learner.stage(state)
+        new = optimiser(config.train).init(before)
+        opt_state = jax.tree.map(lambda n, o: jnp.where(done == 0, n, o), new, opt_state)
     # Adam's bias correction raises a float to an int32 count, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimiser(config.train).update(grads, state.opt_state, state.trainable)
-    rate = learning_rate(config.train, state.step, state.num_steps, state.task)
+        updates, opt_state = optimiser(config.train).update(grads, opt_state, before)
+    rate = learning_rate(config.train, done, num_steps, state.task)
     updates = scale_head(config.train.head_rate, updates)
-    trainable = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.trainable, updates)
-    trainable = learner.project(trainable, state)
+    after = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), before, updates)
+    trainable = learner.project({**state.trainable, **after}, state)
     metrics["learning_rate"] = rate
     return Moving(trainable, opt_state, state.step + 1), metrics

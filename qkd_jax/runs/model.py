@@ -133,7 +133,7 @@ class Model:
         """The number of trainable parameters, for each part of what is trained."""
         return {
             name: sum(leaf.size for leaf in jax.tree.leaves(part))
-            for name, part in sorted(self.state.trainable.items())
+            for name, part in sorted(self.learner.optimised(self.state.trainable).items())
         }
 
     def _survey(self, features: SlotFeatures) -> Any:

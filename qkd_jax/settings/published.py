@@ -7,8 +7,9 @@ LAMDA-CL/LAMDA-PILOT (aper, l2p, dualprompt, coda_prompt), RanPAC/RanPAC `args/*
 row for ImageNet-R, where the csv has no adapter (ranpac), liangyanshuo/InfLoRA (inflora),
 LMMMEng/CaRE (care; its paper names other rates, batches and epochs), and the scripts of
 Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL (cdl, for teacher and student alike; the settings of
-its hosts stand where the method is declared). With tasks of one size, EASE and MoTE read `init_lr`
-and `init_epochs` in every task, whatever their `later_lr` says.
+its hosts stand where the method is declared). CLARE has no code: rate, batch and
+epochs are its paper's, the decay is ours (`learners/clare.py`). With tasks of one size, EASE and
+MoTE read `init_lr` and `init_epochs` in every task, whatever their `later_lr` says.
 
 A data set that a method's authors did not publish settings for takes those of `STANDS_IN`.
 Finetune, joint and linear probe are references without published settings: the first two train
@@ -77,6 +78,7 @@ RUNS = {
         "vtab": (0.01, 16, 0.0005, 30),
     },
     "cdl": {"cifar100": (0.001, 64, 0.0, 20), "imagenet_r": (0.001, 64, 0.0, 35)},
+    "clare": {"cifar100": (0.02, 32, 0.0, 25)},
     "inflora": {"cifar100": (0.0005, 128, 0.0, 20), "imagenet_r": (0.0005, 128, 0.0, 50)},
     "linear_probe": {"cifar100": (0.01, 128, 0.0005, 30)},
 }
@@ -89,7 +91,7 @@ STANDS_IN = {
     "imagenet_a": ("imagenet_r", "cifar100"),
 }
 BOTTLENECK = {"mos": 16, "tuna": 16}  # all others 64 ...
-ON_VTAB = {"aper": 64, "ranpac": 64}  # ... and on VTAB all others 16
+ON_VTAB = {"aper": 64, "clare": 64, "ranpac": 64}  # ... and on VTAB all others 16
 
 DECAY_ALL = "train.decay_leaves=kernel,bias,rows,scale"
 ADAM = "train.optimizer=adam"
@@ -130,6 +132,7 @@ FORM = {
         *(ADAM, QUARTER, "coda_prompt.pool=100", "coda_prompt.length=8", "coda_prompt.penalty=0.0"),
     ),
     "apt": (ADAM, QUARTER, "apt.merge=0.3"),
+    "clare": ("clare.search=0.2", "clare.keep=0.05", "clare.sparsity=0.0001"),
     "cdl": (ADAM, QUARTER, "cdl.alpha=0.5", "cdl.temperature=2.0", "cdl.kd_length=6"),
     "linear_probe": (DECAY_ALL, "train.schedule=constant", "head.kind=linear"),
     "inflora": (ADAM, QUARTER, "inflora.rank=10", "inflora.lamb=0.95"),

@@ -50,6 +50,7 @@ def test_every_experiment_takes_every_method(name):
         ("mote", "imagenet_a", 0.1, 32, 20, 64),  # exps/ina/mote_in21k.json
         ("tuna", "imagenet_r", 0.02, 32, 10, 16),  # exps/tuna_imgr.json
         ("care", "imagenet_r", 0.02, 32, 60, None),  # exps/imagenet_r/care_inr_inc20.json
+        ("clare", "imagenet_r", 0.02, 32, 25, 64),  # arXiv 2609.17026: 5 and 20 epochs
         ("l2p", "imagenet_a", 0.001875, 32, 10, None),  # ImageNet-R's: exps/l2p_inr.json
         ("linear_probe", "imagenet_a", 0.01, 128, 30, None),  # CIFAR-100's
     ],
@@ -70,6 +71,7 @@ CHECKED = {
     "apt": "a335faec",
     "care": "c5ff06df",
     "cdl": "9f8fc4c2",
+    "clare": "b568fb91",
     "coda_prompt": "b612e871",
     "dualprompt": "66b51db0",
     "ease": "02514680",
