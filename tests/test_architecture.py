@@ -47,19 +47,8 @@ def files(*rooms):
 
 
 HEAVY = ("tensorflow", "tensorflow_datasets", "torch", "orbax", "matplotlib", "pennylane", "onnx")
-HEAVY += (
-    "starlette",
-    "uvicorn",
-    "tensorboardX",
-    "wandb",
-    "shtab",
-    "onnxruntime",
-    "projects",
-    "ase",
-    "diffpy",
-    "xraydb",
-    "debyecalculator",
-)
+HEAVY += ("onnxruntime", "projects", "ase", "diffpy", "xraydb", "debyecalculator")
+HEAVY += ("starlette", "uvicorn", "tensorboardX", "wandb", "shtab")
 
 
 def test_importing_the_package_loads_nothing_heavy():

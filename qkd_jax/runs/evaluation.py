@@ -83,11 +83,17 @@ class Accuracies:
 
     def line(self, task: int) -> str:
         """The line to show after `task`, in percent."""
+        return "  ".join(f"{name} {value:.2f}" for name, value in self.after_task(task).items())
+
+    def after_task(self, task: int) -> dict[str, float]:
+        """The accuracy on all classes seen after `task` and, where it is measured, that of routing;
+        in percent.
+        """
         images = self.total[task].sum()
-        line = f"accuracy {100.0 * self.correct[task].sum() / images:.2f}"
+        found = {"accuracy": 100.0 * self.correct[task].sum() / images}
         if self.confusion is not None:
-            line += f"  routing {100.0 * np.trace(self.confusion) / images:.2f}"
-        return line
+            found["routing"] = 100.0 * np.trace(self.confusion) / images
+        return found
 
     def matrix(self) -> dict[str, Any]:
         """The content of matrix.json."""

@@ -31,6 +31,7 @@ from qkd_jax.runs.plan import Plan
 from qkd_jax.runs.progress import NullProgress, told_task
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.runs.store import package_code
+from qkd_jax.runs.tracking import Tracker
 from qkd_jax.settings.config import digest, end_rate
 from qkd_jax.settings.plugins import loaded_plugins
 
@@ -42,6 +43,7 @@ class Learning:
       name: "" for the learner of the run, "teacher" for its teacher.
       planned: the plan, with the settings of this learner.
       progress: where progress is shown.
+      trackers: where numbers go beside metrics.jsonl.
       told: the line to show of the task that was evaluated last.
     """
 
@@ -66,6 +68,7 @@ class Learning:
         self.config, self.data, self.tasks, _ = planned
         self.learner = model.learner
         self.progress: NullProgress = NullProgress()
+        self.trackers: list[Tracker] = []
         self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
         self.books = Books()
@@ -217,7 +220,9 @@ class Learning:
                         self.model.take(join(held, moving))
                         what = ["loss", *filter(None, [self._not_finite()])]
                         raise self._diverged(" and ".join(what), f"step {done}", self._rate)
-                    log.write(json.dumps(self._log_line(task, epoch, done, record)) + "\n")
+                    line = self._log_line(task, epoch, done, record)
+                    log.write(json.dumps(line) + "\n")
+                    self._track("train", line)
                     self.progress.update(1, images, record, epoch, epochs)
                     due = done % train.checkpoint_every == 0 and done < num_steps
                     if asked() or due:
@@ -242,6 +247,10 @@ class Learning:
             "wall_s": round(self.books.wall_seconds(), 3),
             **record,
         }
+
+    def _track(self, kind: str, values: dict[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.log(kind, values, self.books.trained)
 
     def _seen(self, task: Task) -> list[int]:
         """The classes of tasks up to and including `task`."""
@@ -279,6 +288,7 @@ class Learning:
             }
         )
         self.books.end_lap("eval")
+        self._track("test", {"task": task.index} | self.accuracies.after_task(task.index))
         self.told = (
             f"{told_task(task.index, len(self.tasks), self.name)}  classes "
             f"{len(self._seen(task))}  "

@@ -5,6 +5,7 @@ command continues it and gives the same numbers as a run that was never interrup
 """
 
 import logging
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import plan
 from qkd_jax.runs.progress import NullProgress, Progress, counting
 from qkd_jax.runs.signals import StopRequest
+from qkd_jax.runs.tracking import need_trackers, new_trackers
 from qkd_jax.settings.config import Config, digest
 
 logger = logging.getLogger("qkd_jax")
@@ -65,6 +67,7 @@ def run(
       Interrupted: a signal arrived; everything is saved.
     """
     check_system()
+    need_trackers(config)
     planned = plan(config)
     folder = run_folder(out, planned.config, variant)
     shows = show_progress and hosts.is_first()
@@ -140,8 +143,9 @@ class _Loop:
 
         folder = self.folder / "checkpoints"
         self.ledger.read()  # what began or continued the run is in it
-        with Checkpoints(folder, hosts.shared) as checkpoints, self.stop:
+        with Checkpoints(folder, hosts.shared) as checkpoints, self.stop, ExitStack() as open_logs:
             done = self._restore(checkpoints)
+            self._open_trackers(open_logs)
             first = self._next(done)
             self.progress = self._progress(done)
             for learning in self.learnings:
@@ -170,6 +174,14 @@ class _Loop:
         self.own.writer.write({"summary.json": encoded_json(summary)})
         hosts.wait()
         return summary
+
+    def _open_trackers(self, open_logs: ExitStack) -> None:
+        """Opens what the settings ask for; they are closed with `open_logs`."""
+        for learning in self.learnings if hosts.is_first() else ():
+            seen = learning.books.trained
+            learning.trackers = new_trackers(self.config, self.folder, learning.name, seen)
+            for tracker in learning.trackers:
+                open_logs.callback(tracker.close)
 
     def _next(self, done: int) -> tuple[Task, Learning] | None:
         """The task and the learner that come after `done` of these; None at the end."""

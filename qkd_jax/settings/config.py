@@ -25,6 +25,7 @@ from qkd_jax.settings.sections import (
     BackboneConfig,
     ClassifierConfig,
     DataConfig,
+    LogConfig,
     ProtocolConfig,
     TrainConfig,
 )
@@ -72,6 +73,7 @@ class Config:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     own: tuple[tuple[str, Any], ...] | None = None
 
     def __post_init__(self):
@@ -101,7 +103,7 @@ class Config:
         return dataclasses.replace(self, own=own, **changes)
 
 
-_SHARED = ("backbone", "data", "protocol", "train", "classifier")
+_SHARED = ("backbone", "data", "protocol", "train", "classifier", "log")
 
 
 def apply_preset(config: Config, name: str) -> Config:

@@ -86,6 +86,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Where the numbers of a run go beside metrics.jsonl; each needs the extra of its name."""
+
+    tensorboard: bool = setting(False, may_change=True)  # event files in the run's folder
+    wandb: bool = setting(False, may_change=True)  # Weights & Biases, offline
+
+
+@dataclass(frozen=True)
 class ClassifierConfig:
     """What classifies the features: the method's own classifier, or one in closed form
     (`nn.closed_form`) in its place, on features of the slots that the method reads.

@@ -259,7 +259,7 @@ def test_what_may_change_while_a_run_goes_on():
         *("backbone.weights", "teacher.weights", "data.store_gib"),
         *("data.path", "data.split_file", "data.follow_links"),
         *("train.eval_batch_size", "train.task_chunk", "train.checkpoint_every"),
-        *("train.devices", "train.model_devices"),
+        *("train.devices", "train.model_devices", "log.tensorboard", "log.wandb"),
     }
 
 

@@ -1,0 +1,97 @@
+"""TensorBoard and Weights & Biases get the numbers of metrics.jsonl, and only if asked for."""
+
+import importlib.util
+import json
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from qkd_jax.errors import ConfigError
+from qkd_jax.runs.loop import run, run_folder
+from qkd_jax.runs.tracking import need_trackers, new_trackers
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.experiments import load_experiment
+from qkd_jax.weights.load import load_backbone
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """The folder of a run of one task with both logs; nothing is sent anywhere."""
+    out = tmp_path_factory.mktemp("runs")
+    config = override(
+        load_experiment("smoke").get_config("finetune"),
+        *("train.devices=1", "train.epochs=2", "data.num_classes=2"),
+        *("log.tensorboard=true", "log.wandb=true"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_MODE", raising=False)
+        run(config, load_backbone("tiny_random", image_size=32), out)
+    return run_folder(out, config)
+
+
+def events(folder):
+    """The events of all files in a folder: records of length, checksum, content, checksum."""
+    found = []
+    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+        content = file.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            found.append(Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+    return found
+
+
+def scalars(folder):
+    """(step, name) -> value."""
+    return {
+        (event.step, value.tag): value.simple_value
+        for event in events(folder)
+        for value in event.summary.value
+    }
+
+
+def test_tensorboard_has_every_line_by_examples_seen(logged):
+    lines = [json.loads(line) for line in (logged / "metrics.jsonl").read_text().splitlines()]
+    found = scalars(logged / "tensorboard")
+    assert len(lines) == len({line["images_seen"] for line in lines}) == 10
+    for line in lines:
+        assert {"step", "task", "epoch", "images_seen", "loss"} <= line.keys()
+        for name, value in line.items():
+            assert found[line["images_seen"], f"train/{name}"] == pytest.approx(value, rel=1e-6)
+    summary = json.loads((logged / "summary.json").read_text())
+    last = lines[-1]["images_seen"]
+    assert found[last, "test/accuracy"] == pytest.approx(summary["last_accuracy"])
+    assert found[last, "test/task"] == 0
+
+
+def test_weights_and_biases_has_them_offline(logged):
+    [file] = logged.glob("wandb/offline-run-*/*.wandb")
+    content = file.read_bytes()
+    for name in (b"train/loss", b"train/step", b"train/epoch", b"images_seen", b"test/accuracy"):
+        assert name in content
+    assert b"tiny_random" in content  # the settings
+
+
+def test_a_continued_run_takes_back_what_an_earlier_session_wrote_later(tmp_path):
+    config = override(Config(), "log.tensorboard=true")
+    for seen in (0, 16):
+        [tracker] = new_trackers(config, tmp_path, "", seen)
+        tracker.log("train", {"loss": 1.0}, seen + 8)
+        tracker.close()
+    found = events(tmp_path / "tensorboard")
+    starts = [event.step for event in found if event.HasField("session_log")]
+    assert starts == [17]  # TensorBoard drops steps from here on that came before
+
+
+def test_by_default_there_are_none(tmp_path):
+    assert new_trackers(Config(), tmp_path, "", 0) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_missing_package_is_told_with_its_extra(monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    need_trackers(Config())
+    with pytest.raises(ConfigError, match=rf'log.{name}: .* pip install "qkd_jax\[{name}\]"'):
+        need_trackers(override(Config(), f"log.{name}=true"))
