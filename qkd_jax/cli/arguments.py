@@ -19,9 +19,22 @@ def add_command(
     name: str,
     function: Callable[[argparse.Namespace], int | None],
     about: str,
+    *examples: str,
 ) -> argparse.ArgumentParser:
-    """A new command that calls `function`; returns its parser."""
-    parser = commands.add_parser(name, help=about, description=about)
+    """A new command that calls `function`; returns its parser.
+
+    Args:
+      about: one line.
+      examples: what may stand after the name, for `--help`.
+    """
+    lines = [f"  qkd-jax {name} {example}".rstrip() for example in examples]
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog="\n".join(["examples:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(command=function)
     parser.add_argument(
         "--plugin",
@@ -57,6 +70,12 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--variant", default="", help="names a run with other settings: <method>-<variant>"
     )
+    add_places(command)
+    command.add_argument("--out", default="runs", type=path)
+
+
+def add_places(command: argparse.ArgumentParser) -> None:
+    """Adds where weights and data are, and what a run may do without."""
     command.add_argument("--weights", default="", help="a local weight file (or QKD_JAX_WEIGHTS)")
     command.add_argument("--data", default="", help="folder of the data (EXP=folder, vtab, ...)")
     command.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
@@ -65,7 +84,6 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue a run although images that it began with are gone",
     )
-    command.add_argument("--out", default="runs", type=path)
     command.add_argument("--no-report", action="store_true", help="skip figures and page")
 
 
@@ -93,6 +111,12 @@ def config_of(
     config = load_experiment(options.experiment).get_config(method)
     if options.preset and not (where_read and preset_method(options.preset) != method):
         config = configuration.apply_preset(config, options.preset)
+    config = configuration.override(config, f"seed={seed}")
+    return with_places(options, config, where_read=where_read)
+
+
+def with_places(options: argparse.Namespace, config: Config, *, where_read: bool = False) -> Config:
+    """`config` with `--set` and the places of `add_places`; `where_read` as in `config_of`."""
     settings = list(options.settings)
     if options.weights:
         settings.append(f"backbone.weights={options.weights}")
@@ -100,4 +124,4 @@ def config_of(
         settings.append(f"data.path={options.data}")
     if options.follow_links:
         settings.append("data.follow_links=true")
-    return configuration.override(config, f"seed={seed}", *settings, where_read=where_read)
+    return configuration.override(config, *settings, where_read=where_read)

@@ -9,7 +9,11 @@ from qkd_jax.errors import ConfigError
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands of this file."""
     export = add_command(
-        commands, "export-circuit", _export_circuit, "a trained circuit for one text, as OpenQASM 3"
+        commands,
+        "export-circuit",
+        _export_circuit,
+        "a trained circuit for one text, as OpenQASM 3",
+        "runs/ag_news/qd_llm/seed1993 --text 'shares fell' --out circuit.qasm",
     )
     export.add_argument("folder", type=path, help="the folder of a run of qd_llm")
     export.add_argument("--text", required=True)
@@ -21,6 +25,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "noise",
         _noise,
         "accuracy of trained circuits against shots, readout and gate errors",
+        "runs/ag_news/qd_llm/seed1993 --out noise",
     )
     noise.add_argument("folders", type=path, nargs="+", help="runs of qd_llm, one for each seed")
     noise.add_argument("--texts", default=300, type=int, help="how many test texts")

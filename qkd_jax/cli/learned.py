@@ -16,14 +16,28 @@ LEARNED = "a run folder, or one that `export` wrote"
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands of this file."""
-    evaluate = add_command(commands, "eval", _eval, "accuracy of a trained learner on test data")
+    evaluate = add_command(
+        commands,
+        "eval",
+        _eval,
+        "accuracy of a trained learner on test data",
+        "runs/renditions/qkd/seed1993",
+        "exported --data ~/photos --out predicted.npz",
+    )
     evaluate.add_argument("folder", type=path, help=LEARNED)
     evaluate.add_argument("--data", default="", help="folder of the data, if not the run's own")
     evaluate.add_argument("--weights", default="", help="the backbone's weight file")
     evaluate.add_argument("--out", type=path, help="an npz file for what was predicted")
 
     classify = add_command(
-        commands, "predict", _predict, "the best classes of images or texts, with task and score"
+        commands,
+        "predict",
+        _predict,
+        "the best classes of images or texts, with task and score",
+        "runs/folder/qkd/seed1993 photo.jpg 'my photos'",
+        "exported --top 3 --json photo.jpg",
+        "runs/glosses/qkd/seed1993 'a bird that sings'",
+        "exported - < names-of-files.txt",
     )
     classify.add_argument("folder", type=path, help=LEARNED)
     classify.add_argument(
@@ -37,7 +51,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     classify.add_argument("--weights", default="", help="the backbone's weight file")
 
     export = add_command(
-        commands, "export", _export, "what a run has learned: arrays, JSON and a model card"
+        commands,
+        "export",
+        _export,
+        "what a run has learned: arrays, JSON and a model card",
+        "runs/folder/qkd/seed1993 exported --licence apache-2.0",
     )
     export.add_argument("folder", type=path, help="a run folder")
     export.add_argument("target", type=path, help="a folder to write")
@@ -47,7 +65,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     export.add_argument("--weights", default="", help="the backbone's weight file")
 
     serve = add_command(
-        commands, "serve", _serve, "a small HTTP endpoint that classifies images or texts"
+        commands,
+        "serve",
+        _serve,
+        "a small HTTP endpoint that classifies images or texts",
+        "exported",
+        "exported --port 8080 --max-mib 4 --timeout 10 --concurrency 2",
     )
     serve.add_argument("folder", type=path, help=LEARNED)
     serve.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone")

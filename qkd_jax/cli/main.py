@@ -8,6 +8,13 @@ from qkd_jax.errors import QkdError, check_system
 from qkd_jax.runs.display import flush, mute, tell
 from qkd_jax.settings.plugins import load_plugins
 
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    an error, told in one message
+  2    wrong usage
+  130  interrupted; a run is saved, and the same command or `resume` continues it
+"""
 GROUPS = (training, learned, results, resources, circuits)
 
 
@@ -38,7 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
 def new_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="qkd_jax", description="Class-incremental learning on a frozen vision transformer."
+        prog="qkd-jax",
+        description="Class-incremental learning on a frozen transformer, of images or texts.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     for group in GROUPS:

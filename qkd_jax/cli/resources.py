@@ -1,4 +1,4 @@
-"""The commands about what there is to run with: list, doctor, weights, data."""
+"""The commands about what there is to run with: list, doctor, weights, data, completion."""
 
 import argparse
 
@@ -13,16 +13,34 @@ from qkd_jax.settings.methods import method_names, presets
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands of this file."""
     listing = add_command(
-        commands, "list", _list, "experiments, methods, presets, backbones and settings"
+        commands,
+        "list",
+        _list,
+        "experiments, methods, presets, backbones and settings",
+        "",
+        "--settings --method ease",
     )
     listing.add_argument(
         "--settings", action="store_true", help="every setting that --method reads"
     )
     listing.add_argument("--method", default="qkd")
 
-    add_command(commands, "doctor", _doctor, "devices, versions and weights of this machine")
+    add_command(
+        commands,
+        "doctor",
+        _doctor,
+        "what this machine has, what is cached, what is missing and how to get it",
+        "",
+    )
 
-    weights = add_command(commands, "weights", _weights, "fetch and check a backbone's weights")
+    weights = add_command(
+        commands,
+        "weights",
+        _weights,
+        "fetch and check a backbone's weights",
+        "",
+        "vit_b16_in21k_augreg",
+    )
     weights.add_argument("name", nargs="?", default="clip_vit_b16")
 
     data = add_command(
@@ -30,6 +48,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "data",
         _data,
         "prepare a tensorflow-datasets set once, or check that every example reads",
+        "check ~/photos",
+        "check texts --path ~/reviews --text-column review",
+        "prepare imagenet_r",
     )
     data.add_argument("action", choices=["prepare", "check"])
     data.add_argument("name", help="an image folder, or a source as in data.source")
@@ -38,6 +59,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     data.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     data.add_argument("--text-column", default="text", help="of a table of texts")
     data.add_argument("--label-column", default="label", help="of a table of texts")
+
+    completion = add_command(
+        commands,
+        "completion",
+        _completion,
+        "what a shell needs to complete commands, options, experiments and methods",
+        "bash > ~/.local/share/bash-completion/completions/qkd-jax",
+        "zsh > ~/.zfunc/_qkd-jax",
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -59,20 +90,10 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    import jax
+    from qkd_jax.cli.doctor import report
 
-    from qkd_jax.runs.provenance import versions
-
-    for name, version in versions().items():
-        print(f"{name:18} {version}")
-    devices = jax.local_devices()
-    print(f"{'devices':18} {len(devices)} x {devices[0].platform} ({devices[0].device_kind})")
-    if devices[0].platform == "cpu":
-        print(
-            "\nNo accelerator is in use. On a GPU or TPU machine this means that the jax wheel "
-            "does not match it:\n"
-            '  pip install -U "jax[tpu]"   or   pip install -U "jax[cuda13]"'
-        )
+    for line in report():
+        print(line)
 
 
 def _weights(options: argparse.Namespace) -> None:
@@ -122,3 +143,9 @@ def _data(options: argparse.Namespace) -> None:
         print(f"the same {split.train.substance}: {' = '.join(copies)}")
     if found.leaked:
         print(f"warning: {told_leaks(found.leaked, split.test)}")
+
+
+def _completion(options: argparse.Namespace) -> None:
+    from qkd_jax.cli.completion import completion
+
+    print(completion(options.shell))

@@ -9,7 +9,12 @@ from qkd_jax.errors import DataError
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands of this file."""
     report = add_command(
-        commands, "report", _report, "figures, page and results tables of finished runs, made again"
+        commands,
+        "report",
+        _report,
+        "figures, page and results tables of finished runs, made again",
+        "runs/renditions/qkd/seed1993",
+        "runs/renditions",
     )
     report.add_argument("folder", type=path, help="a run folder, or runs/<experiment>")
 
@@ -18,6 +23,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "record",
         _record,
         "copy settings, matrices and summaries of finished runs: small, to keep",
+        "runs/renditions results",
     )
     record.add_argument("folder", type=path, help="runs/<experiment>")
     record.add_argument("target", type=path, help="where <experiment>/<method>/seed<k> go")
@@ -27,6 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "rank",
         _rank,
         "methods over several streams: mean ranks and paired differences, with intervals",
+        "results/renditions results/glosses --methods 'qkd mos ranpac'",
     )
     rank.add_argument("folders", type=path, nargs="+", help="results/<stream>, one or more")
     rank.add_argument("--methods", required=True, help="as in 'qkd mos ranpac'")

@@ -1,4 +1,4 @@
-"""The commands that train: run, compare."""
+"""The commands that train: run, resume, compare."""
 
 import argparse
 import sys
@@ -6,7 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from qkd_jax.cli.arguments import add_command, add_run_options, config_of, seeds_of
+from qkd_jax.cli.arguments import (
+    add_command,
+    add_places,
+    add_run_options,
+    config_of,
+    path,
+    seeds_of,
+    with_places,
+)
 from qkd_jax.errors import ConfigError
 from qkd_jax.runs.display import tell, tell_table
 from qkd_jax.settings import config as configuration
@@ -17,23 +25,49 @@ from qkd_jax.settings.methods import method_named, method_names, methods_reading
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands of this file."""
     run = add_command(
-        commands, "run", _run, "train and evaluate an experiment; continues an unfinished run"
+        commands,
+        "run",
+        _run,
+        "train and evaluate an experiment; continues an unfinished run",
+        "renditions",
+        "renditions --method ease --seed '1993 1994' --set train.epochs=5",
+        "folder --data ~/photos",
+        "smoke --plugin my_method.py --method nearest_mean",
     )
     run.add_argument("--method", default="qkd")
     run.add_argument("--seed", default="1993", help="one or more, as in --seed '1993 1994 1995'")
     add_run_options(run)
-    hosts = run.add_argument_group("several hosts, one command each; a TPU pod needs none of these")
-    hosts.add_argument("--coordinator", default="", help="address:port of host 0")
-    hosts.add_argument("--num-hosts", default=0, type=int)
-    hosts.add_argument("--host-id", default=-1, type=int, help="which host this is, from 0")
+    _add_host_options(run)
     # For runs that `compare` starts, which writes the tables itself.
     run.add_argument("--bare", action="store_true", help="only train and evaluate: no tables")
+
+    resume = add_command(
+        commands,
+        "resume",
+        _resume,
+        "continue a stopped run from its folder, without repeating its settings",
+        "runs/renditions/qkd/seed1993",
+        "runs/folder/qkd/seed1993 --data /new/place/of/images",
+    )
+    resume.add_argument("folder", type=path, help="a run folder")
+    resume.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        dest="settings",
+        help="of those that change no result, such as train.devices=1",
+    )
+    add_places(resume)
+    _add_host_options(resume)
 
     compare = add_command(
         commands,
         "compare",
         _compare,
         "run many methods with many seeds, and put them into one table",
+        "renditions --methods 'qkd ease mos' --seeds '1993 1994 1995' --jobs 2",
+        "folder --data ~/photos",
     )
     compare.add_argument("--methods", default="", help="as in 'qkd ease simplecil'; empty = all")
     compare.add_argument("--seeds", default="1993", help="as in '1993 1994 1995'")
@@ -43,28 +77,80 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
 
 
+def _add_host_options(command: argparse.ArgumentParser) -> None:
+    hosts = command.add_argument_group(
+        "several hosts, one command each; a TPU pod needs none of these"
+    )
+    hosts.add_argument("--coordinator", default="", help="address:port of host 0")
+    hosts.add_argument("--num-hosts", default=0, type=int)
+    hosts.add_argument("--host-id", default=-1, type=int, help="which host this is, from 0")
+
+
 def _run(options: argparse.Namespace) -> int:
+    seeds = seeds_of(options.seed)
+    shows = _connect(options)
+    configs = [config_of(options, options.method, seed) for seed in seeds]
+    return _learn(options, configs, options.out, options.variant, shows, bare=options.bare)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from qkd_jax.reports.files import read_json
+    from qkd_jax.runs.folder import run_folder
+
+    folder = options.folder.absolute()
+    settings = read_json(folder / "config.json") if folder.is_dir() else {}
+    if not settings:
+        raise ConfigError(
+            f"{options.folder}: expected a run folder, runs/<experiment>/<method>/seed<k>, found "
+            "no config.json in it"
+        )
+    shows = _connect(options)
+    config = with_places(options, configuration.from_dict(settings))
+    out, name = folder.parents[2], folder.parent.name
+    variant = name.removeprefix(config.method).removeprefix("-")
+    if run_folder(out, config, variant) != folder:
+        raise ConfigError(
+            f"{options.folder}: expected a folder {config.experiment}/{config.method}"
+            f"[-variant]/seed{config.seed}, as the run in it was begun; move it back"
+        )
+    return _learn(options, [config], out, variant, shows)
+
+
+def _connect(options: argparse.Namespace) -> bool:
+    """Joins the hosts; returns whether this one shows what happens."""
     from qkd_jax.engine import hosts
     from qkd_jax.engine.compiled_programs import keep_compiled_programs
+
+    keep_compiled_programs()
+    return hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
+
+
+def _learn(
+    options: argparse.Namespace,
+    configs: list[Config],
+    out: Path,
+    variant: str,
+    shows: bool,
+    *,
+    bare: bool = False,
+) -> int:
+    """Runs, or continues, one config after the other; returns the exit code."""
+    import jax
+
     from qkd_jax.engine.verbs import teacher_config
     from qkd_jax.reports.results import write_results
     from qkd_jax.reports.run_page import write_report
     from qkd_jax.runs.loop import Interrupted, run, run_folder
     from qkd_jax.weights.load import backbone_of
 
-    seeds = seeds_of(options.seed)
-    keep_compiled_programs()
-    shows = hosts.connect(options.coordinator, options.num_hosts, options.host_id) == 0
-    configs = [config_of(options, options.method, seed) for seed in seeds]
-    backbone = backbone_of(configs[0].backbone)
-    taught = teacher_config(configs[0])
+    first = configs[0]
+    backbone = backbone_of(first.backbone)
+    taught = teacher_config(first)
     teacher = None if taught is None else backbone_of(taught.backbone)
-    import jax
-
     devices = jax.devices()
     if shows:
         tell(
-            f"{options.experiment}, {options.method}: {backbone.name} at "
+            f"{first.experiment}, {first.method}: {backbone.name} at "
             f"{backbone.spec.input_size} {backbone.spec.unit} on "
             f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
             + f" of {jax.process_count()} hosts"
@@ -75,21 +161,21 @@ def _run(options: argparse.Namespace) -> int:
             tell(f"teacher: {taught.method}, {teacher.name} at {size}")
     unreported: list[str] = []
     for config in configs:
-        folder = run_folder(options.out, config, options.variant)
+        folder = run_folder(out, config, variant)
         try:
             run(
                 config,
                 backbone,
-                options.out,
+                out,
                 teacher=teacher,
-                variant=options.variant,
+                variant=variant,
                 show_progress=True,
                 allow_removed=options.allow_removed,
             )
         except Interrupted:
             tell(f"saved in {folder}; the same command continues", sys.stderr)
             return 130
-        if options.bare or not shows:
+        if bare or not shows:
             continue
         _print_table(folder)
         if not options.no_report:
@@ -97,8 +183,8 @@ def _run(options: argparse.Namespace) -> int:
             unreported += failed
             if not failed:
                 tell(f"report: {folder / 'report.html'}")
-    if shows and not options.bare:
-        tell(f"all methods and seeds: {write_results(options.out / configs[0].experiment)}")
+    if shows and not bare:
+        tell(f"all methods and seeds: {write_results(out / first.experiment)}")
     for message in unreported:
         tell(f"error: {message}", sys.stderr)
     return 1 if unreported else 0
