@@ -20,6 +20,7 @@ EXTRAS = {
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),
     "completion": ("shtab",),
+    "heif": ("pillow_heif",),
     "notebook": ("ipykernel", "nbclient", "nbformat"),
     "tfds": ("tensorflow",),
 }

@@ -27,7 +27,9 @@ MAX_PIXELS = 8192 * 6144
 MAX_BYTES = 1 << 28  # of a file
 # Formats of photographs and drawings; no reader of another one sees a file. Pillow has more, but
 # some read wrongly (opaque TGA as transparent) and others run another program (EPS).
-FORMATS = frozenset("AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split())
+FORMATS = frozenset("AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split())
+# Kinds of HEIF, after "ftyp" in a file; Pillow reads them with the help of pillow-heif.
+HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 # Modes that Pillow itself converts to RGB without loss of range.
 MODES = frozenset("1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
 # EXIF orientation: how the stored pixels must be turned to be upright.
@@ -85,9 +87,14 @@ def decode(source: Encoded, name: str) -> Image.Image:
             with contextlib.suppress(Exception):  # then the first error is reported
                 return _read(bare, name)
         if isinstance(error, UnidentifiedImageError):
+            known = ", ".join(sorted(FORMATS & Image.OPEN.keys()))
             raise DataError(
-                f"{name}: expected an image ({', '.join(sorted(FORMATS))}), found another "
-                "kind of file. Convert it or remove it."
+                f"{name}: expected an image ({known}), found "
+                + (
+                    'HEIC, as phones write it. pip install "qkd_jax[heif]" reads it; or convert it.'
+                    if _is_heif(data) and "HEIF" not in Image.OPEN
+                    else "another kind of file. Convert it or remove it."
+                )
             ) from None
         raise DataError(f"{name}: cannot be read as an image ({error}). Replace it.") from error
 
@@ -122,6 +129,8 @@ def _read(data: bytes, name: str) -> Image.Image:
     for size in _sizes_in_icon(data):  # which Pillow decodes while it opens the file
         _of_usual_size(*size, name)
     Image.init()
+    if _is_heif(data):
+        _learn_heif()
     with Image.open(io.BytesIO(data), formats=sorted(FORMATS & Image.OPEN.keys())) as image:
         _of_usual_shape(image, name)
         if image.format == "TIFF":
@@ -138,6 +147,18 @@ def _read(data: bytes, name: str) -> Image.Image:
             rgb = canvas
         turn = TURNS.get(_orientation(image))
         return rgb if turn is None else rgb.transpose(turn)
+
+
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
+
+
+def _learn_heif() -> None:
+    """Makes Pillow read HEIF, if pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 
 def _of_usual_shape(image: Image.Image, name: str) -> Image.Image:

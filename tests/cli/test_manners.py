@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from qkd_jax.cli.main import new_parser
 from qkd_jax.runs import loop
 from qkd_jax.weights.registry import ENTRIES, lookup
 
+PAGE = Path(__file__).parents[2] / "docs/command-line.md"
 COMMANDS = next(a for a in new_parser()._actions if a.dest == "command" or a.choices).choices
 
 
@@ -35,11 +37,17 @@ def test_every_command_has_examples_that_parse(name):
         new_parser().parse_args(words[1:])
 
 
-def test_help_tells_the_exit_codes(capsys):
+def test_the_page_has_every_command_and_no_other():
+    rows = re.findall(r"^\| (`[^|]*) \|", PAGE.read_text(), re.M)
+    assert {name for row in rows for name in re.findall("`(.*?)`", row)} == set(COMMANDS)
+
+
+def test_help_and_page_tell_the_exit_codes(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["--help"])
     out = capsys.readouterr().out
     assert left.value.code == 0 and re.findall(r"^  (\d+) ", out, re.M) == ["0", "1", "2", "130"]
+    assert re.findall(r"^\| (\d+) \|", PAGE.read_text(), re.M) == ["0", "1", "2", "130"]
 
 
 @pytest.fixture

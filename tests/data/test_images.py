@@ -4,10 +4,12 @@ import contextlib
 import io
 import random
 import struct
+import sys
 import warnings
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +148,34 @@ def test_a_single_pixel_fills_every_view():
 def test_a_bad_file_is_named(data, message):
     with pytest.raises(DataError, match=message):
         decode(data, "cat.jpg")
+
+
+def heic(image, **options):
+    """The bytes of a file as phones write them."""
+    content = io.BytesIO()
+    pillow_heif.from_pillow(image).save(content, quality=-1, chroma=444, **options)
+    return content.getvalue()
+
+
+def test_a_photograph_from_a_phone_is_read_upright():
+    """The reader of HEIC has turned the picture already: its EXIF must not turn it again."""
+    upright = np.zeros((40, 60, 3), np.uint8)
+    upright[:20, :30] = 200  # the upper left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored pixels are turned to the right to be upright
+    stored = Image.fromarray(np.rot90(upright))
+    read = np.asarray(decode(heic(stored, exif=exif.tobytes()), "cat.heic"))
+    assert read.shape == upright.shape
+    # Colours are kept as brightness and two differences, in whole steps of 8 bits.
+    assert np.abs(read.astype(int) - upright).max() <= 4
+
+
+def test_heic_without_its_reader_is_told_with_the_extra(monkeypatch):
+    data = heic(Image.fromarray(COLOUR))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(DataError, match=r'HEIC, as phones write it. pip install "qkd_jax\[heif\]"'):
+        decode(data, "cat.heic")
 
 
 def test_a_missing_file_is_named(tmp_path):
