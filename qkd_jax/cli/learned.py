@@ -141,14 +141,12 @@ def _predict(options: argparse.Namespace) -> int:
             continue
         milliseconds = 1000 * (time.perf_counter() - began)
         if options.json:
-            shown = [{"class": a.name, **a._asdict()} for a in found]
-            for answer in shown:
-                del answer["name"]
+            shown = [answer.as_json() for answer in found]
             tell(json.dumps({"input": given, "milliseconds": milliseconds, "answers": shown}))
             continue
         tell(f"{given}  ({milliseconds:.0f} ms)")
-        for a in found:
-            tell(f"  {100 * a.probability:5.1f} %  score {a.score:9.3f}  task {a.task:2}  {a.name}")
+        for name, task, score, probability in found:
+            tell(f"  {100 * probability:5.1f} %  score {score:9.3f}  task {task:2}  {name}")
     return int(failed)
 
 

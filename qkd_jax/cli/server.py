@@ -109,11 +109,8 @@ def new_app(trained: LoadedRun, limits: Limits, hosts: tuple[str, ...] = LOOPBAC
         finally:
             if not place.computes:
                 place.give()
-        shown = [
-            {"class": a.name, "task": a.task, "score": a.score, "probability": a.probability}
-            for a in found
-        ]
         milliseconds = 1000 * (time.perf_counter() - began)
+        shown = [answer.as_json() for answer in found]
         return JSONResponse({"answers": shown, "milliseconds": milliseconds})
 
     async def describe(request: Request) -> Response:

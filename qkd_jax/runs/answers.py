@@ -30,6 +30,11 @@ class Answer(NamedTuple):
     score: float
     probability: float
 
+    def as_json(self) -> dict[str, str | int | float]:
+        """The fields as they are written for other programs."""
+        fields = self._asdict()
+        return {"class": fields.pop("name"), **fields}
+
 
 def reads_texts(trained: LoadedRun) -> bool:
     """Whether inputs are texts, and not images."""

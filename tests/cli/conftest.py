@@ -22,3 +22,15 @@ def exported(learned, tmp_path_factory):
     target = tmp_path_factory.mktemp("exported") / "mine"
     assert cli.main(["export", str(learned), str(target), "--licence", "apache-2.0"]) == 0
     return target
+
+
+@pytest.fixture(scope="session")
+def learned_texts(tmp_path_factory):
+    """The folder of a run on texts that trains nothing: two tasks of two classes each."""
+    out = tmp_path_factory.mktemp("texts")
+    settings = ["train.devices=1", "data.num_classes=4", "data.source=glosses"]
+    settings += ["backbone.name=tiny_random_text", "train.eval_batch_size=100"]
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    arguments = ["run", "smoke", "--method", "simplecil", *chosen, "--no-report"]
+    assert cli.main([*arguments, "--out", str(out)]) == 0
+    return out / "smoke/simplecil/seed1993"

@@ -146,6 +146,22 @@ def test_predict_answers_for_every_file_that_is_an_image(exported, test_set, tmp
     assert max(map(len, lines[1:])) <= 60
 
 
+def test_texts_are_answered_as_they_are_given(learned_texts, capsys, monkeypatch):
+    texts = ["a bird that sings", "the act of selling; at a profit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{text}\n" for text in texts)))
+    code, out, _ = call(capsys, "predict", learned_texts, "-", texts[0], "--json")
+    assert code == 0
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [answer["input"] for answer in found] == [*texts, texts[0]]
+    assert found[0]["answers"] == found[2]["answers"] != found[1]["answers"]
+    trained = qkd_jax.load_run(learned_texts)
+    fields = qkd_jax.tokenize(trained.state.backbone, texts[:1])
+    scores = np.asarray(qkd_jax.predict(trained.state, fields))[0]
+    best = found[0]["answers"][0]
+    assert best["class"] == trained.class_names[scores.argmax()]
+    assert best["score"] == pytest.approx(scores.max())
+
+
 def test_inputs_come_from_standard_input_too(exported, tmp_path, capsys, monkeypatch):
     Image.new("RGB", (9, 9)).save(tmp_path / "a b.png")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path / 'a b.png'}\n"))

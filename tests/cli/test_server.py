@@ -62,6 +62,16 @@ def test_it_answers_as_the_learner_does(client, trained):
     assert found == [tuple(a) for a in expected]
 
 
+def test_texts_are_served_too(learned_texts):
+    trained = qkd_jax.load_run(learned_texts)
+    with client_of(trained) as client:
+        told = client.post("/predict?top=1", content=b"a bird that sings")
+        expected = answers.best_classes(trained, answers.text_fields(trained, "a bird that sings"))
+        assert told.json()["answers"] == [expected[0].as_json()]
+        assert "in UTF-8" in refused(client.post("/predict", content=b"\xff"), 422)
+        assert client.get("/").json()["input"] == "text"
+
+
 def test_it_tells_what_it_serves_and_that_it_lives(client, trained):
     assert client.get("/health").json() == {"status": "ok"}
     told = client.get("/").json()
