@@ -51,7 +51,7 @@ class Engine:
         self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
         # Independent of other hosts, so these run on the devices of this host alone.
         self._extract = self._build_here(passes.extract, (None, 0, 0, None, None), 0)
-        self._survey = self._build_here(self._summed_survey, (None, 0, 0), None)
+        self._survey = self._build_here(self._summed_survey, (None, 0, 0, 0), None)
         self._shared = self._build_here(passes.shared_part, (None, 0), 0)
         self._predict = self._build_here(passes.predict, (None, 0), 0)
         self._teach = self._build_here(passes.teach, (None, 0), 0)
@@ -84,14 +84,15 @@ class Engine:
         return self._begin(state, classes, jnp.int32(task.index), jnp.int32(num_steps))
 
     def survey(self, state: LearnerState, batches: Iterable[Mapping[str, Any]]) -> Any:
-        """The learner's survey of this host's batches {"inputs", "mask"}, summed over all hosts.
+        """The learner's survey of this host's batches {"inputs", "label", "mask"}, summed over all
+        hosts.
 
         Raises:
           DataError: there is no batch.
         """
         total = None
         for batch in batches:
-            sums = self._survey(state, batch["inputs"], batch["mask"])
+            sums = self._survey(state, batch["inputs"], batch["label"], batch["mask"])
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         if total is None:
             raise DataError(f"batches: expected images for {state.config.method}, found none")
@@ -212,8 +213,8 @@ class Engine:
     def _scanned_steps(self, held, moving, batches):
         return lax.scan(lambda carry, batch: device_step(held, carry, batch), moving, batches)
 
-    def _summed_survey(self, state, inputs, mask):
-        sums = passes.survey(state, inputs, mask)
+    def _summed_survey(self, state, inputs, labels, mask):
+        sums = passes.survey(state, inputs, labels, mask)
         axis = self._axis(everywhere=False)
         return lax.psum(sums, axis) if axis else sums
 

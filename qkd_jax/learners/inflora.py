@@ -101,7 +101,7 @@ def stored_branch(state, up):
     return jax.tree.map(lambda all_, one: all_.at[:, state.task].set(one), state.memory["up"], up)
 
 
-def add_moments(state, inputs, mask):
+def add_moments(state, inputs, labels, mask):
     """Sums over images from which M of every block follows, under the branches in memory."""
     backbone, dtype = state.backbone, jnp.dtype(state.config.backbone.compute_dtype)
     inserts = branch_inserts(state.memory["down"], state.memory["up"])

@@ -47,9 +47,9 @@ def begin(
     return state.replace(trainable=trainable, opt_state=opt_state, memory=memory)
 
 
-def survey(state: LearnerState, inputs: Raw, mask: jax.Array) -> Any:
-    """The learner's sums over the inputs whose mask [B] holds."""
-    return learner_of(state.config).survey.add(state, inputs, mask)
+def survey(state: LearnerState, inputs: Raw, labels: jax.Array, mask: jax.Array) -> Any:
+    """The learner's sums over the inputs whose mask [B] holds; padded rows may hold anything."""
+    return learner_of(state.config).survey.add(state, select_rows(mask, inputs), labels, mask)
 
 
 def before(state: LearnerState, sums: Any) -> LearnerState:

@@ -87,7 +87,7 @@ class Survey(NamedTuple):
     """A pass over a task's inputs before training, and another one after it.
 
     Attributes:
-      add: (state, inputs, mask [B]) -> sums over the inputs.
+      add: (state, inputs, labels [B], mask [B]) -> sums over the inputs.
       before: (state, sums, key) -> state, after `begin`, before the first step.
       after: (state, sums) -> state, after `freeze`.
     """

@@ -32,7 +32,8 @@ class BlockInsert(Protocol):
     Attributes:
         bottleneck: how many hidden units have dropout.
         dropout: its rate.
-        placement, input: what is read, as of `AdapterSpec`.
+        placement, input: what is read, as of `AdapterSpec`, or "output": what the block returns,
+            to which it is added.
         first_block: the first block that has one.
     """
 

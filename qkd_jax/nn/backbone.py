@@ -97,6 +97,32 @@ def stack_blocks(params: dict) -> dict:
     return {**params, "blocks": blocks}
 
 
+def norms_of(params: dict) -> dict:
+    """{"blocks": the LayerNorms of all blocks, leaves [L, D], "norm"?: the last one}, float32."""
+    blocks = params["blocks"]
+    if isinstance(blocks, list | tuple):
+        blocks = stack_blocks({"blocks": [_norms_in(block) for block in blocks]})["blocks"]
+    found = {"blocks": _norms_in(blocks), **{n: params[n] for n in ("norm",) if n in params}}
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), found)
+
+
+def with_norms(params: dict, norms: dict) -> dict:
+    """The parameters with other LayerNorms, as from `norms_of`."""
+    blocks, own = params["blocks"], norms["blocks"]
+    if isinstance(blocks, list | tuple):
+        blocks = [
+            {**block, **jax.tree.map(lambda a, index=index: a[index], own)}
+            for index, block in enumerate(blocks)
+        ]
+    else:
+        blocks = {**blocks, **own}
+    return {**params, **norms, "blocks": blocks}
+
+
+def _norms_in(block):
+    return {name: block[name] for name in ("norm1", "norm2")}
+
+
 def block_at(params: dict, index: int | jax.Array) -> dict:
     """The parameters of one block, from a list or a stack; in a stack, `index` may be traced."""
     blocks = params["blocks"]

@@ -150,20 +150,26 @@ def _block_stem(p, spec, x, token_mask, attention_insert, rows, compute_dtype):
 
 
 def _block_output(p, spec, stem, normed, adapter, adapter_spec, dropout, compute_dtype):
-    """(Residual + MLP + adapter, normalised where the block is post-norm; what the adapter
-    observed).
+    """(Residual + MLP + adapter, normalised where the block is post-norm, or with an adapter
+    behind all that; what the adapter observed).
 
     `normed` is the MLP's input; it may be None where no adapter reads it.
     """
     out, observed = stem.residual + stem.mlp, None
-    if adapter is not None:
+    behind = adapter is not None and adapter_spec.placement == "output"
+    if adapter is not None and not behind:
         if adapter_spec.placement == "sequential":
             reads = stem.mlp
         else:
             reads = stem.residual if adapter_spec.input == "residual" else normed
         delta, observed = adapter_spec.apply(adapter, reads, dropout, compute_dtype)
         out = out + delta.astype(out.dtype)
-    return layer_norm(p["norm2"], out, spec.eps) if spec.post_norm else out, observed
+    if spec.post_norm:
+        out = layer_norm(p["norm2"], out, spec.eps)
+    if behind:
+        delta, observed = adapter_spec.apply(adapter, out, dropout, compute_dtype)
+        out = out + delta.astype(out.dtype)
+    return out, observed
 
 
 def encode(

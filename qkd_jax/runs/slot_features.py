@@ -186,10 +186,11 @@ class SlotFeatures:
         return np.pad(kept, ((0, 0), (0, self.width - width)))[:, None]
 
     def inputs_in_batches(self) -> Iterator[dict]:
-        """This host's inputs and masks of the whole set, in batches of equal size."""
+        """This host's inputs, labels and masks of the whole set, in batches of equal size."""
         own = hosts.own_rows
         for indices, mask in eval_batches(len(self.set), self.batch_size):
-            yield {"inputs": self.raw(own(indices)), "mask": own(mask)}
+            labels = self.set.labels[own(indices)].astype(np.int32)
+            yield {"inputs": self.raw(own(indices)), "label": labels, "mask": own(mask)}
 
     def batches(self) -> Iterator[dict]:
         """Features, labels and masks of the whole set, in order, in batches of equal size."""

@@ -1,15 +1,16 @@
 """The published settings of the peers, by method and data set, for the experiment files.
 
-Sources, all for ViT-B/16 and mostly its ImageNet-21k weights: the json files of sun-hailong/
-CVPR24-Ease (ease), sun-hailong/AAAI25-MOS (mos), Frank-lilinjie/MoTE (mote), HAIV-Lab/SSIAT
-(ssiat), LAMDA-CL/ICCV2025-TUNA in its first commit (tuna; CUB and VTAB from the paper's text),
-LAMDA-CL/LAMDA-PILOT (aper, l2p, dualprompt, coda_prompt), RanPAC/RanPAC `args/*.csv` with PILOT's
-row for ImageNet-R, where the csv has no adapter (ranpac), liangyanshuo/InfLoRA (inflora),
-LMMMEng/CaRE (care; its paper names other rates, batches and epochs), and the scripts of
-Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL (cdl, for teacher and student alike; the settings of
-its hosts stand where the method is declared). CLARE has no code: rate, batch and
-epochs are its paper's, the decay is ours (`learners/clare.py`). With tasks of one size, EASE and
-MoTE read `init_lr` and `init_epochs` in every task, whatever their `later_lr` says.
+Sources, all for ViT-B/16 and mostly its ImageNet-21k weights: the json files of
+sun-hailong/CVPR24-Ease (ease), sun-hailong/AAAI25-MOS (mos), Frank-lilinjie/MoTE (mote),
+HAIV-Lab/SSIAT (ssiat), LAMDA-CL/ICCV2025-TUNA in its first commit (tuna; CUB and VTAB from the
+paper's text), LAMDA-CL/LAMDA-PILOT (aper, l2p, dualprompt, coda_prompt), RanPAC/RanPAC `args/*.csv`
+with PILOT's row for ImageNet-R, where the csv has no adapter (ranpac), liangyanshuo/InfLoRA
+(inflora), LMMMEng/CaRE (care; its paper names other rates, batches and epochs),
+ASCIIJK/MiN-NeurIPS2025 (min), and the scripts of Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL
+(cdl, for teacher and student alike; the settings of its hosts stand where the method is declared).
+CLARE has no code: rate, batch and epochs are its paper's, the decay is ours (`learners/clare.py`).
+With tasks of one size, EASE and MoTE read `init_lr` and `init_epochs` in every task, whatever their
+`later_lr` says.
 
 A data set that a method's authors did not publish settings for takes those of `STANDS_IN`.
 Finetune, joint and linear probe are references without published settings: the first two train
@@ -80,6 +81,7 @@ RUNS = {
     "cdl": {"cifar100": (0.001, 64, 0.0, 20), "imagenet_r": (0.001, 64, 0.0, 35)},
     "clare": {"cifar100": (0.02, 32, 0.0, 25)},
     "inflora": {"cifar100": (0.0005, 128, 0.0, 20), "imagenet_r": (0.0005, 128, 0.0, 50)},
+    "min": dict.fromkeys(("cifar100", "cub200", "imagenet_r"), (0.001, 128, 0.0005, 10)),
     "linear_probe": {"cifar100": (0.01, 128, 0.0005, 30)},
 }
 RUNS["finetune"] = RUNS["joint"] = RUNS["ease"]
@@ -120,6 +122,7 @@ FORM = {
         *(DECAY_ALL, "care.scale=20.0", "alignment.epochs=30", "alignment.learning_rate=0.005"),
         *("alignment.period=5", "care.passes=every_task"),
     ),
+    "min": (DECAY_ALL, "train.schedule=constant", "min.projection_dim=16384", "min.ridge=100.0"),
     "l2p": (
         *(ADAM, "train.schedule=constant", "l2p.pool=10", "l2p.length=5", "l2p.top_k=5"),
         *("l2p.key_weight=0.1", "l2p.start=signed"),
@@ -155,6 +158,7 @@ SPECIAL = {
         *("alignment.epochs=10", "alignment.learning_rate=0.01"),
     ),
     ("care", "vtab"): ("care.mean_decay=old",),
+    ("min", "imagenet_r"): ("min.ridge=500.0",),
     ("apt", "imagenet_r"): ("apt.merge=0.2",),
     ("inflora", "imagenet_r"): ("inflora.lamb=0.98",),
 }
@@ -197,13 +201,14 @@ def on_few_images(method: str) -> tuple[str, ...]:
 
     Form, rate and decay are those published for ImageNet-R, which also consists of renditions. Few
     steps move a scale too little, so cosine heads keep our start of it; later tasks train as long
-    as the first; care answers in one pass, as its authors have it for long sequences.
+    as the first; care answers in one pass, as its authors have it for long sequences; min has the
+    2,048 random projections that are its default.
     """
     if method not in RUNS:
         return ()
     source = source_of(method, "imagenet_r")
     rate, _, decay, _ = RUNS[method][source]
-    long = ("train.later_epochs", "head.scale", "care.passes")
+    long = ("train.later_epochs", "head.scale", "care.passes", "min.projection_dim")
     form = [setting for setting in FORM.get(method, ()) if not setting.startswith(long)]
     return (
         f"train.learning_rate={rate}",

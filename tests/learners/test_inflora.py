@@ -251,11 +251,11 @@ def test_a_survey_leaves_padding_out_on_one_and_on_eight_devices(tiny, history):
         [{"image": images[:11], "label": tiny.batch(task, 0, size=16)["label"][:11]}],
     )
     assert float(alone["tokens"]) == 11 * 5
-    scale = np.abs(alone["moments"]).max()
+    scale, labels = np.abs(alone["moments"]).max(), np.resize(task.classes, 16)
     for devices in (1, 8):
         engine = engine_of(TrainConfig(devices=devices))
         halves = [
-            {"inputs": Raw({"image": padded[h]}), "mask": mask[h]}
+            {"inputs": Raw({"image": padded[h]}), "label": labels[h], "mask": mask[h]}
             for h in (slice(0, 8), slice(8, 16))
         ]
         found = engine.survey(engine.place(state), halves)

@@ -25,6 +25,7 @@ KEPT = {
     "mote": set(),
     "mos": set(),
     "inflora": set(),
+    "min": set(),
 }
 MARK = 7.0
 

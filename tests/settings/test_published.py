@@ -80,6 +80,7 @@ CHECKED = {
     "joint": "4897d41e",
     "l2p": "0f6d64e6",
     "linear_probe": "c1276fd4",
+    "min": "643a6055",
     "mos": "ff5574b0",
     "mote": "1c90bdf6",
     "ranpac": "8c8aa2e7",
