@@ -131,6 +131,18 @@ def test_every_arrow_points_down(name):
         assert allowed and (here, there) not in NEVER, f"{name}: {here} -> {there}"
 
 
+def test_only_evaluation_tells_a_learner_the_task():
+    """Neither the verbs nor anything else that predicts names what reads a true task."""
+    told = {"score_with_task", "predict_with_task", "scores_with_task"}
+    names = {
+        name
+        for name in files("engine", "runs", "cli")
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Attribute) and node.attr in told
+    }
+    assert names == {"engine/engine.py", "runs/model.py", "runs/learning.py"}
+
+
 CORE = ("nn", "learners", "quantum", "generators")
 IMPURE = ("os", "io", "pathlib", "shutil", "tempfile", "time", "datetime", "logging", "urllib")
 IMPURE += ("random", "socket", "subprocess", "threading", "multiprocessing", "signal", "json")

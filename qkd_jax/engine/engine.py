@@ -54,6 +54,7 @@ class Engine:
         self._survey = self._build_here(self._summed_survey, (None, 0, 0, 0), None)
         self._shared = self._build_here(passes.shared_part, (None, 0), 0)
         self._predict = self._build_here(passes.predict, (None, 0), 0)
+        self._predict_with_task = self._build_here(passes.predict_with_task, (None, 0, 0), 0)
         self._teach = self._build_here(passes.teach, (None, 0), 0)
         # Done once per task; several devices would only repeat it (`alone`).
         self._scan = jax.jit(self._scanned_steps, donate_argnums=1)
@@ -61,6 +62,7 @@ class Engine:
         self._before, self._after = _changing(passes.before), _changing(passes.after)
         self._accumulate, self._finish = jax.jit(passes.accumulate), _changing(passes.finish)
         self._score = jax.jit(passes.score)
+        self._score_with_task = jax.jit(passes.score_with_task)
 
     def padded(self, batch_size: int) -> int:
         """The batch size rounded up to a multiple of `num_parts`."""
@@ -197,6 +199,18 @@ class Engine:
         depend on the inputs (`Learner.predict`).
         """
         return jax.tree.map(self._gathered, self._predict(state, inputs))
+
+    def score_with_task(self, state: LearnerState, features: Any, tasks: Any) -> jax.Array:
+        """Scores [B, C] from slot features [B, S, D] if the task of each input, int [B], is known:
+        a diagnostic.
+        """
+        return self._score_with_task(state, features, tasks)
+
+    def predict_with_task(self, state: LearnerState, inputs: Raw | Stem, tasks: Any) -> Any:
+        """The same of a whole batch from this host's rows, for settings whose passes depend on the
+        task (`Learner.predict_with_task`).
+        """
+        return self._gathered(self._predict_with_task(state, inputs, tasks))
 
     def _build(self, function: Callable, in_axes: tuple, out_axes: Any, donate: tuple = ()):
         """`function` compiled for the devices of all hosts."""

@@ -281,18 +281,37 @@ def score(state, features):
     return logits_of(state, features[:, 2 * state.task + 1]), None
 
 
+def softmax_of(state, inputs, newest, forced):
+    """The softmax [B, C] of one pass."""
+    return jax.nn.softmax(logits_of(state, frozen_feature(state, inputs, newest, forced)))
+
+
+def predict_with_task(state, inputs, tasks):
+    """The softmax of the free pass plus that of the given task's own pass."""
+
+    def keep(task, own):
+        mine = softmax_of(state, inputs, task, True)
+        return jnp.where((tasks == task)[:, None], mine, own)
+
+    free = softmax_of(state, inputs, state.task, False)
+    own = lax.fori_loop(0, state.task + 1, keep, jnp.zeros_like(free))
+    return mask_unseen(state, free + own)
+
+
+def chooses_tasks(config):
+    """Whether tasks have passes of their own at test."""
+    return config.care.passes == "every_task"
+
+
 def predict(state, inputs):
     """The softmax of the free pass plus that of the task's own pass with the least entropy."""
 
-    def answer(newest, forced):
-        softmax = jax.nn.softmax(logits_of(state, frozen_feature(state, inputs, newest, forced)))
-        return softmax, entropy(softmax)
-
-    free, _ = answer(state.task, False)
+    free = softmax_of(state, inputs, state.task, False)
 
     def compare(task, best):
         softmax, doubt, chosen = best
-        mine, mine_doubt = answer(task, True)
+        mine = softmax_of(state, inputs, task, True)
+        mine_doubt = entropy(mine)
         surer = mine_doubt < doubt
         return (
             jnp.where(surer[:, None], mine, softmax),
@@ -318,7 +337,9 @@ LEARNER = register(
         score=score,
         slots=Slots(score=lambda task: (2 * task + 1,), finish=lambda task: (2 * task,)),
         sums=Sums(statistics, accumulate),
-        predict=lambda config: predict if config.care.passes == "every_task" else None,
+        predict=lambda config: predict if chooses_tasks(config) else None,
+        predict_with_task=lambda config: predict_with_task if chooses_tasks(config) else None,
+        passes=lambda config: config.shapes.max_tasks + 1,
         project=project,
         first_block=lambda config: config.care.first_block,
     ),

@@ -54,7 +54,13 @@ def headed(learner: Any, config: Config) -> Any:
         return jnp.where(seen_classes(state)[None, :], scores, -jnp.inf), None
 
     slots = _slots_for(learner.slots, columns)
-    return learner._replace(slots=slots, score=score, predict=lambda config: None)
+    return learner._replace(
+        slots=slots,
+        score=score,
+        score_with_task=None,
+        predict=lambda config: None,
+        predict_with_task=lambda config: None,
+    )
 
 
 def columns_read(slots: Any, config: Config) -> np.ndarray:

@@ -163,7 +163,16 @@ def chosen_tasks(state, query):
 
 
 def learned(state, query):
-    chosen, experts = chosen_tasks(state, query), state.memory["experts"]
+    return chosen_inserts(state, chosen_tasks(state, query))
+
+
+def learned_with_task(state, tasks):
+    return chosen_inserts(state, tasks[:, None])
+
+
+def chosen_inserts(state, chosen):
+    """G-prompts and the E-prompts of the tasks `chosen` int [B, K], for each set of keys or 1."""
+    experts = state.memory["experts"]
     chosen = jnp.broadcast_to(chosen, (chosen.shape[0], experts.shape[1]))
     own = [experts[chosen[:, i], i] for i in range(experts.shape[1])]  # each [B, 2, R, D]
     pairs = [(rows[:, 0], rows[:, 1]) for rows in own]
@@ -185,5 +194,6 @@ HOST = PromptHost(
     prefix_blocks=lambda config: config.dualprompt.general_blocks + config.dualprompt.expert_blocks,
     freeze=freeze,
     relevance=relevance,
+    learned_with_task=learned_with_task,
 )
 LEARNER = register(prompt_learner(HOST), dualprompt=DualPromptSettings)

@@ -75,9 +75,18 @@ def extract(state, inputs, slot, features):
     return encode_with(state, adapter_of(state, slot), inputs)
 
 
+def cosines(state, features):
+    """[B, S, C]: of features [B, S, D] to the rows of every class in the same slot."""
+    return jnp.einsum("bsd,scd->bsc", unit(features), unit(state.memory["rows"]))
+
+
+def score_with_task(state, features, tasks):
+    """The subspace of the given task alone, for all classes."""
+    return mask_unseen(state, cosines(state, features)[jnp.arange(len(tasks)), tasks])
+
+
 def score(state, features):
-    num_slots = features.shape[1]
-    cosine = jnp.einsum("bsd,scd->bsc", unit(features), unit(state.memory["rows"]))
+    num_slots, cosine = features.shape[1], cosines(state, features)
     own = state.task_of_class[None, :] == jnp.arange(num_slots)[:, None]  # [S, C]
     others = state.config.ease.alpha / jnp.maximum(state.task, 1).astype(jnp.float32)
     weight = jnp.where(own, 1.0, others)
@@ -95,6 +104,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
+        score_with_task=score_with_task,
         slots=Slots(score=lambda task: range(task + 1)),
         first_block=first_adapter_block,
     ),

@@ -221,26 +221,45 @@ def extract(state, inputs, slot, features):
     return encode_with(state, adapter_of(state, slot), inputs)
 
 
+def prototype_cosines(state, features):
+    """[B, C]: of features [B, S, D] in slot 0 to the class means under the first adapter."""
+    return mask_unseen(state, unit(features[:, 0]) @ unit(state.memory["prototypes"]).T)
+
+
+def slot_logits(state, features):
+    """[B, S, C]: of features [B, S, D] on the one head."""
+    head = state.memory["head"]
+    return jax.vmap(lambda f: mask_unseen(state, logits_of(head, f)), in_axes=1, out_axes=1)(
+        features
+    )
+
+
+def ensemble(state, logits, cosines):
+    """softmax(z) + softmax(t cos) of the logits [B, C] of one adapter; without `mos.ensemble` z."""
+    if not state.config.mos.ensemble:
+        return mask_unseen(state, logits)
+    num_tasks = (state.task + 1).astype(jnp.float32)
+    return mask_unseen(state, jax.nn.softmax(logits) + jax.nn.softmax(num_tasks * cosines))
+
+
 def score(state, features):
     """Self-refined retrieval: a_1 is the task of the nearest prototype, a_k+1 that of the class
     that adapter a_k predicts. The score is softmax(z_a) + softmax(t cos(f_0, prototypes)).
     """
-    settings, owner = state.config.mos, state.task_of_class
-    cosines = mask_unseen(state, unit(features[:, 0]) @ unit(state.memory["prototypes"]).T)
-    logits = jax.vmap(
-        lambda f: mask_unseen(state, logits_of(state.memory["head"], f)), in_axes=1, out_axes=1
-    )(features)  # [B, S, C]
+    cosines, logits = prototype_cosines(state, features), slot_logits(state, features)
+    owner, image = state.task_of_class, jnp.arange(len(features))
     following = owner[jnp.argmax(logits, axis=2)]  # [B, S]
-    image = jnp.arange(len(features))
     used = owner[jnp.argmax(cosines, axis=1)]
-    for _ in range(settings.retrievals - 1):
+    for _ in range(state.config.mos.retrievals - 1):
         used = following[image, used]
-    scores = logits[image, used]
-    if settings.ensemble:
-        num_tasks = (state.task + 1).astype(jnp.float32)
-        scores = jax.nn.softmax(scores) + jax.nn.softmax(num_tasks * cosines)
     relevance = jax.nn.one_hot(used, state.config.shapes.max_tasks)
-    return mask_unseen(state, scores), relevance
+    return ensemble(state, logits[image, used], cosines), relevance
+
+
+def score_with_task(state, features, tasks):
+    """The adapter of the given task instead of the retrieved one; the ensemble stays."""
+    logits = slot_logits(state, features)[jnp.arange(len(tasks)), tasks]
+    return ensemble(state, logits, prototype_cosines(state, features))
 
 
 LEARNER = register(
@@ -253,6 +272,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
+        score_with_task=score_with_task,
         slots=Slots(score=lambda task: range(task + 1), finish=lambda task: sorted({0, task})),
         sums=Sums(statistics, accumulate),
         first_block=first_adapter_block,

@@ -92,10 +92,20 @@ def _most_confident(confidence, among):
     return jnp.arange(confidence.shape[1])[None, :] == chosen[:, None]
 
 
+def fused_scores(state, features, weights):
+    """Scores [B, C] of the features [B, T, D] fused with weights [B, T]."""
+    fused = jnp.einsum("bt,btd->bd", weights, features)
+    return mask_unseen(state, head_logits(fused, state.memory["rows"][0], 1.0, "cosine"))
+
+
 def score(state, features):
     weights = expert_weights(state, features)
-    fused = jnp.einsum("bt,btd->bd", weights, features)
-    return mask_unseen(state, head_logits(fused, state.memory["rows"][0], 1.0, "cosine")), weights
+    return fused_scores(state, features, weights), weights
+
+
+def score_with_task(state, features, tasks):
+    """The expert of the given task alone."""
+    return fused_scores(state, features, jax.nn.one_hot(tasks, features.shape[1]))
 
 
 LEARNER = register(
@@ -108,6 +118,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
+        score_with_task=score_with_task,
         slots=Slots(score=lambda task: range(task + 1), finish=lambda task: (task,)),
         first_block=first_adapter_block,
     ),

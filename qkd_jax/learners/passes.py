@@ -137,6 +137,17 @@ def predict(state: LearnerState, inputs: Raw | Stem) -> tuple[jax.Array, jax.Arr
     return learner_of(state.config).predict(state.config)(state, shared_part(state, inputs))
 
 
+def score_with_task(state: LearnerState, features: jax.Array, tasks: jax.Array) -> jax.Array:
+    """Scores [B, C] from slot features [B, S, D] if the task of each input, int [B], is known."""
+    return learner_of(state.config).score_with_task(state, features, tasks)
+
+
+def predict_with_task(state: LearnerState, inputs: Raw | Stem, tasks: jax.Array) -> jax.Array:
+    """As `score_with_task`, from inputs (`Learner.predict_with_task`)."""
+    predict = learner_of(state.config).predict_with_task(state.config)
+    return predict(state, shared_part(state, inputs), tasks)
+
+
 def select_rows(real: jax.Array, rows: Any) -> Any:
     """`rows`, a pytree of arrays [B, ...], with zeros where `real` [B] does not hold."""
 

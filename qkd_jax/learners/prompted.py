@@ -50,6 +50,8 @@ class PromptHost(NamedTuple):
       freeze, finish, sums: as of `Learner`.
       at_end: the slots that `sums` reads.
       relevance: (state, query [B, Q]) -> [B, T]; None = there is none.
+      learned_with_task: (state, tasks int [B]) -> `Inserts` as of `learned`, if prompts were chosen
+        by the task of each input; None where no task's prompts are chosen.
     """
 
     name: str
@@ -67,6 +69,7 @@ class PromptHost(NamedTuple):
     sums: Sums = NO_SUMS
     at_end: tuple[int, ...] = ()
     relevance: Callable | None = None
+    learned_with_task: Callable | None = None
 
     @property
     def first_slot(self) -> int:
@@ -145,6 +148,10 @@ def prompt_learner(host: PromptHost) -> Learner:
             host, state, features
         )
 
+    def predict_with_task(state, inputs, tasks):
+        feature = feature_of(host, state, inputs, host.learned_with_task(state, tasks))
+        return mask_unseen(state, host.logits(state.memory, feature))
+
     return Learner(
         name=host.name,
         init=host.init,
@@ -154,6 +161,7 @@ def prompt_learner(host: PromptHost) -> Learner:
         finish=host.finish,
         extract=extract_with(host, prompted),
         score=score,
+        predict_with_task=lambda config: host.learned_with_task and predict_with_task,
         slots=prompt_slots(host),
         sums=host.sums,
     )

@@ -160,12 +160,18 @@ class Learner(NamedTuple):
       extract: (state, inputs, slot, features [B, S, D] of the slots extracted before) -> features
         [B, D] of a filled slot.
       score: (state, features [B, S, D]) -> (scores [B, C], relevance [B, T] or None).
+      score_with_task: (state, features [B, S, D], tasks int [B]) -> scores [B, C], as `score` would
+        give them if its choice of a task were the true one, `tasks`. A diagnostic of evaluation
+        (`oracle_accuracy`), which no prediction reads; None where no choice is made.
       slots: which slots are read when; a function config -> `Slots` where settings decide, which
         `learner_of` calls.
       sums: what `finish` is given.
       survey: passes over a task's inputs before and after training; None = no such passes.
       predict: config -> None, or, for settings whose passes depend on the input, a function
         (state, inputs) -> (scores, relevance), which is called instead of `score`.
+      predict_with_task: config -> None, or, where a known task needs passes of its own, a function
+        (state, inputs, tasks int [B]) -> scores, which is called instead of `score_with_task`.
+      passes: config -> how many passes of an input the function of `predict` makes.
       project: (trainable, state) -> trainable, after every optimisation step.
       carried: the parts of `trainable` that have no gradient: `project` alone changes them.
       stage: of a task whose steps are several optimisations, one after the other: state -> (int
@@ -194,7 +200,10 @@ class Learner(NamedTuple):
     slots: Slots | Callable
     sums: Sums = Sums()
     survey: Survey | None = None
+    score_with_task: Callable | None = None
     predict: Callable = lambda config: None
+    predict_with_task: Callable = lambda config: None
+    passes: Callable = lambda config: 0
     project: Callable = lambda trainable, state: trainable
     carried: tuple[str, ...] = ()
     stage: Callable | None = None

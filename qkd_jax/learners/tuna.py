@@ -195,17 +195,31 @@ def extract(state, inputs, slot, features):
 
 def score(state, features):
     """softmax(z) of the task's adapter with the least entropy + softmax(z) of the universal one."""
-    tasks = jnp.arange(state.config.shapes.max_tasks)
+    tasks, softmax = jnp.arange(state.config.shapes.max_tasks), slot_softmax(state, features)
+    doubt = jnp.where((tasks <= state.task)[None, :], entropy(softmax[:, 0::2]), jnp.inf)
+    chosen = jnp.argmin(doubt, axis=1)
+    return with_universal(state, softmax, chosen), jax.nn.one_hot(chosen, len(tasks))
+
+
+def score_with_task(state, features, tasks):
+    """The given task's adapter instead of that with the least entropy."""
+    return with_universal(state, slot_softmax(state, features), tasks)
+
+
+def slot_softmax(state, features):
+    """[B, S, C]: softmax(z) of features [B, S, D] in every slot."""
     logits = jax.vmap(
         lambda f: mask_unseen(state, logits_of(state, f, state.memory["rows"])),
         in_axes=1,
         out_axes=1,
-    )(features)  # [B, S, C]
-    softmax = jax.nn.softmax(logits)
-    doubt = jnp.where((tasks <= state.task)[None, :], entropy(softmax[:, 0::2]), jnp.inf)
-    chosen = jnp.argmin(doubt, axis=1)
-    scores = softmax[jnp.arange(len(features)), 2 * chosen] + softmax[:, 2 * state.task + 1]
-    return mask_unseen(state, scores), jax.nn.one_hot(chosen, len(tasks))
+    )(features)
+    return jax.nn.softmax(logits)
+
+
+def with_universal(state, softmax, chosen):
+    """[B, C]: softmax [B, S, C] of the adapters `chosen` [B] plus that of the universal one."""
+    scores = softmax[jnp.arange(len(chosen)), 2 * chosen] + softmax[:, 2 * state.task + 1]
+    return mask_unseen(state, scores)
 
 
 LEARNER = register(
@@ -218,6 +232,7 @@ LEARNER = register(
         finish=finish,
         extract=extract,
         score=score,
+        score_with_task=score_with_task,
         slots=Slots(
             score=lambda task: (*range(0, 2 * task + 1, 2), 2 * task + 1),
             finish=lambda task: (2 * task,),

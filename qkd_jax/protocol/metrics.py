@@ -200,6 +200,25 @@ def routing_summary(confusion: np.ndarray) -> dict[str, Any]:
     }
 
 
+def routing_recall(relevance: np.ndarray, tasks: np.ndarray, k: int) -> int:
+    """The number of images whose true task is among the k most relevant ones.
+
+    Of equally relevant tasks the first comes first, as in `routing_confusion`, so that with k = 1
+    this is its trace. A task without relevance is never the second: where one task is chosen, all k
+    give the same.
+
+    Args:
+      relevance: [N, T], not negative.
+      tasks: int [N], true tasks.
+      k: at least 1.
+    """
+    relevance, tasks = np.asarray(relevance), np.asarray(tasks)
+    ranked = np.argsort(-relevance, axis=1, kind="stable")[:, :k]
+    chosen = np.take_along_axis(relevance, ranked, axis=1) > 0
+    chosen[:, 0] = True
+    return int(np.sum((ranked == tasks[:, None]) & chosen))
+
+
 def mean_relevance(relevance: np.ndarray, tasks: np.ndarray, num_tasks: int) -> np.ndarray:
     """Mean relevance of each task (column) over the images of each true task (row), [T, T].
 
@@ -245,6 +264,8 @@ def summarise(
     *,
     within_task_correct: np.ndarray | None = None,
     confusion: np.ndarray | None = None,
+    second: int | None = None,
+    oracle: int | None = None,
 ) -> dict[str, Any]:
     """Every summary number of a run, JSON-ready; a run cut short counts up to its last stage.
 
@@ -252,13 +273,16 @@ def summarise(
       correct, total: int [T, T], see the module docstring.
       within_task_correct: int [T, T], `correct` recorded from `task_masked_predictions`.
       confusion: int [T, T], `routing_confusion` at the last stage.
+      second: `routing_recall` with k = 2 at the last stage.
+      oracle: correct predictions at the last stage if the method is told the true tasks.
 
     Returns:
       average_accuracy = mean_i A(i) and last_accuracy = A(T-1) with accuracy_curve = A; the same
       three for M, ending in `_task_mean`; last_accuracy_per_task = a(T-1, :); forgetting,
       forgetting_clipped, forgetting_just_learned, bwt; with `within_task_correct` also
       within_task_{accuracy_curve, average_accuracy, last_accuracy}; with `confusion` also the keys
-      of `routing_summary`.
+      of `routing_summary`; with `second` and `oracle` also `routing_recall_at_2` and
+      `oracle_accuracy`, their shares of the images in percent.
 
     Raises:
       DataError: no stage was measured, or the counts are impossible.
@@ -280,6 +304,10 @@ def summarise(
         summary |= {f"within_task_{name}": value for name, value in within.items()}
     if confusion is not None:
         summary |= routing_summary(confusion)
+    images = _measured(correct, total)[1][-1].sum()
+    for name, count in (("routing_recall_at_2", second), ("oracle_accuracy", oracle)):
+        if count is not None:
+            summary[name] = float(100.0 * count / images)
     return summary
 
 

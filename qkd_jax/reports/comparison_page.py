@@ -12,9 +12,11 @@ from qkd_jax.reports.charts import LineChart, line_chart
 from qkd_jax.reports.facts import number
 from qkd_jax.reports.ranks import rankable, ranking
 from qkd_jax.reports.render import rendered
-from qkd_jax.reports.tables import COLUMNS, best_first, mean_and_sd, remarks
+from qkd_jax.reports.tables import COLUMNS, COSTS, best_first, mean_and_sd, remarks
 
+NAMES = COLUMNS | COSTS
 ACCURACIES = ("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy")
+ACCURACIES += ("routing_recall_at_2", "oracle_accuracy")
 
 
 def comparison_page(folder: Path, results: dict[str, Any]) -> bytes:
@@ -32,7 +34,7 @@ def comparison_page(folder: Path, results: dict[str, Any]) -> bytes:
             "words": _words(rows),
             "remarks": remarks(results),
             "accuracy": _table(rows, ACCURACIES),
-            "costs": _table(rows, tuple(key for key in COLUMNS if key not in ACCURACIES)),
+            "costs": _table(rows, tuple(key for key in NAMES if key not in ACCURACIES)),
             "curves": _curves(rows),
             "ranks": _ranks(folder, [name for name, _ in rows]),
             "taught": results.get("taught"),
@@ -60,7 +62,7 @@ def _table(rows: list[tuple[str, dict[str, Any]]], keys: tuple[str, ...]) -> dic
         return {"value": value, "text": mean_and_sd(key, row.get(key))}
 
     return {
-        "heads": ("method", "n", *(COLUMNS[key] for key in shown)),
+        "heads": ("method", "n", *(NAMES[key] for key in shown)),
         "rows": [
             [name, number(row["n"], 0), *(cell(key, row) for key in shown)] for name, row in rows
         ],

@@ -157,6 +157,7 @@ ALSO_IN_STAGE = {
     "within_task": ("iu", 1),
     "top5": ("iu", 2),
     "relevance": ("f", 2),
+    "oracle": ("iu", 1),
     "log_probability": ("f", 1),
     "predicted_log_probability": ("f", 1),
 }

@@ -127,7 +127,9 @@ _NUMBERS = (
     *("routing_accuracy_task_mean", "wall_seconds", "train_seconds", "eval_seconds"),
     *("training_images_per_second", "inference_images_per_second", "peak_memory_mb"),
     *("draws_energy_distance", "trainable_parameters", "gate_parameters", "compilations"),
-    *("devices", "train_images", "extracted_features"),
+    *("devices", "train_images", "extracted_features", "oracle_accuracy", "routing_recall_at_2"),
+    *("passes_per_image", "kept_bytes", "kept_bytes_constant", "kept_bytes_per_class"),
+    "kept_bytes_per_task",
 )
 _CURVES = ("accuracy_curve", "accuracy_curve_task_mean", "within_task_accuracy_curve")
 # null: a task without images so far.

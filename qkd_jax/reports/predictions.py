@@ -23,7 +23,7 @@ NONE = -1
 # The arrays of a record, and of a run after one task, and those of newer versions too.
 RECORD: Fields = {"images": ("U", 0), "label": ("i", 1), "task": ("i", 1), "predicted": ("i", 2)}
 RECORD_TOO: Fields = {
-    **{"within_task": ("i", 2), "routed": ("i", 2)},
+    **{"within_task": ("i", 2), "routed": ("i", 2), "oracle": ("i", 1)},
     **{"log_probability": ("f", 1), "predicted_log_probability": ("f", 1)},
 }
 # Of what a run writes after one task, also these.
@@ -49,6 +49,8 @@ class Predictions(NamedTuple):
         classes: calibrated or not, as the method trained them; of cosines for methods that compare
         with class means.
       predicted_log_probability: float16 [N], the same of the predicted class.
+      oracle: int [N], the class predicted after the last task if the method is told the task of the
+        image; None for methods that choose no task too.
     """
 
     images: str
@@ -59,6 +61,7 @@ class Predictions(NamedTuple):
     routed: np.ndarray | None
     log_probability: np.ndarray | None
     predicted_log_probability: np.ndarray | None
+    oracle: np.ndarray | None = None
 
 
 def read_predictions(folder: str | Path) -> Predictions | None:
@@ -120,6 +123,13 @@ def joined(stages: list[dict[str, np.ndarray]]) -> Predictions:
         values[places[-1]] = np.maximum(stages[-1][name], np.finfo(np.float16).min)
         return values
 
+    def told() -> np.ndarray | None:
+        if "oracle" not in stages[-1]:
+            return None
+        values = np.full(len(ids), NONE, np.int32)
+        values[places[-1]] = stages[-1]["oracle"]
+        return _small(values)
+
     return Predictions(
         images=hashlib.sha256("".join(f"{name}\n" for name in ids).encode()).hexdigest(),
         label=of_images("label"),
@@ -129,6 +139,7 @@ def joined(stages: list[dict[str, np.ndarray]]) -> Predictions:
         routed=of_stages("relevance", lambda relevance: relevance.argmax(axis=1)),
         log_probability=of_last("log_probability"),
         predicted_log_probability=of_last("predicted_log_probability"),
+        oracle=told(),
     )
 
 
@@ -149,7 +160,7 @@ def check_follows(
     Raises:
       DataError: names the first number that does not follow from the others.
     """
-    within = confusion = None
+    within = confusion = oracle = None
     if predictions is not None:
         found = _counted(predictions, predictions.predicted, len(total))
         for name, count, own in zip(("correct", "total"), (correct, total), found, strict=True):
@@ -166,7 +177,11 @@ def check_follows(
         confusion = metrics.routing_confusion(
             predictions.task[tested], predictions.routed[-1, tested], len(total)
         )
-    follows = metrics.summarise(correct, total, within_task_correct=within, confusion=confusion)
+    if predictions is not None and predictions.oracle is not None:
+        oracle = int(np.sum(predictions.oracle == predictions.label))
+    follows = metrics.summarise(
+        correct, total, within_task_correct=within, confusion=confusion, oracle=oracle
+    )
     for name, value in follows.items():
         if name in summary and summary[name] != value:
             raise DataError(

@@ -14,7 +14,7 @@ from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.reports.comparison_page import comparison_page
 from qkd_jax.reports.files import read_json
 from qkd_jax.reports.ledger import missing_files
-from qkd_jax.reports.tables import COLUMNS, SHARED, markdown
+from qkd_jax.reports.tables import COLUMNS, COSTS, SHARED, markdown
 from qkd_jax.reports.taught import taught_rows
 from qkd_jax.reports.writing import save_figure, write_atomically
 from qkd_jax.settings.config import changeable_settings, from_dict, to_dict
@@ -100,8 +100,11 @@ def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Mean, sd and values over seeds of each column that all of them have."""
     row: dict[str, Any] = {"n": len(summaries), "seeds": list(summaries)}
     row["accuracy_curves"] = [summary.get("accuracy_curve", []) for summary in summaries.values()]
-    for key in COLUMNS:
+    rates = [summary.get("inference_images_per_second") for summary in summaries.values()]
+    for key in COLUMNS | COSTS:
         values = [summary.get(key) for summary in summaries.values()]
+        if key == "inference_milliseconds" and "passes_per_image" in row and all(rates):
+            values = [1000.0 / rate for rate in rates]
         if all(isinstance(value, int | float) and math.isfinite(value) for value in values):
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
             row[key] = {"mean": float(np.mean(values)), "sd": sd, "values": values}

@@ -23,6 +23,24 @@ COLUMNS = {
     "peak_memory_mb": "peak memory, MiB",
     "wall_seconds": "wall seconds",
 }
+# Of a second table, for runs that have them.
+COSTS = {
+    "oracle_accuracy": "last accuracy, oracle routing",
+    "routing_recall_at_2": "routing recall at 2",
+    "passes_per_image": "passes per image",
+    "inference_milliseconds": "ms per image",
+    "kept_bytes_per_class": "kept per class, bytes",
+    "kept_bytes_per_task": "kept per task, bytes",
+    "kept_bytes_constant": "kept besides, bytes",
+    "kept_bytes": "kept in all, bytes",
+}
+ROUTING_AND_COST = (
+    "Of runs that measured it. Oracle routing: the true task takes the place of the method's "
+    "choice of a task; a dash where none is chosen. Recall at 2: images whose true task is among "
+    "the two most relevant. Passes: of a new image through the transformer, after the last task. "
+    "Kept: what is carried from task to task beside the frozen model; an array that grows with "
+    "classes and tasks counts in both columns."
+)
 # Hashes in environment.json that all rows of a table must share, those of weights and images.
 SHARED = {
     "weights_fingerprint": "weights",
@@ -45,13 +63,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         f"# {results['experiment']}",
         "",
-        "| method | n | " + " | ".join(COLUMNS.values()) + " |",
-        "| --- |" + " ---: |" * (len(COLUMNS) + 1),
-    ]
-    for name, row in rows:
-        cells = [mean_and_sd(key, row.get(key)) for key in COLUMNS]
-        lines.append(f"| {name} | {row['n']} | " + " | ".join(cells) + " |")
-    lines += [
+        *_table(rows, COLUMNS),
         "",
         "Mean ± standard deviation over n seeds (n - 1 in the denominator; one seed has none). "
         "Accuracies and routing are percentages, forgetting percentage points: best before the "
@@ -60,6 +72,8 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for text in remarks(results):
         lines += ["", text]
+    if measured := [(name, row) for name, row in rows if "passes_per_image" in row]:
+        lines += ["", "## Routing and cost", "", *_table(measured, COSTS), "", ROUTING_AND_COST]
     if "taught" in results:
         lines += ["", "## Teachers and students", "", *taught_lines(results["taught"])]
     if results["unfinished"]:
@@ -69,6 +83,18 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["", "Damaged, not counted:", ""]
         lines += [f"- {run}: {message}" for run, message in damaged.items()]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[tuple[str, dict[str, Any]]], columns: dict[str, str]) -> list[str]:
+    """A table of some columns of the rows (name, row)."""
+    lines = [
+        "| method | n | " + " | ".join(columns.values()) + " |",
+        "| --- |" + " ---: |" * (len(columns) + 1),
+    ]
+    for name, row in rows:
+        cells = [mean_and_sd(key, row.get(key)) for key in columns]
+        lines.append(f"| {name} | {row['n']} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
@@ -89,16 +115,18 @@ def mean_and_sd(key: str, column: dict[str, Any] | None) -> str:
     if column is None:
         return "–"
     mean = format_number(key, column["mean"])
-    if column["sd"] is None or (key == "trainable_parameters" and column["sd"] == 0):
+    exact = key in ("trainable_parameters", "passes_per_image") or key.startswith("kept_bytes")
+    if column["sd"] is None or (exact and column["sd"] == 0):
         return mean
     return f"{mean} ± {format_number(key, column['sd'])}"
 
 
 def format_number(key: str, value: float) -> str:
     """The number as text: percentages with two decimals, times and rates with one, others whole."""
-    if key in ("trainable_parameters", "peak_memory_mb", "compilations", "num_tasks", "n"):
+    whole = ("trainable_parameters", "peak_memory_mb", "compilations", "num_tasks", "n")
+    if key in whole or key.startswith("kept_bytes"):
         return f"{value:,.0f}"
-    if key.endswith(("seconds", "per_second")):
+    if key.endswith(("seconds", "per_second")):  # "milliseconds" too
         return f"{value:,.1f}"
     return f"{value:.2f}"
 

@@ -34,12 +34,19 @@ class Accuracies:
       within_task: `correct` if the task of each image is given.
       confusion: int64 [T, T], (true task, most relevant task) after the last evaluation; None for
         methods without relevance.
+      second: int64 [], in the last evaluation, images whose true task is among the two most
+        relevant; None as above.
+      oracle: int64 [], in the evaluation after the last task, correct predictions if the method is
+        told the task of each image (`Learner.score_with_task`); None before, and for methods that
+        choose no task.
     """
 
     correct: np.ndarray
     total: np.ndarray
     within_task: np.ndarray
     confusion: np.ndarray | None = None
+    second: np.ndarray | None = None
+    oracle: np.ndarray | None = None
 
     @classmethod
     def none_yet(cls, num_tasks: int) -> "Accuracies":
@@ -49,8 +56,10 @@ class Accuracies:
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> "Accuracies":
-        """The counts from what `saved` gave; other keys are ignored."""
-        counts = (saved[field.name] for field in dataclasses.fields(cls))
+        """The counts from what `saved` gave, in an earlier version perhaps without the last ones;
+        other keys are ignored.
+        """
+        counts = (saved.get(field.name) for field in dataclasses.fields(cls))
         return cls(*(None if count is None else np.asarray(count, np.int64) for count in counts))
 
     def saved(self) -> dict[str, Any]:
@@ -76,10 +85,13 @@ class Accuracies:
         within_task, _ = metrics.record(
             self.within_task, total, task, labels, predicted["within_task"], task_of_class
         )
-        confusion = self.confusion
+        confusion, second, oracle = self.confusion, self.second, None
         if relevance is not None:
             confusion = metrics.routing_confusion(predicted["task"], relevance, len(total))
-        return Accuracies(correct, total, within_task, confusion)
+            second = np.int64(metrics.routing_recall(relevance, predicted["task"], 2))
+        if "oracle" in predicted:
+            oracle = np.sum(predicted["oracle"] == labels)
+        return Accuracies(correct, total, within_task, confusion, second, oracle)
 
     def line(self, task: int) -> str:
         """The line to show after `task`, in percent."""
@@ -105,11 +117,14 @@ class Accuracies:
 
     def summary(self) -> dict[str, Any]:
         """The part of summary.json that follows from the counts."""
-        return {"routing_accuracy": None} | metrics.summarise(
+        unknown = ("routing_accuracy", "routing_recall_at_2", "oracle_accuracy")
+        return dict.fromkeys(unknown) | metrics.summarise(
             self.correct,
             self.total,
             within_task_correct=self.within_task,
             confusion=self.confusion,
+            second=self.second,
+            oracle=self.oracle,
         )
 
 
@@ -134,6 +149,7 @@ def predictions(
     scores: np.ndarray,
     relevance: np.ndarray | None,
     task_of_class: np.ndarray,
+    scores_with_task: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The content of predictions/after_task_<t>.npz, from which all accuracies follow.
 
@@ -142,6 +158,7 @@ def predictions(
       scores: [N, C]. The first of equal scores is predicted.
       relevance: [N, T], or None.
       task_of_class: int [C].
+      scores_with_task: [N, C], of a learner that is told the task of each image, or None.
     """
     top5 = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     rows, wide = np.arange(len(labels)), scores.astype(np.float64)
@@ -157,7 +174,11 @@ def predictions(
         "log_probability": (wide[rows, labels] - log_sum).astype(np.float32),
         "predicted_log_probability": (wide[rows, top5[:, 0]] - log_sum).astype(np.float32),
     }
-    return saved if relevance is None else saved | {"relevance": relevance}
+    if relevance is not None:
+        saved["relevance"] = relevance
+    if scores_with_task is not None:
+        saved["oracle"] = scores_with_task.argmax(axis=1)
+    return saved
 
 
 def shown_examples(examples: Examples, rows: np.ndarray, predicted: dict) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """One learner of a run, task after task: it learns a task, and is evaluated on all classes seen."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from qkd_jax.data.streams import prefetch
 from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError, QkdError
+from qkd_jax.learners.cost import kept_bytes, passes_per_input
 from qkd_jax.learners.state import LearnerState, join, split
 from qkd_jax.protocol.tasks import Task, task_of_class
 from qkd_jax.reports.ledger import Ledger
@@ -147,7 +149,8 @@ class Learning:
         from qkd_jax.runs.checkpoint import with_named_arrays
 
         self.books.start_lap()
-        measured = {name: found.pop(name, None) for name in ("scores", "relevance")}
+        names = ("scores", "relevance", "scores_with_task")
+        measured = {name: found.pop(name, None) for name in names}
         try:
             self.model.take(with_named_arrays(self.state, found))
         except CheckpointError:  # damaged
@@ -260,15 +263,20 @@ class Learning:
         """Evaluates on all classes seen; every (image, slot) pair is computed once in a run.
 
         Returns:
-          "scores" [N, C] and, of methods that have it, "relevance" [N, T] of the test set's images.
+          "scores" [N, C] and, of methods that have it, "relevance" [N, T] of the test set's images;
+          after the last task also "scores_with_task" [N, C].
         """
         rows = self._fill(self.test, self.model.slots_read(task.index), self._seen(task))
         scores, relevance = joined(self.model.scores(self.test, rows))
-        self._record(task, rows, scores, relevance)
         found = {"scores": scores, "relevance": relevance}
+        if task.index == len(self.tasks) - 1:
+            tasks = self.task_of_class[self.data.test.labels[rows]].astype(np.int32)
+            told = self.model.scores_with_task(self.test, rows, tasks)
+            found["scores_with_task"] = None if told is None else joined(told)[0]
+        self._record(task, rows, **found)
         return {name: values for name, values in found.items() if values is not None}
 
-    def _record(self, task: Task, rows, scores, relevance) -> None:
+    def _record(self, task: Task, rows, scores, relevance, scores_with_task=None) -> None:
         """Writes what was measured after a task on the test images `rows`.
 
         Raises:
@@ -277,7 +285,9 @@ class Learning:
         if not np.isfinite(scores.max(axis=1)).all():
             raise self._diverged(f"scores of test {self.data.test.noun}s", "in evaluation", "")
         ids, labels = self.data.test.ids[rows], self.data.test.labels[rows]
-        predicted = predictions(ids, labels, scores, relevance, self.task_of_class)
+        predicted = predictions(
+            ids, labels, scores, relevance, self.task_of_class, scores_with_task
+        )
         self.accuracies = self.accuracies.after(task.index, predicted, self.task_of_class)
         shown = shown_examples(self.data.test, rows, predicted)
         self.writer.write(
@@ -328,10 +338,17 @@ class Learning:
             **self.accuracies.summary(),
             "trainable_parameters": sum(parameters.values()),
             "parameters": parameters,
+            **self.cost,
             "compilations": self.model.engine.compilations,
             "devices": self.model.engine.num_devices,
             **self.books.summary(),
         } | ({"tasks_taken_from_store": self.taken} if self.taken else {})
+
+    @functools.cached_property
+    def cost(self) -> dict[str, float]:
+        """Passes for each input and bytes kept, which follow from settings and shapes alone."""
+        passes = passes_per_input(self.config, self.state.backbone.spec.depth)
+        return {"passes_per_image": passes, **kept_bytes(self.state)}
 
     def _fill(self, features: SlotFeatures, slots, classes, *, count: bool = True) -> np.ndarray:
         """Computes missing features of `classes` under `slots`; returns the rows of these."""

@@ -129,6 +129,29 @@ class Model:
             else:
                 yield *self.engine.score(self.state, features.values[rows[indices]]), mask
 
+    def scores_with_task(
+        self, features: SlotFeatures, rows: np.ndarray, tasks: np.ndarray
+    ) -> Iterator[tuple] | None:
+        """(scores [B, C], None, mask [B]) as of `scores` if the learner is told the task of each of
+        `rows`, int32 [N]: a diagnostic. None for a learner that chooses no task.
+        """
+        reads_inputs = self.learner.predict_with_task(self.config) is not None
+        if not reads_inputs and self.learner.score_with_task is None:
+            return None
+
+        def batches():
+            for indices, mask in eval_batches(len(rows), features.batch_size):
+                if reads_inputs:
+                    own = hosts.own_rows(indices)
+                    inputs = features.inputs(self.everywhere, rows[own])
+                    scores = self.engine.predict_with_task(self.everywhere, inputs, tasks[own])
+                else:
+                    known = features.values[rows[indices]]
+                    scores = self.engine.score_with_task(self.state, known, tasks[indices])
+                yield scores, None, mask
+
+        return batches()
+
     def parameters(self) -> dict[str, int]:
         """The number of trainable parameters, for each part of what is trained."""
         return {

@@ -11,6 +11,7 @@ import pytest
 
 from qkd_jax.engine.engine import Engine
 from qkd_jax.engine.verbs import teacher_config
+from qkd_jax.learners.shape import learner_of
 from qkd_jax.reports.files import read_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.settings.config import override
@@ -20,6 +21,7 @@ from qkd_jax.weights.load import load_backbone
 
 pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 
+MEASURED = ("oracle_accuracy", "routing_recall_at_2", "passes_per_image", "kept_bytes")
 METHODS = methods_reading(("image",))
 # Prompts, a survey of the images, sums of a fixed size, nothing trained; the others take minutes.
 DEFAULT = ("inflora", "ranpac", "simplecil")
@@ -64,3 +66,11 @@ def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch)
     np.testing.assert_array_equal(found.correct, expected.correct)
     assert parts["train_images"] == whole["train_images"]
     assert parts["extracted_features"] == whole["extracted_features"]
+    for name in (*MEASURED, "routing_accuracy"):
+        assert parts[name] == whole[name], name
+    assert (whole["routing_recall_at_2"] is None) == (whole["routing_accuracy"] is None)
+    assert (whole["routing_recall_at_2"] or 0) >= (whole["routing_accuracy"] or 0)
+    learner = learner_of(config(method, 1))
+    told = learner.score_with_task or learner.predict_with_task(config(method, 1))
+    assert (whole["oracle_accuracy"] is None) == (told is None)
+    assert whole["passes_per_image"] >= 1 and whole["kept_bytes"] > 0

@@ -239,6 +239,23 @@ def test_other_tasks_are_masked_with_minus_infinity_not_zero():
     assert metrics.task_masked_predictions(scores, np.array([1]), table).tolist() == [1]
 
 
+def test_recall_by_hand():
+    """Ties go to the first task, and a task without relevance is not the second."""
+    relevance = [[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.4, 0.2, 0.4], [1.0, 0.0, 0.0]]
+    tasks = [0, 1, 2, 1]
+    assert [metrics.routing_recall(relevance, tasks, k) for k in (1, 2, 3)] == [1, 3, 3]
+
+
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_recall_at_one_is_the_routing_accuracy_and_more_tasks_never_hurt(num_tasks, size, seed):
+    draw = np.random.default_rng(seed)
+    tasks = draw.integers(num_tasks, size=size)
+    relevance = draw.integers(3, size=(size, num_tasks)) / 2  # with ties and zeros
+    found = [metrics.routing_recall(relevance, tasks, k) for k in range(1, num_tasks + 2)]
+    assert found[0] == np.trace(metrics.routing_confusion(tasks, relevance, num_tasks))
+    assert found == sorted(found) and found[-1] <= size
+
+
 def test_summary_carries_task_aware_and_routing_numbers_when_given():
     within = TOY_TOTAL.copy()
     confusion = np.array([[3, 1], [0, 6]])

@@ -319,6 +319,30 @@ def test_what_a_run_does_not_have_is_a_dash(tmp_path):
     assert rows["old"]["inference images/s"] == rows["old"]["peak memory, MiB"] == "–"
 
 
+def test_routing_and_cost_have_a_table_of_their_own_where_they_were_measured(tmp_path):
+    costs = {"passes_per_image": 5.5, "kept_bytes_per_class": 3072, "kept_bytes_per_task": 1500}
+    costs |= {"kept_bytes_constant": 12, "kept_bytes": 2000000}
+    for seed, rate in ((1, 10.0), (2, 40.0)):
+        routed = {"oracle_accuracy": 90.0 + seed, "routing_recall_at_2": 95.5}
+        write_run(tmp_path / f"qkd/seed{seed}", inference_images_per_second=rate, **costs, **routed)
+    write_run(tmp_path / "simplecil/seed1", oracle_accuracy=None, **costs | {"passes_per_image": 1})
+    write_run(tmp_path / "old/seed1", inference_images_per_second=20.0)
+    table = write_results(tmp_path).read_text(encoding="utf-8")
+    first, second = table.split("## Routing and cost")
+    assert "| old |" in first and "| old |" not in second
+    rows = [columns(line) for line in second.splitlines() if line.startswith("|")]
+    names, (qkd, simplecil) = rows[0], rows[2:]
+    shown = dict(zip(names, qkd, strict=True))
+    assert shown["last accuracy, oracle routing"] == "91.50 ± 0.71"
+    assert shown["ms per image"] == "62.5 ± 53.0"  # the mean of 100 and 25, not of rates
+    assert shown["passes per image"] == "5.50" and shown["routing recall at 2"] == "95.50 ± 0.00"
+    assert shown["kept per class, bytes"] == "3,072" and shown["kept in all, bytes"] == "2,000,000"
+    shown = dict(zip(names, simplecil, strict=True))
+    assert shown["last accuracy, oracle routing"] == shown["ms per image"] == "–"
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert "inference_milliseconds" not in results["methods"]["old"]
+
+
 def test_runs_on_other_weights_or_data_are_named(tmp_path):
     for method, weights in (("qkd", "a"), ("ease", "a"), ("mos", "b")):
         folder = tmp_path / f"{method}/seed1"

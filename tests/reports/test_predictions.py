@@ -43,6 +43,7 @@ def stages(num_images=300, seed=0):
                 "predicted_log_probability": -random.exponential(size=count).astype(np.float32),
             }
         )
+    found[-1]["oracle"] = np.where(random.random(count) < 0.9, own, random.integers(100))
     return found
 
 
@@ -61,6 +62,9 @@ def measured(written):
         for owner, weights in zip(written[-1]["task"], written[-1]["relevance"], strict=True):
             confusion[owner, weights.argmax()] += 1
     summary = metrics.summarise(correct, total, within_task_correct=within, confusion=confusion)
+    if "oracle" in written[-1]:
+        right = [a == b for a, b in zip(written[-1]["oracle"], written[-1]["label"], strict=True)]
+        summary["oracle_accuracy"] = 100.0 * sum(right) / len(right)
     return correct, total, summary
 
 
@@ -95,6 +99,7 @@ def test_each_image_keeps_what_was_predicted_after_each_task(tmp_path):
             assert found.within_task[task, n] == stage["within_task"][row]
             assert found.routed[task, n] == stage["relevance"][row].argmax()
     order = np.argsort(written[-1]["id"])
+    assert found.oracle.tolist() == written[-1]["oracle"][order].tolist()
     for name in ("log_probability", "predicted_log_probability"):
         # float16 has 11 binary digits.
         np.testing.assert_allclose(
@@ -110,18 +115,19 @@ def test_a_record_is_small_and_reads_as_the_run(tmp_path):
     assert equal(read_predictions(tmp_path / "record"), whole)
     assert content == packed(whole)
     # Random guesses and numbers; those of a model compress better.
-    assert len(content) < 8_000
+    assert len(content) < 8_500
     assert read_predictions(tmp_path) is None
 
 
 def test_older_runs_have_less_and_are_read(tmp_path):
     new = ("within_task", "log_probability", "predicted_log_probability", "relevance")
+    new += ("oracle",)
     written = [{k: v for k, v in stage.items() if k not in new} for stage in stages()]
     found = read_predictions(save(tmp_path, written))
-    assert found[4:] == (None,) * 4
+    assert found[4:] == (None,) * 5
     (tmp_path / "predictions.npz").write_bytes(packed(found))
     again = read_predictions(tmp_path)
-    assert again[4:] == (None,) * 4 and equal(again[:4], found[:4])
+    assert again[4:] == (None,) * 5 and equal(again[:4], found[:4])
     check_follows(found, *measured(stages()))
 
 
@@ -151,7 +157,8 @@ def test_matrix_and_summary_follow_from_the_predictions():
     edited[4, 2] += 1
     with pytest.raises(DataError, match=r"matrix.json: expected correct\[4\]\[2\] = "):
         check_follows(joined(written), edited, total, summary)
-    for name in ("last_accuracy", "forgetting", "within_task_last_accuracy", "routing_accuracy"):
+    names = ("last_accuracy", "forgetting", "within_task_last_accuracy", "routing_accuracy")
+    for name in (*names, "oracle_accuracy"):
         with pytest.raises(DataError, match=f"summary.json: expected {name} "):
             edited = summary | {name: summary[name] + 1e-9}
             check_follows(joined(written), correct, total, edited)

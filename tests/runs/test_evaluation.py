@@ -13,11 +13,12 @@ TASK_OF_CLASS = np.array([0, 1, 0, 1])  # classes 0 and 2 first, then 1 and 3
 UNSEEN = -np.inf
 
 
-def evaluated(accuracies, task, labels, scores, relevance=None):
+def evaluated(accuracies, task, labels, scores, relevance=None, told=None):
     labels, scores = np.asarray(labels), np.asarray(scores, np.float32)
+    told = None if told is None else np.asarray(told, np.float32)
     relevance = None if relevance is None else np.asarray(relevance)
     ids = np.array([f"image {n}" for n in range(len(labels))])
-    found = predictions(ids, labels, scores, relevance, TASK_OF_CLASS)
+    found = predictions(ids, labels, scores, relevance, TASK_OF_CLASS, told)
     return accuracies.after(task, found, TASK_OF_CLASS), found
 
 
@@ -63,17 +64,33 @@ def test_relevance_is_counted_by_its_largest(stages):
     assert after.confusion.tolist() == [[2, 1], [0, 1]]  # a tie goes to the first task
     assert after.line(1) == "accuracy 25.00  routing 75.00"
     assert after.summary()["routing_accuracy"] == 75.0
+    assert after.summary()["routing_recall_at_2"] == 100.0
+    assert after.summary()["oracle_accuracy"] is None
+
+
+def test_predictions_of_a_method_that_is_told_the_task_are_counted(stages):
+    """It may still be wrong, in its own task and in others."""
+    *_, before = stages
+    told = [[9, 0, 0, 0], [9, 0, 0, 0], [0, 0, 9, 9], [0, 9, 0, 0]]
+    after, found = evaluated(before, 1, [0, 2, 2, 1], [[3, 0, 1, 0]] * 4, told=told)
+    assert found["oracle"].tolist() == [0, 0, 2, 1]
+    assert after.summary()["oracle_accuracy"] == 75.0 and after.summary()["last_accuracy"] == 25.0
 
 
 def test_a_checkpoint_keeps_all_of_it(stages):
     *_, two = stages
-    routed, _ = evaluated(two, 1, [0, 1], [[1, 0, 0, 0]] * 2, [[1.0, 0.0]] * 2)
+    scores = [[1, 0, 0, 0]] * 2
+    routed, _ = evaluated(two, 1, [0, 1], scores, [[1.0, 0.0]] * 2, scores)
     for accuracies in (two, routed):
         kept = json.loads(json.dumps(accuracies.saved() | {"finished_tasks": 2}))
         restored = Accuracies.restored(kept)
         assert restored.saved() == accuracies.saved()
         assert restored.total.dtype == np.int64
         assert (restored.confusion is None) == (accuracies.confusion is None)
+        assert restored.summary() == accuracies.summary()
+    for name in ("second", "oracle"):  # of an earlier version
+        kept.pop(name)
+    assert Accuracies.restored(kept).summary()["oracle_accuracy"] is None
 
 
 def test_predictions_rank_classes_and_ties_go_to_the_first():

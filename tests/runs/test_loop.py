@@ -15,6 +15,7 @@ from qkd_jax import predict_with_relevance
 from qkd_jax.data.examples import Split
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
+from qkd_jax.learners import passes
 from qkd_jax.protocol.tasks import task_of_class
 from qkd_jax.reports.predictions import check_follows, read_predictions
 from qkd_jax.reports.results import write_results
@@ -105,6 +106,7 @@ def test_summary_has_the_promised_keys(finished):
         *("training_images_per_second", "inference_images_per_second", "peak_memory_mb"),
         *("train_seconds", "eval_seconds"),
         *("trainable_parameters", "compilations", "finished"),
+        *("oracle_accuracy", "routing_recall_at_2", "passes_per_image", "kept_bytes"),
     }
     assert promised <= summary.keys()
     assert summary["finished"] is True and summary["method"] == "qkd" and summary["seed"] == 1993
@@ -192,6 +194,12 @@ def test_accuracies_recomputed_from_predictions_equal_the_summary(finished):
     last = predictions(folder, 2)
     routed = 100.0 * (last["relevance"].argmax(1) == last["task"]).mean()
     assert summary["routing_accuracy"] == pytest.approx(routed, abs=1e-12)
+    better = (last["relevance"] > last["relevance"][np.arange(30), last["task"]][:, None]).sum(1)
+    second = 100.0 * (better < 2).mean()  # no two are equal
+    assert summary["routing_recall_at_2"] == pytest.approx(second, abs=1e-12)
+    oracle = 100.0 * (last["oracle"] == last["label"]).mean()
+    assert summary["oracle_accuracy"] == pytest.approx(oracle, abs=1e-12)
+    assert "oracle" not in predictions(folder, TASKS - 2)
     check_follows(read_predictions(folder), correct, total, summary)
 
 
@@ -201,13 +209,17 @@ def test_predictions_of_each_image_are_those_of_a_softmax_of_predict(finished, b
     found, test = read_predictions(folder), plan(smoke()).data.test
     order = np.argsort(test.ids)
     images = test.load(np.arange(len(test)), backbone)
-    scores, _ = predict_with_relevance(final_state(folder, backbone)[0], images)
+    state = final_state(folder, backbone)[0]
+    scores, _ = predict_with_relevance(state, images)
     chances = np.asarray(jax.nn.softmax(scores))[order]
     np.testing.assert_array_equal(found.label, test.labels[order])
     own = chances[np.arange(len(test)), found.label]
     # float16 of a logarithm of order 1, and float32 scores that differ by 1e-4 (see above).
     np.testing.assert_allclose(np.exp(found.log_probability), own, rtol=2e-3)
     np.testing.assert_allclose(np.exp(found.predicted_log_probability), chances.max(1), rtol=2e-3)
+    tasks = task_of_class(plan(smoke()).tasks, 6)[test.labels].astype(np.int32)
+    told = passes.score_with_task(state, verbs.slot_features(state, images), tasks)
+    np.testing.assert_array_equal(found.oracle, np.asarray(told).argmax(axis=1)[order])
 
 
 def test_environment_names_code_and_machine(finished):

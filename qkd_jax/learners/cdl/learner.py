@@ -227,6 +227,7 @@ def distilled(host: PromptHost, form: Form) -> Learner:
         finish=finish,
         extract=extract_with(host, prompted),
         score=score,
+        predict_with_task=lambda config: None,
         parts=lambda config: 2 if form.token else 1,
         teacher=Teacher(teacher_config, alone, outputs, shares_query, rate="cdl.teacher_rate"),
     )

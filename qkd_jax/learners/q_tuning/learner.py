@@ -302,31 +302,51 @@ def extract(state, inputs, slot, features):
     return feature_after(state, inputs, *stored_model(state, slot, state.task))
 
 
+def members(state):
+    """bool [T, C]: which classes belong to which task."""
+    return state.task_of_class[None, :] == jnp.arange(state.config.shapes.max_tasks)[:, None]
+
+
+def log_probabilities(state, features):
+    """[B, T, C]: log p of the classes of each task among themselves, from features [B, S, D]."""
+    if settings_of(state.config).evaluation == "snapshot":
+        own = features[:, state.task_of_class]  # of each class the feature under its task's model
+        logits = jnp.einsum("bcd,cd->bc", own, state.memory["rows"]) + state.memory["bias"][None]
+    else:
+        logits = logits_of(state.memory, features[:, state.task])
+    return jax.nn.log_softmax(jnp.where(members(state)[None], logits[:, None], MASKED))
+
+
+def joint_scores(state, log_relevance, log_p):
+    """[B, C]: log relevance [B, T] of the class's task + log p [B, T, C] within it."""
+    own = jnp.sum(jnp.where(members(state)[None], log_p, 0.0), axis=1)
+    return mask_unseen(state, log_relevance[:, state.task_of_class] + own)
+
+
+def score_with_task(state, features, tasks):
+    """Relevance 1 for the given task: classes of other tasks are as good as excluded."""
+    given = jax.nn.one_hot(tasks, state.config.shapes.max_tasks) > 0
+    log_relevance = jnp.where(given, 0.0, MASKED)
+    return joint_scores(state, log_relevance, log_probabilities(state, features))
+
+
 def score(state, features):
     """(log relevance + log p [B, C], relevance [B, T]): see the module docstring.
 
     Of K classes the entropy is divided by log K. A task of one class is always certain, which says
     nothing of the text; it gets the mean of the other tasks' entropies.
     """
-    settings, owner = settings_of(state.config), state.task_of_class
-    if settings.evaluation == "snapshot":
-        own = features[:, owner]  # of each class the feature under its task's model
-        logits = jnp.einsum("bcd,cd->bc", own, state.memory["rows"]) + state.memory["bias"][None]
-    else:
-        logits = logits_of(state.memory, features[:, state.task])
-    tasks = jnp.arange(state.config.shapes.max_tasks)
-    member = owner[None, :] == tasks[:, None]  # [T, C]
-    log_p = jax.nn.log_softmax(jnp.where(member[None], logits[:, None], MASKED))  # [B, T, C]
-    size, seen = jnp.sum(member, axis=1), tasks <= state.task
+    settings, log_p = settings_of(state.config), log_probabilities(state, features)
+    size = jnp.sum(members(state), axis=1)
+    seen = jnp.arange(len(size)) <= state.task
     informs = seen & (size > 1)
     uncertainty = entropy(jnp.exp(log_p)) / jnp.log(jnp.maximum(size, 2).astype(jnp.float32))[None]
     mean = jnp.sum(jnp.where(informs[None], uncertainty, 0.0), axis=1, keepdims=True)
     mean = mean / jnp.maximum(jnp.sum(informs), 1).astype(jnp.float32)
     uncertainty = jnp.where(informs[None], uncertainty, mean)
-    relevance = jnp.where(seen[None], -uncertainty / settings.temperature, MASKED)
-    relevance = jax.nn.log_softmax(relevance)
-    scores = relevance[:, owner] + jnp.sum(jnp.where(member[None], log_p, 0.0), axis=1)
-    return mask_unseen(state, scores), jnp.exp(relevance)
+    certainty = jnp.where(seen[None], -uncertainty / settings.temperature, MASKED)
+    log_relevance = jax.nn.log_softmax(certainty)
+    return joint_scores(state, log_relevance, log_p), jnp.exp(log_relevance)
 
 
 def slots(config):
@@ -352,6 +372,7 @@ def learner_named(name):
         finish=finish_with_head,
         extract=extract,
         score=score,
+        score_with_task=score_with_task,
         slots=slots,
         sums=NO_SUMS,
     )

@@ -80,18 +80,48 @@ def learned(state):
 def score(state, features):
     """z = sum_i alpha_i z^(i) over the learned tasks, from features [B, S, D]."""
     relevance = route(state, state.trainable["gate"], features[:, 0], learned(state)).weights
+    return fused_scores(state, features, relevance), relevance
+
+
+def score_with_task(state, features, tasks):
+    """As `score`, with alpha 1 for the given task of each image."""
+    return fused_scores(state, features, _all_for(state, tasks))
+
+
+def fused_scores(state, features, relevance):
+    """Scores [B, C] of features [B, S, D] with alpha [B, T]."""
     tasks = jnp.arange(state.config.shapes.max_tasks)
     of_slot = jax.vmap(lambda slot, f: logits_in(state, slot, f), in_axes=(0, 1), out_axes=1)
-    fused = jnp.einsum("bt,btc->bc", relevance, of_slot(tasks, features))
-    return mask_unseen(state, fused), relevance
+    return mask_unseen(state, jnp.einsum("bt,btc->bc", relevance, of_slot(tasks, features)))
 
 
 def predict(state, inputs):
     """(scores [B, C], alpha [B, T]) of inputs, for the kinds whose passes depend on alpha."""
     query = encode_with(state, adapter_of(state, 0), inputs)
     relevance = route(state, state.trainable["gate"], query, learned(state)).weights
-    answer = {"block_mix": mixed_logits, "routed": routed_logits}[state.config.fusion.kind]
-    return mask_unseen(state, answer(state, inputs, relevance)), relevance
+    return answer(state, inputs, relevance), relevance
+
+
+def predict_with_task(state, inputs, tasks):
+    """As `predict`, with alpha 1 for the given task of each image."""
+    return answer(state, inputs, _all_for(state, tasks))
+
+
+def answer(state, inputs, relevance):
+    """Scores [B, C] of inputs with alpha [B, T]."""
+    logits = {"block_mix": mixed_logits, "routed": routed_logits}[state.config.fusion.kind]
+    return mask_unseen(state, logits(state, inputs, relevance))
+
+
+def _all_for(state, tasks):
+    """alpha [B, T]: 1 for `tasks` int [B]."""
+    return jax.nn.one_hot(tasks, state.config.shapes.max_tasks)
+
+
+def passes(config):
+    """The passes of an image in `predict`: one for alpha, and those that alpha asks for."""
+    mixed = config.fusion.kind == "block_mix"
+    return 2 if mixed else 1 + min(config.fusion.top_k, config.shapes.max_tasks)
 
 
 def most_relevant(weights, count):

@@ -21,9 +21,12 @@ from qkd_jax.learners.qkd.fusion import (
     gate_inputs,
     metric_of,
     most_relevant,
+    passes,
     predict,
+    predict_with_task,
     route,
     score,
+    score_with_task,
 )
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
@@ -423,8 +426,13 @@ LEARNER = register(
         extract=extract,
         score=score,
         slots=slots,
+        score_with_task=score_with_task,
         sums=Sums(empty=statistics),
         predict=lambda config: None if config.fusion.kind == "logits" else predict,
+        predict_with_task=lambda config: (
+            None if config.fusion.kind == "logits" else predict_with_task
+        ),
+        passes=passes,
         first_block=first_adapter_block,
         describe=describe,
     ),
