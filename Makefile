@@ -10,6 +10,7 @@
 # make project NAME=drifting_2d  an experiment beside the library, its pictures and its table
 # make fuzz                     reads files that are changed at random; INPUTS=1000000 FUZZ_SEED=1
 # make faults                   kills runs at random moments and compares what they become; KILLS=100 FAULTS_SEED=0
+# make docs                     the site of docs/, in build/docs; a broken link or anchor is an error
 # make lint
 # make lock                     the developers' versions anew, in requirements-lock.txt
 #                               make test CONSTRAINT=requirements-lock.txt installs them
@@ -46,7 +47,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz faults lint format lock clean browser
+.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz faults lint format lock clean browser docs
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -93,6 +94,10 @@ fuzz: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.faults --kills $(KILLS) --seed $(FAULTS_SEED) $(ARGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "open build/docs/index.html"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

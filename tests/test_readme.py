@@ -1,4 +1,4 @@
-"""README.md and docs/ say what is true: their code runs, and what they name exists."""
+"""README.md and the pages beside it say what is true: their code runs, what they name exists."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from qkd_jax.settings import config as configuration
 from qkd_jax.settings.experiments import experiment_names
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+QUICKSTART = ROOT / "docs/quickstart.md"
 ABOUT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*ABOUT, *sorted((ROOT / "docs").glob("*.md"))]
 SETTINGS = configuration.every_setting()
@@ -70,21 +70,19 @@ def run_code(page, folder, ending=""):
     )
 
 
-def test_readme_code_ends_in_scores(tmp_path):
-    if not README.is_file() or not fences(README.read_text(), "python"):
-        pytest.skip("README.md has no python block")
+def test_code_of_the_quickstart_ends_in_scores(tmp_path):
     ending = (
         "scores, state, images = (namespace[name] for name in ('scores', 'state', 'images'))\n"
         "print(tuple(scores.shape) == (len(images), state.config.shapes.num_classes))"
     )
-    done = run_code(README, tmp_path, ending)
+    done = run_code(QUICKSTART, tmp_path, ending)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == "True"
 
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page != README and fences(page.read_text(), "python")],
+    [page for page in PAGES if page != QUICKSTART and fences(page.read_text(), "python")],
     ids=lambda page: page.name,
 )
 def test_code_of_the_docs_runs(page, tmp_path):
@@ -137,6 +135,14 @@ def test_links_lead_somewhere(page):
         assert target.exists(), f"{page.name}: {link}"
         if anchor:
             assert anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_stands_in_the_contents_of_the_site():
+    contents = re.findall(
+        r"^```\{toctree\}\n(.*?)^```", (ROOT / "docs/index.md").read_text(), re.M | re.S
+    )
+    named = {line for block in contents for line in block.splitlines() if re.match(r"[a-z]", line)}
+    assert named == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
 
 
 @every_page

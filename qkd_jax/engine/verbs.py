@@ -4,6 +4,27 @@ A `Learner` (`learners/shape.py`) supplies the parts in which methods differ; th
 `init_state`, `begin_task`, `train_task`, `end_task` and `predict` are the same for all, functions
 of one `LearnerState`. The task index is a traced integer and everything per task is padded to
 `max_tasks`, so a run compiles its step once.
+
+Example:
+  >>> import numpy as np
+  >>> import qkd_jax
+  >>> shapes = qkd_jax.Shapes(num_classes=4, max_tasks=2, max_task_classes=2)
+  >>> config = qkd_jax.override(
+  ...     qkd_jax.Config(method="finetune", shapes=shapes),
+  ...     *("backbone.name=tiny_random", "backbone.image_size=32", "adapter.bottleneck=4"),
+  ... )
+  >>> backbone = qkd_jax.load_backbone("tiny_random", image_size=32)
+  >>> state = qkd_jax.init_state(jax.random.key(0), backbone, config)
+  >>> order = qkd_jax.class_order(4, seed=None)
+  >>> for task in qkd_jax.split_tasks(order, base=0, increment=2)[:1]:
+  ...     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+  ...     batch = {"image": images, "label": np.array(task.classes)}
+  ...     state = qkd_jax.begin_task(state, task)
+  ...     state, metrics = qkd_jax.train_task(state, batch)  # one optimisation step
+  ...     state = qkd_jax.end_task(state, [batch])
+  >>> scores = qkd_jax.predict(state, images)
+  >>> scores.shape, bool(jnp.isneginf(scores[:, 2:]).all())  # the second task has not come
+  ((2, 4), True)
 """
 
 import dataclasses
@@ -49,7 +70,7 @@ def init_state(
 ) -> LearnerState:
     """The state before the first task; every shape is final.
 
-    A student's state holds that of its teacher, which learns each task first:
+    A student's state holds that of its teacher, which learns each task first::
 
         teacher = end_task(...)                     # begun from state.teacher, trained as ever
         state = begin_task(state.taught_by(teacher), task)

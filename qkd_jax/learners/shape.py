@@ -255,7 +255,12 @@ def register(
 
 
 def learner_names() -> tuple[str, ...]:
-    """The names of the known methods."""
+    """The names of the known methods.
+
+    Example:
+      >>> "qkd" in learner_names()
+      True
+    """
     return method_names()
 
 

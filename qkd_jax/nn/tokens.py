@@ -77,8 +77,6 @@ def _library(definition: str, num_tokens: int | None) -> Any:
 def tokenize(backbone: Backbone, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """The fields that a text backbone reads: what a batch holds beside its labels.
 
-        batch = {**tokenize(backbone, ["a bird that sings"]), "label": np.array([3])}
-
     Args:
         texts: n texts; longer ones than `backbone.spec.num_tokens` tokens are cut.
 
@@ -87,6 +85,13 @@ def tokenize(backbone: Backbone, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
     Raises:
         DataError: the backbone reads images, or `texts` is not a sequence of texts.
+
+    Example:
+        >>> import qkd_jax
+        >>> backbone = qkd_jax.load_backbone("tiny_random_text", num_tokens=8)
+        >>> batch = {**tokenize(backbone, ["a bird"]), "label": np.array([3])}
+        >>> batch["token_ids"].shape, int(batch["token_mask"].sum())
+        ((1, 8), 7)
     """
     if not isinstance(backbone.preprocessing, Tokenizer):
         reads = " and ".join(backbone.spec.fields)

@@ -39,6 +39,13 @@ def record(
 
     Raises:
       DataError: shapes differ, a label of a task not learned yet, or a task without test images.
+
+    Example:
+      >>> correct, total = empty_matrix(num_tasks=2)
+      >>> labels, predictions, task_of_class = [0, 0, 1], [0, 1, 1], np.array([0, 0])
+      >>> correct, total = record(correct, total, 0, labels, predictions, task_of_class)
+      >>> int(correct[0, 0]), int(total[0, 0])
+      (2, 3)
     """
     correct, total = np.array(correct, np.int64), np.array(total, np.int64)  # copies
     labels, predictions = np.asarray(labels), np.asarray(predictions)
@@ -66,6 +73,10 @@ def true_tasks(labels: np.ndarray, task_of_class: np.ndarray) -> np.ndarray:
 
     Raises:
       DataError: a label outside 0..C-1, or of a class that is in no task.
+
+    Example:
+      >>> true_tasks([2, 0], task_of_class=np.array([1, 0, 0]))
+      array([0, 1])
     """
     labels, task_of_class = np.asarray(labels), np.asarray(task_of_class)
     outside = (labels < 0) | (labels >= len(task_of_class))
@@ -83,18 +94,35 @@ def accuracy_curve(correct: np.ndarray, total: np.ndarray) -> np.ndarray:
     """A(i) = 100 * sum_j correct[i, j] / sum_j total[i, j], float64 [stages measured].
 
     Sample-weighted top-1 over all classes seen: every test image counts the same.
+
+    Example:
+      >>> correct, total = [[9, 0], [6, 8]], [[10, 0], [10, 10]]
+      >>> accuracy_curve(correct, total)
+      array([90., 70.])
     """
     correct, total = _measured(correct, total)
     return 100.0 * correct.sum(axis=1) / total.sum(axis=1)
 
 
 def accuracy_curve_task_mean(correct: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """M(i) = mean over j <= i of a(i, j), float64 [stages measured]: every task counts the same."""
+    """M(i) = mean over j <= i of a(i, j), float64 [stages measured]: every task counts the same.
+
+    Example:
+      >>> accuracy_curve_task_mean([[9, 0], [6, 4]], [[10, 0], [10, 5]])  # of 60 and 80 percent
+      array([90., 70.])
+    """
     return np.array([row[: i + 1].mean() for i, row in enumerate(accuracy_matrix(correct, total))])
 
 
 def accuracy_matrix(correct: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """a(i, j) in percent, float64 [stages measured, stages measured]; NaN above the diagonal."""
+    """a(i, j) in percent, float64 [stages measured, stages measured]; NaN above the diagonal.
+
+    Example:
+      >>> correct, total = [[9, 0], [6, 8]], [[10, 0], [10, 10]]
+      >>> accuracy_matrix(correct, total)
+      array([[90., nan],
+             [60., 80.]])
+    """
     correct, total = _measured(correct, total)
     matrix = np.full(correct.shape, np.nan)
     lower = np.tril_indices(len(correct))
@@ -107,6 +135,11 @@ def forgetting(correct: np.ndarray, total: np.ndarray) -> float:
 
     Best before the final stage minus final (Chaudhry et al. 2018; Continuum). Negative when old
     tasks improved. One stage has no old task: 0.
+
+    Example:
+      >>> correct, total = [[9, 0], [6, 8]], [[10, 0], [10, 10]]
+      >>> forgetting(correct, total)  # 90 before the final stage, 60 after it
+      30.0
     """
     matrix = accuracy_matrix(correct, total)
     return _mean([max(matrix[j:-1, j]) - matrix[-1, j] for j in range(len(matrix) - 1)])
@@ -117,13 +150,23 @@ def forgetting_clipped(correct: np.ndarray, total: np.ndarray) -> float:
 
     Best ever, the final stage included, minus final (PILOT, PyCIL, Mammoth, l2p): never negative.
     One stage: 0.
+
+    Example:
+      >>> forgetting_clipped([[6, 0], [9, 8]], [[10, 0], [10, 10]])  # better than ever: none
+      0.0
     """
     matrix = accuracy_matrix(correct, total)
     return _mean([max(matrix[j:, j]) - matrix[-1, j] for j in range(len(matrix) - 1)])
 
 
 def forgetting_just_learned(correct: np.ndarray, total: np.ndarray) -> float:
-    """1/(T-1) sum_{j<T-1} ( a(j, j) - a(T-1, j) ), percentage points (Avalanche). One stage: 0."""
+    """1/(T-1) sum_{j<T-1} ( a(j, j) - a(T-1, j) ), percentage points (Avalanche). One stage: 0.
+
+    Example:
+      >>> correct, total = [[9, 0], [6, 8]], [[10, 0], [10, 10]]
+      >>> forgetting_just_learned(correct, total)
+      30.0
+    """
     matrix = accuracy_matrix(correct, total)
     return _mean([matrix[j, j] - matrix[-1, j] for j in range(len(matrix) - 1)])
 
@@ -132,6 +175,11 @@ def bwt(correct: np.ndarray, total: np.ndarray) -> float:
     """Backward transfer 1/(T-1) sum_{j<T-1} ( a(T-1, j) - a(j, j) ), percentage points.
 
     Lopez-Paz and Ranzato 2017 (arXiv 1706.08840); minus `forgetting_just_learned`. One stage: 0.
+
+    Example:
+      >>> correct, total = [[9, 0], [6, 8]], [[10, 0], [10, 10]]
+      >>> bwt(correct, total)
+      -30.0
     """
     matrix = accuracy_matrix(correct, total)
     return _mean([matrix[-1, j] - matrix[j, j] for j in range(len(matrix) - 1)])
@@ -148,6 +196,11 @@ def task_masked_predictions(
       scores: [N, C], the same scores that class-incremental predictions are the argmax of.
       labels: int [N].
       task_of_class: int [C].
+
+    Example:
+      >>> scores = np.array([[0.1, 0.5, 0.9]])  # class 2 wins, but the image is of task 0
+      >>> task_masked_predictions(scores, labels=[0], task_of_class=np.array([0, 0, 1]))
+      array([1])
     """
     scores, task_of_class = np.asarray(scores), np.asarray(task_of_class)
     inside = task_of_class[None, :] == true_tasks(labels, task_of_class)[:, None]
@@ -187,6 +240,11 @@ def routing_summary(confusion: np.ndarray) -> dict[str, Any]:
     routing_accuracy = 100 * trace / all images (sample-weighted);
     routing_accuracy_per_task = 100 * diagonal / row sums, None for a task without images;
     routing_accuracy_task_mean = mean of the per-task values that exist.
+
+    Example:
+      >>> confusion = routing_confusion(tasks=[0, 0, 1], routed=[0, 1, 1], num_tasks=2)
+      >>> routing_summary(confusion)["routing_accuracy_per_task"]
+      [50.0, 100.0]
     """
     confusion = np.asarray(confusion)
     images, hits = confusion.sum(axis=1), np.diagonal(confusion)
@@ -211,6 +269,11 @@ def routing_recall(relevance: np.ndarray, tasks: np.ndarray, k: int) -> int:
       relevance: [N, T], not negative.
       tasks: int [N], true tasks.
       k: at least 1.
+
+    Example:
+      >>> relevance = np.array([[0.6, 0.3, 0.1], [0.1, 0.6, 0.3]])
+      >>> routing_recall(relevance, tasks=[1, 0], k=2)
+      1
     """
     relevance, tasks = np.asarray(relevance), np.asarray(tasks)
     ranked = np.argsort(-relevance, axis=1, kind="stable")[:, :k]
@@ -224,6 +287,11 @@ def mean_relevance(relevance: np.ndarray, tasks: np.ndarray, num_tasks: int) -> 
 
     Rows of tasks without images are NaN. `relevance` [N, T'] may hold padding columns T' > T,
     which are dropped.
+
+    Example:
+      >>> relevance = np.array([[0.75, 0.25], [0.25, 0.75]])
+      >>> mean_relevance(relevance, tasks=[0, 0], num_tasks=1)
+      array([[0.5]])
     """
     relevance, tasks = np.asarray(relevance, np.float64)[:, :num_tasks], np.asarray(tasks)
     rows = [
@@ -245,6 +313,10 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     Raises:
       DataError: a sample with fewer than two vectors.
+
+    Example:
+      >>> energy_distance(np.array([[0.0], [1.0]]), np.array([[4.0], [5.0]]))
+      6.0
     """
     if min(len(x), len(y)) < 2:
         raise DataError(f"energy distance: expected two vectors or more, found {len(x)}, {len(y)}")
@@ -286,6 +358,11 @@ def summarise(
 
     Raises:
       DataError: no stage was measured, or the counts are impossible.
+
+    Example:
+      >>> correct, total = [[9, 0], [6, 8]], [[10, 0], [10, 10]]
+      >>> {key: summarise(correct, total)[key] for key in ("average_accuracy", "last_accuracy")}
+      {'average_accuracy': 80.0, 'last_accuracy': 70.0}
     """
     summary = _accuracies(correct, total)
     task_mean = accuracy_curve_task_mean(correct, total)

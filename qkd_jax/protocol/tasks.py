@@ -37,6 +37,10 @@ def class_order(
 
     Raises:
       ProtocolError: C < 1, a seed outside [0, 2**32), or `explicit` not a permutation.
+
+    Example:
+      >>> class_order(5, seed=1993)
+      array([0, 2, 3, 4, 1])
     """
     _check_count("num_classes", num_classes, minimum=1)
     if explicit is not None:
@@ -57,6 +61,10 @@ def split_tasks(order: Sequence[int] | np.ndarray, base: int, increment: int) ->
 
     Raises:
       ProtocolError: `order` is not a permutation, base outside [0, C], increment outside [1, C].
+
+    Example:
+      >>> split_tasks([3, 0, 2, 1, 4], base=0, increment=2)[-1]  # the last task is smaller
+      Task(index=2, classes=(4,))
     """
     num_classes = len(order)
     _check_count("the number of classes in the order", num_classes, minimum=1)
@@ -76,7 +84,12 @@ def split_tasks(order: Sequence[int] | np.ndarray, base: int, increment: int) ->
 
 
 def split_name(base: int, increment: int) -> str:
-    """The field's name of a split: `B0-Inc10`, `B50-Inc10`."""
+    """The field's name of a split: `B0-Inc10`, `B50-Inc10`.
+
+    Example:
+      >>> split_name(base=50, increment=10)
+      'B50-Inc10'
+    """
     return f"B{base}-Inc{increment}"
 
 
@@ -85,6 +98,10 @@ def task_of_class(tasks: Sequence[Task], num_classes: int) -> np.ndarray:
 
     Raises:
       ProtocolError: a label outside 0..C-1, or one that is in two tasks.
+
+    Example:
+      >>> task_of_class([Task(0, (3, 0)), Task(1, (2,))], num_classes=5)
+      array([ 0, -1,  1,  0, -1])
     """
     table = np.full(num_classes, -1, np.int64)
     for task in tasks:

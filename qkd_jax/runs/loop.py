@@ -1,7 +1,7 @@
 """The loop over tasks.
 
-A run has one folder (README, "What a run leaves behind") and can be killed at any moment: the same
-command continues it and gives the same numbers as a run that was never interrupted.
+A run has one folder (docs/api.md) and can be killed at any moment: the same command continues it
+and gives the same numbers as a run that was never interrupted.
 """
 
 import logging

@@ -111,6 +111,10 @@ def apply_preset(config: Config, name: str) -> Config:
 
     Raises:
       ConfigError: unknown preset, or one of another method.
+
+    Example:
+      >>> apply_preset(Config(method="qkd"), "paper").gate.encoding
+      'angle'
     """
     if preset_method(name) != config.method:
         raise ConfigError(
@@ -128,6 +132,14 @@ def override(config: Config, *assignments: str, where_read: bool = False) -> Con
     Raises:
       ConfigError: an unknown key (the nearest known ones are named), one that the method does not
         read, an ill-typed value, or a combination that does not fit.
+
+    Example:
+      >>> config = override(Config(method="qkd"), "train.epochs=3", "gate.kind=cosine")
+      >>> config.train.epochs, config.gate.kind
+      (3, 'cosine')
+      >>> override(Config(), "train.epoch=3")
+      Traceback (most recent call last):
+      qkd_jax.errors.ConfigError: setting 'train.epoch': expected a known name, ...epochs, ...
     """
     kinds = _kinds(config.method)
     changes: dict[str, Any] = {}

@@ -132,6 +132,11 @@ def load_backbone(
             missing, unexpected, misshapen and non-finite tensors are counted, the first ten shown.
         ConfigError: an image size that is not a multiple of the patch, too many tokens or blocks,
             unknown pooling or preprocessing, or a setting of the other kind of input.
+
+    Example:
+        >>> backbone = load_backbone("tiny_random", image_size=32)
+        >>> backbone.spec.width, backbone.spec.depth
+        (32, 3)
     """
     of_text = {"num_tokens": num_tokens, "pooling": pooling}
     if name == TINY_RANDOM:
