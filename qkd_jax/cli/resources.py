@@ -16,7 +16,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         commands,
         "list",
         _list,
-        "experiments, methods, presets, backbones and settings",
+        "experiments, methods, presets, data, backbones and settings",
         "",
         "--settings --method ease",
     )
@@ -72,6 +72,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
+    from qkd_jax.data.sources import source_names
     from qkd_jax.weights.load import TINY_RANDOM
     from qkd_jax.weights.registry import names
 
@@ -86,6 +87,7 @@ def _list(options: argparse.Namespace) -> None:
     print("experiments:", ", ".join(experiment_names()))
     print("methods:    ", ", ".join(method_names()))
     print("presets:    ", ", ".join(presets()))
+    print("data:       ", ", ".join(source_names()))
     print("backbones:  ", ", ".join([*names(), TINY_RANDOM]))
 
 

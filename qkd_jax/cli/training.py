@@ -173,7 +173,8 @@ def _learn(
                 allow_removed=options.allow_removed,
             )
         except Interrupted:
-            tell(f"saved in {folder}; the same command continues", sys.stderr)
+            told = f"saved in {folder}; the same command continues, or: qkd-jax resume {folder}"
+            tell(told, sys.stderr)
             return 130
         if bare or not shows:
             continue

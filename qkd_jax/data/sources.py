@@ -31,6 +31,7 @@ __all__ = [
     "load_split",
     "prepare",
     "register_source",
+    "source_names",
 ]
 
 # Benchmarks of the field and their names in tensorflow-datasets; None = only as a folder (VTAB is
@@ -170,12 +171,17 @@ def load_split(
             raise DataError(f"{path}: expected a data folder, found a file")
         split = open_tfds(source.removeprefix("tfds:"), path, splitter)
     else:
-        known = [*_OWN, *WITHOUT_PATH, "folder", "texts", "tfds:<name>", *BENCHMARKS]
-        raise DataError(f"data.source: expected one of {', '.join(known)}, found {source!r}")
+        known = ", ".join(source_names())
+        raise DataError(f"data.source: expected one of {known}, found {source!r}")
     found = fingerprint(split)
     if split_sha256 is not None and found != split_sha256:
         raise DataError(f"{source}: expected split sha256 {split_sha256}, found {found}")
     return split
+
+
+def source_names() -> list[str]:
+    """What `load_split` takes."""
+    return [*_OWN, *WITHOUT_PATH, "folder", "texts", "tfds:<name>", *BENCHMARKS]
 
 
 def has_margin(source: str) -> bool:

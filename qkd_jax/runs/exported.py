@@ -119,8 +119,19 @@ def load_learner(
 def load_trained(
     folder: Path, *, weights: str | Path | None = None, teacher_weights: str | Path | None = None
 ) -> LoadedRun:
-    """`load_learner` of an exported folder, `load_run` of a run folder."""
-    load = load_learner if (folder / MEANING).is_file() else load_run
+    """`load_learner` of an exported folder, `load_run` of a run folder.
+
+    Raises:
+      CheckpointError: it is neither, or as these two.
+      WeightsError: the backbone cannot be loaded.
+    """
+    exported = (folder / MEANING).is_file()
+    if not exported and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: expected a run folder, runs/<experiment>/<method>/seed<k>, or one that "
+            f"`export` wrote, found neither config.json nor {MEANING} in it"
+        )
+    load = load_learner if exported else load_run
     return load(folder, weights=weights, teacher_weights=teacher_weights)
 
 

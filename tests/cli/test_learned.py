@@ -185,7 +185,7 @@ def test_the_wrong_kind_of_input_is_told(exported):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["predict", "nowhere", "a.png"], "nowhere"),
+        (["predict", "nowhere", "a.png"], "found neither config.json nor learner.json"),
         (["predict", "EXPORT", "no such.png"], "no such.png"),
         (["predict", "EXPORT", "a.png", "--top", "0"], "--top: expected 1 or more, found 0"),
         (["eval", "EXPORT", "--data", "/nowhere"], "synthetic"),

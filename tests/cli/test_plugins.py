@@ -52,6 +52,7 @@ def test_a_method_and_a_data_set_of_ones_own_from_list_to_prediction(files, tmp_
     assert code == 1 and "one of your own is loaded by --plugin FILE" in error
     code, out, _ = call(capsys, "list", "--settings", "--method", "nearest_mean", *given)
     assert code == 0 and "nearest_mean.power = 2.0" in out
+    assert "stripes" in call(capsys, "list", *given)[1]
     code, out, _ = call(capsys, "data", "check", "stripes", *given)
     assert code == 0 and "32 train and 32 test images of 4 classes" in out
     settings = ("data.source=stripes", "data.num_classes=0", "nearest_mean.power=1")

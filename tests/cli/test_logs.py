@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases get the numbers of metrics.jsonl, and only if asked for."""
+"""TensorBoard and Weights & Biases get what a run writes to metrics.jsonl."""
 
 import importlib.util
 import json
@@ -8,26 +8,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.runs.tracking import need_trackers, new_trackers
 from qkd_jax.settings.config import Config, override
-from qkd_jax.settings.experiments import load_experiment
-from qkd_jax.weights.load import load_backbone
-
-
-@pytest.fixture(scope="module")
-def logged(tmp_path_factory):
-    """The folder of a run of one task with both logs; nothing is sent anywhere."""
-    out = tmp_path_factory.mktemp("runs")
-    config = override(
-        load_experiment("smoke").get_config("finetune"),
-        *("train.devices=1", "train.epochs=2", "data.num_classes=2"),
-        *("log.tensorboard=true", "log.wandb=true"),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("WANDB_MODE", raising=False)
-        run(config, load_backbone("tiny_random", image_size=32), out)
-    return run_folder(out, config)
 
 
 def events(folder):
@@ -51,22 +33,23 @@ def scalars(folder):
     }
 
 
-def test_tensorboard_has_every_line_by_examples_seen(logged):
-    lines = [json.loads(line) for line in (logged / "metrics.jsonl").read_text().splitlines()]
-    found = scalars(logged / "tensorboard")
+def test_tensorboard_has_every_line_by_examples_seen(learned):
+    lines = [json.loads(line) for line in (learned / "metrics.jsonl").read_text().splitlines()]
+    found = scalars(learned / "tensorboard")
     assert len(lines) == len({line["images_seen"] for line in lines}) == 10
     for line in lines:
         assert {"step", "task", "epoch", "images_seen", "loss"} <= line.keys()
         for name, value in line.items():
             assert found[line["images_seen"], f"train/{name}"] == pytest.approx(value, rel=1e-6)
-    summary = json.loads((logged / "summary.json").read_text())
+    summary = json.loads((learned / "summary.json").read_text())
     last = lines[-1]["images_seen"]
     assert found[last, "test/accuracy"] == pytest.approx(summary["last_accuracy"])
-    assert found[last, "test/task"] == 0
+    assert found[last, "test/routing"] == pytest.approx(summary["routing_accuracy"])
+    assert found[last, "test/task"] == lines[-1]["task"] == 1
 
 
-def test_weights_and_biases_has_them_offline(logged):
-    [file] = logged.glob("wandb/offline-run-*/*.wandb")
+def test_weights_and_biases_has_them_offline(learned):
+    [file] = learned.glob("wandb/offline-run-*/*.wandb")
     content = file.read_bytes()
     for name in (b"train/loss", b"train/step", b"train/epoch", b"images_seen", b"test/accuracy"):
         assert name in content
