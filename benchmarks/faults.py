@@ -39,9 +39,11 @@ SETTINGS = ("train.devices=1", "data.store_gib=0")
 KILLS_OF_A_RUN = 5
 SECONDS = 900  # that a process may take; more is a fault
 POLL = 0.001  # seconds
+TOLD = 5  # seconds in which a process says where it is; a busy machine may take long to let it
 # How often a kill is drawn near which moment: anywhere, once a checkpoint is there, is begun, has
-# its data, or once the run is finished and its report is drawn.
-MOMENTS = {"any": 0.45, "saved": 0.2, "checkpoint": 0.15, "manifest": 0.15, "report": 0.05}
+# its data, once predictions are there, or once the run is finished and its report is drawn.
+MOMENTS = {"any": 0.35, "saved": 0.2, "checkpoint": 0.15, "manifest": 0.1}
+MOMENTS |= {"predicted": 0.15, "report": 0.05}
 # Where a process was, by the first function that is on its stack.
 PLACES = (
     ("writing a checkpoint", "checkpoint.py", "save"),
@@ -152,7 +154,7 @@ class Session:
         """Waits for a moment of the run, and then until the process has spent some more seconds;
         whether it still lives.
         """
-        before = set(self._checkpoints())
+        before, predicted = set(self._checkpoints()), set(self.folder.glob("predictions/*.npz"))
 
         def new(is_wanted: Callable[[Path], bool]) -> bool:
             found = self._checkpoints()
@@ -163,6 +165,7 @@ class Session:
             "checkpoint": lambda: new(lambda path: "tmp" in path.name),
             "manifest": lambda: new(has_manifest),
             "saved": lambda: new(lambda path: path.name.isdigit()),
+            "predicted": lambda: set(self.folder.glob("predictions/*.npz")) - predicted,
             "report": self.finished,
         }
         if not self._wait(here[moment]):
@@ -182,7 +185,7 @@ class Session:
         """Kills the process; returns where it was, or None if it had ended."""
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self._process.pid, signal.SIGUSR1)
-        known, end = 0, time.monotonic() + 0.2
+        known, end = 0, time.monotonic() + TOLD
         while time.monotonic() < end:  # until the trace is whole
             time.sleep(POLL / 5)
             size = self._trace.stat().st_size
@@ -247,6 +250,7 @@ def killed_run(method: str, number: int, seed: int, work: Path, kills: int) -> d
             "saved": learning / 6,
             "checkpoint": 0.05,
             "manifest": 0.0,
+            "predicted": 0.02,
             "report": drawing,
         }
         session = Session(method, out)
