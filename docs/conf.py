@@ -22,6 +22,7 @@ html_theme = "furo"
 html_title = f"qkd_jax {release}"
 html_math_renderer = "mathml"
 html_copy_source = False
+highlight_language = "text"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
