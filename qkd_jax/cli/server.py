@@ -6,13 +6,14 @@
                              {"answers": [{"class", "task", "score", "probability"}, ...],
                               "milliseconds": of this request}
 
-Every error is {"error": "<one sentence>"} with a status of 4xx or 5xx.
+Every error is {"error": "<one sentence>"} with a status of 4xx or 5xx. Only what is no HTTP, or a
+flood of connections, is refused by uvicorn in its own words.
 """
 
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
 
 import anyio
@@ -84,11 +85,11 @@ def new_app(trained: LoadedRun, limits: Limits, hosts: tuple[str, ...] = LOOPBAC
     def answer(body: bytes, top: int, place: _Place) -> list[answers.Answer]:
         place.computes = True
         try:
-            if texts:
-                fields = answers.text_fields(trained, _text(body))
-            else:
-                fields = answers.image_fields(trained, body, "body")
-            with computing:  # one device
+            with computing:  # one device, and the memory of one decoder
+                if texts:
+                    fields = answers.text_fields(trained, _text(body))
+                else:
+                    fields = answers.image_fields(trained, body, "body")
                 return answers.best_classes(trained, fields, top)
         finally:
             place.give()
@@ -152,7 +153,9 @@ def new_app(trained: LoadedRun, limits: Limits, hosts: tuple[str, ...] = LOOPBAC
             Route("/predict", of_host(predict), methods=["POST"]),
         ],
         exception_handlers={
-            HTTPException: lambda request, error: _told(error.status_code, error.detail),
+            HTTPException: lambda request, error: _told(
+                error.status_code, error.detail, error.headers
+            ),
             QkdError: lambda request, error: _told(422, str(error)),
             ClientDisconnect: lambda request, error: _told(400, "the body ended too early"),
             _Busy: lambda request, error: _told(
@@ -179,7 +182,7 @@ def serve(app: Starlette, host: str, port: int, limits: Limits) -> None:
     )
 
 
-def _told(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def _told(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse({"error": message}, status, headers)
 
 

@@ -103,7 +103,9 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(client, image):
 
 def test_other_paths_methods_and_names_are_errors_too(client):
     refused(client.get("/nowhere"), 404)
-    refused(client.get("/predict"), 405)
+    wrong = client.get("/predict")
+    refused(wrong, 405)
+    assert wrong.headers["Allow"] == "POST"
     told = refused(client.get("/", headers={"Host": "evil.example"}), 421)
     assert "expected 127.0.0.1 or localhost" in told
 
