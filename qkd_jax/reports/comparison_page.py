@@ -12,11 +12,11 @@ from qkd_jax.reports.charts import LineChart, line_chart
 from qkd_jax.reports.facts import number
 from qkd_jax.reports.ranks import rankable, ranking
 from qkd_jax.reports.render import rendered
-from qkd_jax.reports.tables import COLUMNS, COSTS, best_first, mean_and_sd, remarks
+from qkd_jax.reports.tables import CALIBRATION, COLUMNS, COSTS, best_first, mean_and_sd, remarks
 
-NAMES = COLUMNS | COSTS
+NAMES = COLUMNS | COSTS | CALIBRATION
 ACCURACIES = ("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy")
-ACCURACIES += ("routing_recall_at_2", "oracle_accuracy")
+ACCURACIES += ("routing_recall_at_2", "oracle_accuracy", *CALIBRATION)
 
 
 def comparison_page(folder: Path, results: dict[str, Any]) -> bytes:

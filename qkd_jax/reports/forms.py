@@ -129,7 +129,7 @@ _NUMBERS = (
     *("draws_energy_distance", "trainable_parameters", "gate_parameters", "compilations"),
     *("devices", "train_images", "extracted_features", "oracle_accuracy", "routing_recall_at_2"),
     *("passes_per_image", "kept_bytes", "kept_bytes_constant", "kept_bytes_per_class"),
-    "kept_bytes_per_task",
+    *("kept_bytes_per_task", "nll", "ece", "nll_tempered", "ece_tempered"),
 )
 _CURVES = ("accuracy_curve", "accuracy_curve_task_mean", "within_task_accuracy_curve")
 # null: a task without images so far.
@@ -137,6 +137,7 @@ _PER_TASK = ("last_accuracy_per_task", "routing_accuracy_per_task")
 _TAUGHT = ("average_accuracy", "last_accuracy")  # what tables need of teachers and students
 _OF_LEARNER = {name: maybe(number) for name in _NUMBERS} | {name: many(number) for name in _CURVES}
 _OF_LEARNER |= {name: many(maybe(number)) for name in _PER_TASK}
+_OF_LEARNER["temperatures"] = maybe(many(number, size=2))
 _SUMMARY = fields(
     **_OF_LEARNER,
     experiment=text,

@@ -14,7 +14,7 @@ from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.reports.comparison_page import comparison_page
 from qkd_jax.reports.files import read_json
 from qkd_jax.reports.ledger import missing_files
-from qkd_jax.reports.tables import COLUMNS, COSTS, SHARED, markdown
+from qkd_jax.reports.tables import CALIBRATION, COLUMNS, COSTS, SHARED, markdown
 from qkd_jax.reports.taught import taught_rows
 from qkd_jax.reports.writing import save_figure, write_atomically
 from qkd_jax.settings.config import changeable_settings, from_dict, to_dict
@@ -101,7 +101,7 @@ def _over_seeds(summaries: dict[int, dict[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {"n": len(summaries), "seeds": list(summaries)}
     row["accuracy_curves"] = [summary.get("accuracy_curve", []) for summary in summaries.values()]
     rates = [summary.get("inference_images_per_second") for summary in summaries.values()]
-    for key in COLUMNS | COSTS:
+    for key in COLUMNS | COSTS | CALIBRATION:
         values = [summary.get(key) for summary in summaries.values()]
         if key == "inference_milliseconds" and "passes_per_image" in row and all(rates):
             values = [1000.0 / rate for rate in rates]

@@ -41,6 +41,19 @@ ROUTING_AND_COST = (
     "Kept: what is carried from task to task beside the frozen model; an array that grows with "
     "classes and tasks counts in both columns."
 )
+# Of a third one.
+CALIBRATION = {
+    "nll": "NLL, nats",
+    "ece": "ECE",
+    "nll_tempered": "NLL, tempered",
+    "ece_tempered": "ECE, tempered",
+}
+HOW_CALIBRATED = (
+    "After the last task, of runs that measured it. NLL: mean of -log p of the true class. ECE: "
+    "expected calibration error, 15 bins of equal width, percentage points. Tempered: after one "
+    "temperature, which is fitted on the labels of the other half of the test images: a "
+    "diagnostic, not a setting."
+)
 # Hashes in environment.json that all rows of a table must share, those of weights and images.
 SHARED = {
     "weights_fingerprint": "weights",
@@ -74,6 +87,8 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["", text]
     if measured := [(name, row) for name, row in rows if "passes_per_image" in row]:
         lines += ["", "## Routing and cost", "", *_table(measured, COSTS), "", ROUTING_AND_COST]
+    if measured := [(name, row) for name, row in rows if "nll" in row]:
+        lines += ["", "## Calibration", "", *_table(measured, CALIBRATION), "", HOW_CALIBRATED]
     if "taught" in results:
         lines += ["", "## Teachers and students", "", *taught_lines(results["taught"])]
     if results["unfinished"]:
@@ -122,10 +137,14 @@ def mean_and_sd(key: str, column: dict[str, Any] | None) -> str:
 
 
 def format_number(key: str, value: float) -> str:
-    """The number as text: percentages with two decimals, times and rates with one, others whole."""
+    """The number as text: percentages with two decimals, likelihoods with three, times and rates
+    with one, others whole.
+    """
     whole = ("trainable_parameters", "peak_memory_mb", "compilations", "num_tasks", "n")
     if key in whole or key.startswith("kept_bytes"):
         return f"{value:,.0f}"
+    if key.startswith("nll"):
+        return f"{value:.3f}"
     if key.endswith(("seconds", "per_second")):  # "milliseconds" too
         return f"{value:,.1f}"
     return f"{value:.2f}"

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.data.examples import Examples
+from qkd_jax.data.streams import epoch_order
 from qkd_jax.engine import hosts
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.protocol import metrics
+from qkd_jax.protocol.calibration import log_softmax
 from qkd_jax.runs.slot_features import SlotFeatures
 
 # Inference is timed on new images for at least this long, or until the test set ends.
@@ -161,9 +163,7 @@ def predictions(
       scores_with_task: [N, C], of a learner that is told the task of each image, or None.
     """
     top5 = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    rows, wide = np.arange(len(labels)), scores.astype(np.float64)
-    largest = wide.max(axis=1, keepdims=True)
-    log_sum = largest[:, 0] + np.log(np.exp(wide - largest).sum(axis=1))
+    rows, log_p = np.arange(len(labels)), log_softmax(scores)
     saved = {
         "id": ids,
         "label": labels,
@@ -171,14 +171,21 @@ def predictions(
         "predicted": top5[:, 0],
         "within_task": metrics.task_masked_predictions(scores, labels, task_of_class),
         "top5": top5,
-        "log_probability": (wide[rows, labels] - log_sum).astype(np.float32),
-        "predicted_log_probability": (wide[rows, top5[:, 0]] - log_sum).astype(np.float32),
+        "log_probability": log_p[rows, labels].astype(np.float32),
+        "predicted_log_probability": log_p[rows, top5[:, 0]].astype(np.float32),
     }
     if relevance is not None:
         saved["relevance"] = relevance
     if scores_with_task is not None:
         saved["oracle"] = scores_with_task.argmax(axis=1)
     return saved
+
+
+def halves(size: int, seed: int) -> np.ndarray:
+    """bool [size]: a half of the test images, the same for all methods with one seed."""
+    chosen = np.zeros(size, bool)
+    chosen[epoch_order(size, seed, 0, 0)[: size // 2]] = True
+    return chosen
 
 
 def shown_examples(examples: Examples, rows: np.ndarray, predicted: dict) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from qkd_jax.engine import hosts
 from qkd_jax.errors import CheckpointError, QkdError
 from qkd_jax.learners.cost import kept_bytes, passes_per_input
 from qkd_jax.learners.state import LearnerState, join, split
+from qkd_jax.protocol.calibration import calibration
 from qkd_jax.protocol.tasks import Task, task_of_class
 from qkd_jax.reports.ledger import Ledger
 from qkd_jax.runs.batches import training_batches
@@ -22,6 +23,7 @@ from qkd_jax.runs.books import Books
 from qkd_jax.runs.evaluation import (
     Accuracies,
     draws_distance,
+    halves,
     inference_rate,
     joined,
     predictions,
@@ -73,6 +75,7 @@ class Learning:
         self.trackers: list[Tracker] = []
         self.task_of_class = task_of_class(self.tasks, self.config.shapes.num_classes)
         self.accuracies = Accuracies.none_yet(len(self.tasks))
+        self.calibration: dict[str, Any] = {}  # after the last task
         self.books = Books()
         self.told = ""
         self.taken = 0  # tasks that were not learned here, but taken from the store
@@ -93,6 +96,7 @@ class Learning:
         """Continues with `state` and with what `saved` gave, after `finished` tasks."""
         self.model.take(state)
         self.accuracies = Accuracies.restored(kept)
+        self.calibration = kept.get("calibration", {})
         self.books.restore(kept)
         self.taken = kept.get("taken", 0)
         self.writer.trim_log("metrics.jsonl", int(state.task), int(state.step))
@@ -107,7 +111,8 @@ class Learning:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the state, as plain JSON."""
-        return {**self.accuracies.saved(), **self.books.saved(), "taken": self.taken}
+        also = {"calibration": self.calibration, "taken": self.taken}
+        return {**self.accuracies.saved(), **self.books.saved(), **also}
 
     def steps_done(self, task: Task) -> int:
         """Optimisation steps done in `task` so far."""
@@ -289,6 +294,8 @@ class Learning:
             ids, labels, scores, relevance, self.task_of_class, scores_with_task
         )
         self.accuracies = self.accuracies.after(task.index, predicted, self.task_of_class)
+        if task.index == len(self.tasks) - 1:
+            self.calibration = calibration(scores, labels, halves(len(rows), self.config.seed))
         shown = shown_examples(self.data.test, rows, predicted)
         self.writer.write(
             {
@@ -336,6 +343,7 @@ class Learning:
         return {
             "method": self.config.method,
             **self.accuracies.summary(),
+            **self.calibration,
             "trainable_parameters": sum(parameters.values()),
             "parameters": parameters,
             **self.cost,

@@ -325,10 +325,14 @@ def test_routing_and_cost_have_a_table_of_their_own_where_they_were_measured(tmp
     for seed, rate in ((1, 10.0), (2, 40.0)):
         routed = {"oracle_accuracy": 90.0 + seed, "routing_recall_at_2": 95.5}
         write_run(tmp_path / f"qkd/seed{seed}", inference_images_per_second=rate, **costs, **routed)
-    write_run(tmp_path / "simplecil/seed1", oracle_accuracy=None, **costs | {"passes_per_image": 1})
+    costs |= {"passes_per_image": 1, "nll": 1.23456, "ece": 12.3, "ece_tempered": None}
+    write_run(tmp_path / "simplecil/seed1", oracle_accuracy=None, **costs)
     write_run(tmp_path / "old/seed1", inference_images_per_second=20.0)
     table = write_results(tmp_path).read_text(encoding="utf-8")
     first, second = table.split("## Routing and cost")
+    second, third = second.split("## Calibration")
+    rows = [columns(line) for line in third.splitlines() if line.startswith("|")]
+    assert rows[2:] == [["simplecil", "1", "1.235", "12.30", "–", "–"]]
     assert "| old |" in first and "| old |" not in second
     rows = [columns(line) for line in second.splitlines() if line.startswith("|")]
     names, (qkd, simplecil) = rows[0], rows[2:]

@@ -116,6 +116,14 @@ def test_probabilities_are_the_softmax_of_the_scores_of_seen_classes():
     assert found["log_probability"].dtype == np.float32
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 300])
+def test_halves_follow_from_the_seed_alone(size):
+    chosen = evaluation.halves(size, 3)
+    assert chosen.sum() == size // 2 and chosen.shape == (size,)
+    assert (evaluation.halves(size, 3) == chosen).all()
+    assert size < 7 or (evaluation.halves(size, 4) != chosen).any()
+
+
 def test_padding_is_dropped_when_batches_are_joined():
     whole, part = np.array([True, True]), np.array([True, False])
     scores = np.arange(8.0).reshape(4, 2)

@@ -16,12 +16,14 @@ from qkd_jax.data.examples import Split
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError, ConfigError, QkdError
 from qkd_jax.learners import passes
+from qkd_jax.protocol.calibration import calibration
 from qkd_jax.protocol.tasks import task_of_class
 from qkd_jax.reports.predictions import check_follows, read_predictions
 from qkd_jax.reports.results import write_results
 from qkd_jax.runs import learning
 from qkd_jax.runs.batches import training_batches
 from qkd_jax.runs.checkpoint import Checkpoints
+from qkd_jax.runs.evaluation import halves
 from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.runs.model import Model
@@ -107,6 +109,7 @@ def test_summary_has_the_promised_keys(finished):
         *("train_seconds", "eval_seconds"),
         *("trainable_parameters", "compilations", "finished"),
         *("oracle_accuracy", "routing_recall_at_2", "passes_per_image", "kept_bytes"),
+        *("nll", "ece", "nll_tempered", "ece_tempered", "temperatures"),
     }
     assert promised <= summary.keys()
     assert summary["finished"] is True and summary["method"] == "qkd" and summary["seed"] == 1993
@@ -205,7 +208,7 @@ def test_accuracies_recomputed_from_predictions_equal_the_summary(finished):
 
 def test_predictions_of_each_image_are_those_of_a_softmax_of_predict(finished, backbone):
     """What a record keeps, against fresh scores of the final model."""
-    _, folder, _ = finished
+    _, folder, summary = finished
     found, test = read_predictions(folder), plan(smoke()).data.test
     order = np.argsort(test.ids)
     images = test.load(np.arange(len(test)), backbone)
@@ -217,6 +220,13 @@ def test_predictions_of_each_image_are_those_of_a_softmax_of_predict(finished, b
     # float16 of a logarithm of order 1, and float32 scores that differ by 1e-4 (see above).
     np.testing.assert_allclose(np.exp(found.log_probability), own, rtol=2e-3)
     np.testing.assert_allclose(np.exp(found.predicted_log_probability), chances.max(1), rtol=2e-3)
+    chances = np.asarray(jax.nn.softmax(scores, axis=1))
+    # The scores of a batch differ by 1e-4 (see above), some per mille of the logarithms.
+    nll = -np.log(chances[np.arange(len(test)), test.labels]).mean()
+    assert summary["nll"] == pytest.approx(nll, rel=2e-3)
+    again = calibration(scores, test.labels, halves(len(test), smoke().seed))
+    assert again.keys() <= summary.keys()
+    np.testing.assert_allclose(summary["temperatures"], again["temperatures"], rtol=0.05)
     tasks = task_of_class(plan(smoke()).tasks, 6)[test.labels].astype(np.int32)
     told = passes.score_with_task(state, verbs.slot_features(state, images), tasks)
     np.testing.assert_array_equal(found.oracle, np.asarray(told).argmax(axis=1)[order])
