@@ -18,6 +18,9 @@ from qkd_jax.settings.config import Config
 # Setting -> (module, extra).
 NEEDED = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb", "wandb")}
 
+# What a killed run may miss in TensorBoard; metrics.jsonl has every step.
+SECONDS_TO_WRITE = 5
+
 
 class Tracker(Protocol):
     """Where numbers go while a learner is trained."""
@@ -62,7 +65,7 @@ class _TensorBoard:
         from tensorboardX import SummaryWriter
 
         later = images_seen + 1 if images_seen else None
-        self._writer = SummaryWriter(str(folder), purge_step=later)
+        self._writer = SummaryWriter(str(folder), purge_step=later, flush_secs=SECONDS_TO_WRITE)
 
     def log(self, kind: str, values: Mapping[str, float], images_seen: int) -> None:
         for name, value in values.items():
@@ -75,32 +78,37 @@ class _TensorBoard:
 class _WeightsAndBiases:
     """A run of Weights & Biases in `<folder>/wandb`, to be sent by `wandb sync`; WANDB_MODE=online
     sends it at once.
+
+    Raises:
+      ConfigError: it cannot begin.
     """
 
     def __init__(self, config: Config, folder: Path, name: str):
         import wandb
 
-        self._prefix = f"{name}/" if name else ""
         place = folder / "wandb" / name
         place.mkdir(parents=True, exist_ok=True)
         identity = place / "id"  # so that a continued run is the same one
         if not identity.exists():
             identity.write_text(secrets.token_hex(8))
-        self._run = wandb.init(
-            project="qkd_jax",
-            group=f"{config.experiment}/{folder.parent.name}",
-            name="/".join([*folder.parts[-3:], *([name] if name else [])]),
-            id=identity.read_text(),
-            resume="allow",
-            dir=str(folder),
-            config=configuration.to_dict(config),
-            mode=os.environ.get("WANDB_MODE", "offline"),
-            reinit="create_new",
-            # Nothing but the numbers: no output, no state of a repository, no use of the machine.
-            settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, x_disable_stats=True
-            ),
-        )
+        try:
+            self._run = wandb.init(
+                project="qkd_jax",
+                group=f"{config.experiment}/{folder.parent.name}",
+                name="/".join([*folder.parts[-3:], *([name] if name else [])]),
+                id=identity.read_text(),
+                resume="allow",
+                dir=str(folder),
+                config=configuration.to_dict(config),
+                mode=os.environ.get("WANDB_MODE", "offline"),
+                reinit="create_new",
+                # Nothing but the numbers: no output, no repository, no use of the machine.
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, x_disable_stats=True
+                ),
+            )
+        except wandb.errors.Error as error:  # such as no account, when it shall send
+            raise ConfigError(f"log.wandb: expected a run to begin, found: {error}") from None
         self._run.define_metric("images_seen")
         self._run.define_metric("*", step_metric="images_seen")
 

@@ -5,6 +5,7 @@ import json
 import struct
 
 import pytest
+import wandb
 from tensorboardX.proto.event_pb2 import Event
 
 from qkd_jax.errors import ConfigError
@@ -65,6 +66,19 @@ def test_a_continued_run_takes_back_what_an_earlier_session_wrote_later(tmp_path
     found = events(tmp_path / "tensorboard")
     starts = [event.step for event in found if event.HasField("session_log")]
     assert starts == [17]  # TensorBoard drops steps from here on that came before
+
+
+def test_a_log_that_cannot_begin_is_told(tmp_path, monkeypatch):
+    """It shall send what it is given, and has no account."""
+
+    def refused(**_):
+        raise wandb.errors.UsageError("no account")
+
+    monkeypatch.setattr(wandb, "init", refused)
+    with pytest.raises(
+        ConfigError, match=r"log\.wandb: expected a run to begin, found: no account"
+    ):
+        new_trackers(override(Config(), "log.wandb=true"), tmp_path, "", 0)
 
 
 def test_by_default_there_are_none(tmp_path):
