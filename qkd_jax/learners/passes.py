@@ -13,6 +13,7 @@ from jax import lax
 from qkd_jax.learners.optimiser import optimiser
 from qkd_jax.learners.shape import columns_of, learner_of
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.learners.task_adapters import on_host
 from qkd_jax.nn.encode import pooled_rows, stem
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.settings.sections import TrainConfig
@@ -77,7 +78,8 @@ def extract(
 ) -> jax.Array:
     """`features` [B, S, D] with those of the first `count` slots of `slots` int [S] filled in."""
     inputs, learner, chunk = shared_part(state, inputs), learner_of(state.config), 1
-    if isinstance(inputs, Stem):  # adapters do not read one another: several at a time
+    # Adapters do not read one another: several at a time, unless each has to be fetched.
+    if isinstance(inputs, Stem) and not on_host(state.config):
         chunk = task_chunk(state.config.train, *features.shape[:2])
 
     def fill_chunk(i, features):

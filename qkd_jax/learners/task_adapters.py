@@ -3,6 +3,9 @@
 `memory["adapters"]` is one adapter pytree with a leading task axis [T, L, ...]; slot i holds the
 adapter of task i. `memory["rows"]` [S, C, D] holds the head row of every class for features of each
 slot, or for features of all slots (S = 1).
+
+With `adapter.memory=host`, which QKD has, the stack stands in the host's memory. Nothing there is
+computed with: a pass fetches the adapters that it needs, one slice of the stack after the other.
 """
 
 import jax
@@ -25,7 +28,13 @@ from qkd_jax.settings.config import Config
 def empty_adapters(backbone: Backbone, config: Config) -> dict:
     """Slots of zeros for `max_tasks` adapters."""
     one = jax.eval_shape(lambda: new_adapter(jax.random.key(0), backbone, config))
-    return jax.tree.map(lambda a: jnp.zeros((config.shapes.max_tasks, *a.shape), a.dtype), one)
+    slots = jax.tree.map(lambda a: jnp.zeros((config.shapes.max_tasks, *a.shape), a.dtype), one)
+    return jax.device_put(slots, jax.memory.Space.Host) if on_host(config) else slots
+
+
+def on_host(config: Config) -> bool:
+    """Whether the adapters of finished tasks stand in the host's memory."""
+    return getattr(dict(config.own).get("adapter"), "memory", "device") == "host"
 
 
 def new_adapter(key: jax.Array, backbone: Backbone, config: Config) -> dict:
@@ -74,12 +83,23 @@ def first_adapter_block(config: Config) -> int:
 
 def adapter_of(state: LearnerState, slot: jax.Array) -> dict:
     """The frozen adapter of a slot."""
-    return jax.tree.map(lambda a: a[slot], state.memory["adapters"])
+    if not on_host(state.config):
+        return jax.tree.map(lambda a: a[slot], state.memory["adapters"])
+
+    def fetched(stack):
+        one = lax.dynamic_index_in_dim(stack, slot, keepdims=False)
+        return jax.device_put(one, jax.memory.Space.Device)
+
+    return jax.tree.map(fetched, state.memory["adapters"])
 
 
 def chosen_adapters(state: LearnerState, slots: jax.Array) -> dict:
     """The adapters of `slots` int [B], one for each image of a batch: leaves [L, B, ...]."""
-    return jax.tree.map(lambda a: jnp.moveaxis(a[slots], 0, 1), state.memory["adapters"])
+    if on_host(state.config):
+        adapters = lax.map(lambda slot: adapter_of(state, slot), slots)
+    else:
+        adapters = jax.tree.map(lambda a: a[slots], state.memory["adapters"])
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), adapters)
 
 
 def encode_with_chosen(state: LearnerState, slots: jax.Array, inputs: Raw | Stem) -> jax.Array:
@@ -93,11 +113,14 @@ def encode_with_chosen(state: LearnerState, slots: jax.Array, inputs: Raw | Stem
 
 def store_adapter(state: LearnerState) -> dict:
     """`memory["adapters"]` with the trained adapter in the current task's slot."""
-    return jax.tree.map(
-        lambda all_, one: all_.at[state.task].set(one),
-        state.memory["adapters"],
-        state.trainable["adapter"],
-    )
+
+    def store(stack, one):
+        if not on_host(state.config):
+            return stack.at[state.task].set(one)
+        one = jax.device_put(one, jax.memory.Space.Host)
+        return lax.dynamic_update_index_in_dim(stack, one, state.task, 0)
+
+    return jax.tree.map(store, state.memory["adapters"], state.trainable["adapter"])
 
 
 def store_rows(rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:

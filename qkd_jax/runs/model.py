@@ -9,10 +9,12 @@ import numpy as np
 from qkd_jax.data.examples import Examples
 from qkd_jax.data.streams import eval_batches
 from qkd_jax.engine import hosts, verbs
+from qkd_jax.engine.engine import Engine
 from qkd_jax.engine.sharding import engine_of
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.learners.task_adapters import on_host
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.protocol.tasks import Task
 from qkd_jax.runs.slot_features import SlotFeatures
@@ -36,6 +38,11 @@ class Model:
         config, backbone = state.config, state.backbone
         self.config, self.learner = config, learner_of(config)
         self.engine = engine_of(config.train)
+        if on_host(config) and type(self.engine) is not Engine:
+            raise ConfigError(
+                "adapter.memory: expected device, since only one device fetches adapters from the "
+                "host, found host; set train.devices=1 and train.model_devices=1"
+            )
         self.state = self.engine.alone(state)
         self._placed: tuple[LearnerState, LearnerState] | None = None
         self._store = None

@@ -7,6 +7,7 @@ import pytest
 import qkd_jax
 from qkd_jax.data.image_set import from_arrays
 from qkd_jax.data.text_set import TextSet
+from qkd_jax.errors import ConfigError
 from qkd_jax.runs.model import Model
 
 
@@ -75,3 +76,9 @@ def test_parameters_are_counted_by_part(tiny):
         "head": 2 * 12 + 1,
     }
     assert Model.new(tiny.config("method=simplecil"), tiny.backbone).parameters() == {}
+
+
+def test_adapters_on_the_host_are_refused_with_several_devices(tiny):
+    config = tiny.config("method=qkd", "adapter.memory=host", "train.devices=2")
+    with pytest.raises(ConfigError, match=r"only one device fetches adapters from the host"):
+        Model.new(config, tiny.backbone)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qkd_jax.errors import ConfigError
 from qkd_jax.learners.ease import extract, freeze
 from qkd_jax.learners.qkd import gate, measurement
 from qkd_jax.learners.qkd.fusion import (
@@ -39,6 +40,7 @@ from qkd_jax.learners.task_adapters import (
     first_adapter_block,
     means_in_slots,
     new_adapter,
+    on_host,
     store_rows,
 )
 from qkd_jax.learners.task_heads import HeadSettings, new_head, next_head
@@ -64,9 +66,11 @@ from qkd_jax.settings.ranges import setting
 
 @dataclass(frozen=True)
 class QkdAdapterSpec(AdapterSpec):
-    """Adapters, and where the adapter of a new task starts."""
+    """Adapters, where the adapter of a new task starts, and where those of finished tasks stand."""
 
     start: Literal["random", "previous"] = "random"
+    # On the host they take no memory of the device, and are sent to it for every pass.
+    memory: Literal["device", "host"] = "device"
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,11 @@ def num_metrics(config):
 
 
 def init(key, backbone, config):
+    if on_host(config) and config.fusion.kind == "block_mix":
+        raise ConfigError(
+            "adapter.memory: expected device, since fusion.kind=block_mix reads all adapters at "
+            "once, found host; set adapter.memory=device or fusion.kind=routed"
+        )
     width = backbone.spec.width
     adapter = new_adapter(jax.random.fold_in(key, 0), backbone, config)
     trainable = {

@@ -15,6 +15,7 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.engine.checks import check_batch
+from qkd_jax.errors import ConfigError
 from qkd_jax.learners.optimiser import optimiser
 from qkd_jax.learners.passes import shared_part
 from qkd_jax.learners.qkd import fusion, gate
@@ -533,6 +534,38 @@ def test_the_way_from_a_kept_stem_equals_that_from_the_images(tiny, history):
     assert_close(metrics, again)
     assert_close(images.trainable, kept.trainable, atol=0.05 * BUDGET)
     assert distance(kept.trainable["adapter"], adapter) > 1e-6 and metrics["loss_kd"] > 0
+
+
+def test_adapters_on_the_host_are_the_same_and_stay_there(tiny, history):
+    """Learning, and answers of all slots and routed, with adapters that a pass fetches. This is a
+    CPU, whose two memories are one: what is tested is that every program keeps to the right one.
+    Two teachers of at most two old adapters are all of them.
+    """
+    kinds = set()
+    stages = tiny.run(tiny.backbone, tiny.config(*METHOD, "adapter.memory=host", TOP(2)))
+    for stage, expected in zip(stages, history, strict=True):
+        for state in (stage.begun, stage.trained, stage.ended):
+            kinds |= {
+                leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.memory["adapters"])
+            }
+            others = {n: v for n, v in state.memory.items() if n != "adapters"}
+            assert "pinned_host" not in {a.sharding.memory_kind for a in jax.tree.leaves(others)}
+        assert_close(stage.trained.trainable, expected.trained.trainable)
+        assert_close(stage.ended.memory["adapters"], expected.ended.memory["adapters"])
+    assert kinds == {"pinned_host"}
+    images = tiny.batch(tiny.tasks[2])["image"]
+    for kind in ("fusion.kind=logits", "fusion.kind=routed"):
+        found, expected = (
+            qkd_jax.predict(s.replace(config=qkd_jax.override(s.config, kind)), images)
+            for s in (stages[-1].ended, history[-1].ended)
+        )
+        np.testing.assert_allclose(found, expected, atol=BUDGET)
+
+
+def test_adapters_on_the_host_are_refused_where_all_are_needed_at_once(tiny):
+    config = tiny.config(*METHOD, "adapter.memory=host", "fusion.kind=block_mix")
+    with pytest.raises(ConfigError, match=r"adapter\.memory: expected device, since fusion\.kind"):
+        qkd_jax.init_state(jax.random.key(0), tiny.backbone, config)
 
 
 def test_a_class_that_is_a_task_of_its_own_has_a_direction(tiny, history):
