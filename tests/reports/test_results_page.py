@@ -144,6 +144,17 @@ def test_speeds_are_those_of_the_recorded_runs():
         assert cells == speeds_of(name), name
 
 
+def test_the_front_page_tells_the_cost_of_the_cheapest_and_the_dearest():
+    [line] = [line for line in (ROOT / "README.md").read_text().splitlines() if "does it cost" in line]
+    shown = tables("docs/results.md")["Speed and memory"]
+    minutes = {name: float(cells[-1]) / 60 for name, cells in shown.items()}
+    told = re.findall(r"(\d+) minutes? \(`(\w+)`\)", line)
+    assert [name for _, name in told] == [f(minutes, key=minutes.get) for f in (min, max)]
+    assert [int(value) for value, _ in told] == [round(minutes[name]) for _, name in told]
+    memory = sorted(float(cells[2].replace(",", "")) / 1024 for cells in shown.values())
+    assert f"{memory[0]:.1f} to {memory[-1]:.1f} GiB" in line
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_recorded_table_is_made_of_the_recorded_runs(experiment, tmp_path):
     folder, copy = ROOT / "results" / experiment, tmp_path / experiment
