@@ -145,7 +145,8 @@ def test_speeds_are_those_of_the_recorded_runs():
 
 
 def test_the_front_page_tells_the_cost_of_the_cheapest_and_the_dearest():
-    [line] = [line for line in (ROOT / "README.md").read_text().splitlines() if "does it cost" in line]
+    page = (ROOT / "README.md").read_text()
+    [line] = [line for line in page.splitlines() if "does it cost" in line]
     shown = tables("docs/results.md")["Speed and memory"]
     minutes = {name: float(cells[-1]) / 60 for name, cells in shown.items()}
     told = re.findall(r"(\d+) minutes? \(`(\w+)`\)", line)
