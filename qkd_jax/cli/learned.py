@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qkd_jax.cli.arguments import add_command, missing_extra, path
 from qkd_jax.errors import ConfigError, DataError
+from qkd_jax.paths import expanded
 from qkd_jax.runs.display import tell
 
 LEARNED = "a run folder, or one that `export` wrote"
@@ -93,7 +94,7 @@ def _eval(options: argparse.Namespace) -> None:
     keep_compiled_programs()
     trained = load_trained(options.folder, weights=options.weights or None)
     found = tested(trained, options.data or None)
-    told, predicted = found.name, found.predicted
+    predicted = found.predicted
     labels, tasks = predicted["label"], predicted["task"]
     correct = predicted["predicted"] == labels
     in_top5 = (predicted["top5"] == labels[:, None]).any(axis=1)
@@ -104,7 +105,7 @@ def _eval(options: argparse.Namespace) -> None:
     }
     if "relevance" in predicted:
         shares["most relevant task is right"] = predicted["relevance"].argmax(axis=1) == tasks
-    tell(f"{told}: {len(labels)} {found.noun}s, {len(np.unique(labels))} classes")
+    tell(f"{found.name}: {len(labels)} {found.noun}s, {len(np.unique(labels))} classes")
     for name, right in shares.items():
         tell(f"{name:28} {100 * right.mean():6.2f} %")
     for task in np.unique(tasks).tolist():
@@ -133,7 +134,7 @@ def _predict(options: argparse.Namespace) -> int:
             if texts:
                 fields = answers.text_fields(trained, given)
             else:
-                fields = answers.image_fields(trained, path(given), given)
+                fields = answers.image_fields(trained, expanded(given, DataError), given)
             found = answers.best_classes(trained, fields, options.top)
         except DataError as error:  # the others are still answered
             tell(f"error: {error}", sys.stderr)
@@ -153,12 +154,14 @@ def _predict(options: argparse.Namespace) -> int:
 def _inputs(given: list[str], texts: bool) -> Iterator[str]:
     """Each text or image file that was asked for; a folder stands for the files in it."""
     for word in given:
-        lines = (line.rstrip("\n") for line in sys.stdin) if word == "-" else [word]
+        read = (line.rstrip("\n") for line in sys.stdin)
+        lines = filter(None, read) if word == "-" else [word]
         for line in lines:
-            if texts or not Path(line).expanduser().is_dir():
+            folder = None if texts else expanded(line, DataError)
+            if folder is None or not folder.is_dir():
                 yield line
                 continue
-            files = [p for p in sorted(path(line).rglob("*")) if p.is_file() and not _is_litter(p)]
+            files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _is_litter(p)]
             if not files:
                 raise DataError(f"{line}: expected images, found none in this folder")
             yield from map(str, files)

@@ -164,7 +164,7 @@ def test_texts_are_answered_as_they_are_given(learned_texts, capsys, monkeypatch
 
 def test_inputs_come_from_standard_input_too(exported, tmp_path, capsys, monkeypatch):
     Image.new("RGB", (9, 9)).save(tmp_path / "a b.png")
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path / 'a b.png'}\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path / 'a b.png'}\n\n"))
     code, out, _ = call(capsys, "predict", exported, "-", "--top", "1")
     assert code == 0 and out.count("\n") == 2
 
@@ -187,6 +187,7 @@ def test_the_wrong_kind_of_input_is_told(exported):
     [
         (["predict", "nowhere", "a.png"], "found neither config.json nor learner.json"),
         (["predict", "EXPORT", "no such.png"], "no such.png"),
+        (["predict", "EXPORT", "~nobody-of-this-name/a.png"], "home folder of an unknown user"),
         (["predict", "EXPORT", "a.png", "--top", "0"], "--top: expected 1 or more, found 0"),
         (["eval", "EXPORT", "--data", "/nowhere"], "synthetic"),
     ],
