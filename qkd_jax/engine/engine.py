@@ -51,6 +51,7 @@ class Engine:
         self._step = self._build(self._counted_step, (None, None, 0), None, donate=(1,))
         # Independent of other hosts, so these run on the devices of this host alone.
         self._extract = self._build_here(passes.extract, (None, 0, 0, None, None), 0)
+        self._frozen_feature = self._build_here(passes.frozen_feature, (None, 0), 0)
         self._survey = self._build_here(self._summed_survey, (None, 0, 0, 0), None)
         self._shared = self._build_here(passes.shared_part, (None, 0), 0)
         self._predict = self._build_here(passes.predict, (None, 0), 0)
@@ -153,6 +154,10 @@ class Engine:
             known = np.zeros((num_inputs(inputs), size, width), np.float32)
         order = jnp.asarray([*slots, *[0] * (size - len(slots))], jnp.int32)
         return self._gathered(self._extract(state, inputs, known, order, jnp.int32(len(slots))))
+
+    def frozen_feature(self, state: LearnerState, inputs: Raw) -> Any:
+        """The frozen model's feature [B, Q] of a whole batch from this host's rows."""
+        return self._gathered(self._frozen_feature(split(state)[0], inputs))
 
     def finish(self, state: LearnerState, batches: Iterable[Mapping[str, Any]]) -> LearnerState:
         """The state after a task, from its inputs' slot features: batches {"features", "label",

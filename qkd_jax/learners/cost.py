@@ -14,13 +14,15 @@ from qkd_jax.settings.config import Config
 
 def passes_per_input(config: Config, depth: int) -> float:
     """How many times an input goes through a transformer of `depth` blocks at test, after the last
-    task: once for each slot that is read, but only once through blocks before the first adapter.
+    task: once for each slot that is read, but all slots with adapters share one pass through the
+    blocks before the first adapter.
     """
     learner = learner_of(config)
     slots = learner.slots.score(config.shapes.max_tasks - 1)
     count = len(slots) if learner.predict(config) is None else learner.passes(config)
-    shared = (learner.first_block(config) or 0) / depth
-    return shared + count * (1.0 - shared)
+    frozen = int(learner.slots.frozen in slots)
+    shared = (learner.first_block(config) or 0) / depth if count > frozen else 0.0
+    return frozen + shared + (count - frozen) * (1.0 - shared)
 
 
 def kept_bytes(state: LearnerState) -> dict[str, int]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qkd_jax.learners.features import pooled_feature
 from qkd_jax.learners.optimiser import optimiser
 from qkd_jax.learners.shape import columns_of, learner_of
 from qkd_jax.learners.state import LearnerState
@@ -96,6 +97,13 @@ def extract(
         features = lax.fori_loop(0, count // chunk, fill_chunk, features)
         done = count // chunk * chunk
     return lax.fori_loop(done, count, fill, features)
+
+
+def frozen_feature(state: LearnerState, inputs: Raw) -> jax.Array:
+    """[B, Q]: the slot `Slots.frozen`, the same computation for all methods, so that they share it
+    to the last bit.
+    """
+    return pooled_feature(state, inputs, backbone=state.query)
 
 
 def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:

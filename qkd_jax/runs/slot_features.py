@@ -21,8 +21,8 @@ from qkd_jax.learners.state import LearnerState, split
 from qkd_jax.nn.inputs import Raw, Stem
 from qkd_jax.runs.store import Shelf, Store
 
-# Decoded inputs, and what slots share, are kept in memory up to this size; those of larger sets are
-# decoded and computed again in every pass.
+# Decoded inputs, and what slots share, are kept in memory up to this size. In every pass inputs of
+# larger sets are decoded again; what slots share is read from the store, or computed again.
 KEEP_BYTES = 2 * 1024**3
 
 
@@ -59,18 +59,20 @@ class SlotFeatures:
         self._shares = learner.loss is not None and learner.first_block(config) is not None
 
     def inputs(self, state: LearnerState, rows: np.ndarray) -> Raw | Stem:
-        """What the learner reads for `rows`: what slots share where that is kept, else the inputs
-        themselves.
+        """What the learner reads for `rows`: what slots share, or the inputs themselves.
+
+        What slots share is computed by itself in any case, so that no bit depends on where it is
+        kept: in memory; if the set is too large, on disk alone; or nowhere.
         """
-        if self._shares and self._one_stem is None:
+        if not self._shares:
+            return self.raw(rows)
+        if self._one_stem is None:
             self._one_stem = jax.eval_shape(passes.shared_part, state, self.raw(rows[:1]))
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._one_stem))
             self._shared.look(size)
-        if self._shares and self._shared.fits:
-            kept = self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
-            if kept is not None:
-                return kept
-        return self.raw(rows)
+        if not self._shared.fits:
+            return self._shared_part(state, rows)
+        return self._shared.rows(rows, lambda missing: self._shared_part(state, missing))
 
     def _shared_part(self, state: LearnerState, rows: np.ndarray) -> Any:
         first = learner_of(self.config).first_block(self.config)
@@ -151,8 +153,8 @@ class SlotFeatures:
         for _, group in itertools.groupby(slots, together):
             group = tuple(group)
             lacking = missing(group[0])
-            if group == (self.frozen,) and self.store is not None:
-                features = self._stored_features(state, lacking)
+            if group == (self.frozen,):
+                features = self._frozen_features(state, lacking)
             else:
                 features = self._extract(state, group, lacking)
             self.values[lacking[:, None], group] = features
@@ -162,28 +164,46 @@ class SlotFeatures:
 
     def _extract(self, state: LearnerState, slots: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
         """Features [n, len(slots), D] of some rows."""
-        extracted = np.zeros((len(rows), len(slots), self.width), np.float32)
-        own, done = hosts.own_rows, 0
-        batches = [(rows[i], m) for i, m in eval_batches(len(rows), self.batch_size)]
-        loaded = prefetch((part, m, self.inputs(state, own(part))) for part, m in batches)
-        for part, mask, inputs in loaded:
-            features = self.engine.features(state, inputs, slots, self.values[own(part)])
-            count = int(mask.sum())
-            extracted[done : done + count] = np.asarray(features)[mask][:, slots]
-            done += count
-        return extracted
+        own = hosts.own_rows
 
-    def _stored_features(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
+        def compute(part, inputs):
+            known = self.values[own(part)]
+            return np.asarray(self.engine.features(state, inputs, slots, known))[:, slots]
+
+        shape = (len(slots), self.width)
+        return self._computed(rows, shape, lambda part: self.inputs(state, own(part)), compute)
+
+    def _frozen_features(self, state: LearnerState, rows: np.ndarray) -> np.ndarray:
         """The frozen model's features [n, 1, D], from the store where it has them."""
         # Without the zeros after it, which other methods have not.
         width = state.query.spec.width
-        like = jax.ShapeDtypeStruct((1, width), np.float32)
 
         def compute(positions):
-            return self._extract(state, (self.frozen,), rows[positions])[:, 0, :width]
+            return self._computed(
+                rows[positions],
+                (width,),
+                lambda part: self.raw(hosts.own_rows(part)),
+                lambda part, inputs: self.engine.frozen_feature(state, inputs),
+            )
 
-        kept = self._shelf("class token").rows(self.digests[rows], like, compute)
-        return np.pad(kept, ((0, 0), (0, self.width - width)))[:, None]
+        if self.store is None:
+            features = compute(np.arange(len(rows)))
+        else:
+            like = jax.ShapeDtypeStruct((1, width), np.float32)
+            features = self._shelf("class token").rows(self.digests[rows], like, compute)
+        return np.pad(features, ((0, 0), (0, self.width - width)))[:, None]
+
+    def _computed(
+        self, rows: np.ndarray, shape: tuple[int, ...], load: Callable, compute: Callable
+    ) -> np.ndarray:
+        """float32 [n, *shape]: `compute(part, load(part))` of batches of `rows`, joined."""
+        found, done = np.zeros((len(rows), *shape), np.float32), 0
+        batches = [(rows[i], m) for i, m in eval_batches(len(rows), self.batch_size)]
+        for part, mask, inputs in prefetch((part, m, load(part)) for part, m in batches):
+            count = int(mask.sum())
+            found[done : done + count] = np.asarray(compute(part, inputs))[mask]
+            done += count
+        return found
 
     def inputs_in_batches(self) -> Iterator[dict]:
         """This host's inputs, labels and masks of the whole set, in batches of equal size."""

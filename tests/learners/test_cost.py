@@ -117,6 +117,8 @@ def test_blocks_before_the_first_adapter_are_counted_once(tiny):
     assert passes_per_input(config, L) == (1 + T) / L
     mixed = settings_of(tiny, "qkd", "adapter.first_block=1", "fusion.kind=block_mix")
     assert passes_per_input(mixed, L) == (1 + 2) / L
+    # The frozen model's own pass shares nothing with an adapter's.
+    assert passes_per_input(settings_of(tiny, "aper", "adapter.first_block=1"), L) == 2
 
 
 @pytest.mark.parametrize("top_k, passes", [(1, 2), (2, 3), (9, 1 + T)])

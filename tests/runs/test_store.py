@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from qkd_jax.runs.loop import run
+from qkd_jax.runs import evaluation, slot_features
+from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.runs.store import Store
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
@@ -116,22 +117,25 @@ def test_where_nothing_can_be_written_everything_is_computed(tmp_path):
 
 @pytest.mark.usefixtures("compiled")
 def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, monkeypatch):
-    """Another method, which shares what the frozen model says of each image."""
+    """Another method, which shares what the frozen model says of each image. All that is predicted
+    is the same to the last byte.
+    """
     from qkd_jax.engine.engine import Engine
 
     monkeypatch.setenv("QKD_JAX_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(evaluation, "INFERENCE_SECONDS", 1e9)  # the whole test set is timed
     backbone = load_backbone("tiny_random", image_size=32)
-    asked, features, shared = [], Engine.features, Engine.shared
+    asked, shared, frozen = [], Engine.shared, Engine.frozen_feature
 
-    def counted(self, state, inputs, slots, known=None):
-        asked.append(("features", tuple(slots)))
-        return features(self, state, inputs, slots, known)
+    def counted_frozen(self, state, inputs):
+        asked.append("frozen")
+        return frozen(self, state, inputs)
 
     def counted_shared(self, state, inputs):
-        asked.append(("shared", None))
+        asked.append("shared")
         return shared(self, state, inputs)
 
-    monkeypatch.setattr(Engine, "features", counted)
+    monkeypatch.setattr(Engine, "frozen_feature", counted_frozen)
     monkeypatch.setattr(Engine, "shared", counted_shared)
 
     def ends(name, method, **settings):
@@ -141,8 +145,11 @@ def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, mon
             *(f"{key.replace('__', '.')}={value}" for key, value in settings.items()),
         )
         summary = run(config, backbone, tmp_path / name)
-        kept = ("average_accuracy", "last_accuracy", "extracted_features")
-        return {key: summary[key] for key in kept}, list(asked)
+        kept = ("average_accuracy", "extracted_features", "nll", "kept_bytes")
+        folder = run_folder(tmp_path / name, config)
+        predicted = [path.read_bytes() for path in sorted(folder.glob("predictions/*.npz"))]
+        assert len(predicted) == 3
+        return ({key: summary[key] for key in kept}, predicted), list(asked)
 
     first, computed = ends("first", "simplecil")
     second, computed_again = ends("second", "simplecil")
@@ -152,9 +159,17 @@ def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, mon
     alone, everything = ends("alone", "aper", data__store_gib=0)
     shares, fewer = ends("shares", "aper")
     assert shares == alone
-    assert ("features", (0,)) in everything and len(fewer) < len(everything)
+    assert fewer.count("frozen") == timed < everything.count("frozen")
     # The stem of block 0 is the same for all methods with adapters from there on.
     alone, everything = ends("qkd alone", "qkd", data__store_gib=0)
     shares, fewer = ends("qkd shares", "qkd")
     assert shares == alone
-    assert 0 < fewer.count(("shared", None)) < everything.count(("shared", None))
+    assert 0 < fewer.count("shared") < everything.count("shared")
+    # A set that does not fit in memory is read from the disk, or computed in every pass.
+    monkeypatch.setattr(slot_features, "KEEP_BYTES", 0)
+    shares, again = ends("large qkd shares", "qkd")
+    assert shares == alone
+    assert again.count("shared") == fewer.count("shared")
+    shares, again = ends("large qkd", "qkd", data__store_gib=0)
+    assert shares == alone
+    assert again.count("shared") > everything.count("shared")
