@@ -5,8 +5,8 @@ With r [N, D] the output of a block, and one generator for each of T tasks,
     r + dense(r) + ( sum_i w_i (mean_i(z) + spread_i(z)) ) up,      z = r down,
 
 where down [D, R] and up [R, D] are drawn once and fixed, mean_i and spread_i are linear maps of
-R numbers, and dense one of D. A paper would multiply spread_i by noise eps; the authors' code takes
-eps = 1, in training and at test, and so do we.
+R numbers, and dense one of D. In the paper spread_i is multiplied by random noise eps; the authors'
+code takes eps = 1, in training and at test, and so do we.
 
 All of this is linear in r, so the mixture of all tasks is one R x R map and costs as much as one.
 
