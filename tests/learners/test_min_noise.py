@@ -48,9 +48,13 @@ def test_untrained_tasks_give_the_ridge_regression_of_all_images(tiny):
     batches = [tiny.batch(task, seed) for task in tiny.tasks for seed in range(2)]
     images, labels = (np.concatenate([b[n] for b in batches]) for n in ("image", "label"))
 
+    @jax.jit
+    def hidden_in(images):
+        features = min_noise.extract(state, Raw({"image": images}), 0, None)
+        return min_noise.hidden_of(state, features)
+
     def hidden_of(images):
-        features = min_noise.extract(state, Raw({"image": jnp.asarray(images)}), 0, None)
-        return np.float64(min_noise.hidden_of(state, features))
+        return np.float64(hidden_in(jnp.asarray(images)))
 
     hidden = hidden_of(images)
     gram = 3.0 * hidden.T @ hidden + np.eye(16)
@@ -58,6 +62,7 @@ def test_untrained_tasks_give_the_ridge_regression_of_all_images(tiny):
     query = tiny.batch(tiny.tasks[0], 9)["image"]
     found, seen = np.asarray(qkd_jax.predict(state, query)), [0, 1, 2, 4, 5]
     np.testing.assert_allclose(found[:, seen], (hidden_of(query) @ rows)[:, seen], atol=1e-4)
+    assert np.isfinite(state.memory["prototypes"]).all() and np.ptp(found[:, seen]) > 0.1
 
 
 @pytest.mark.parametrize("first_session", [True, False])
