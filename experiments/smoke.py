@@ -26,6 +26,7 @@ def get_config(method: str = "qkd") -> Config:
         "inflora.rank=2",
         "min.bottleneck=4",
         "min.projection_dim=64",
+        "facet.rank=2",
         "coda_prompt.pool=6",
         "coda_prompt.length=2",
         "coda_prompt.blocks=2",

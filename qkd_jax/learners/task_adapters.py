@@ -43,13 +43,18 @@ def new_adapter(key: jax.Array, backbone: Backbone, config: Config) -> dict:
     Raises:
       ConfigError: the bottleneck is wider than the backbone.
     """
+    check_bottleneck(backbone, config)
+    return init_adapter(key, config.adapter, backbone.spec.width, backbone.spec.depth)
+
+
+def check_bottleneck(backbone: Backbone, config: Config) -> None:
+    """Raises ConfigError if the bottleneck is wider than the backbone."""
     width = backbone.spec.width
     if config.adapter.bottleneck > width:
         raise ConfigError(
             f"adapter.bottleneck: expected at most the backbone's width {width}, found "
             f"{config.adapter.bottleneck}"
         )
-    return init_adapter(key, config.adapter, width, backbone.spec.depth)
 
 
 def new_tuned(key: jax.Array, backbone: Backbone, config: Config) -> dict:

@@ -103,12 +103,7 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
     Raises:
         ConfigError: no block is left for the adapters.
     """
-    blocks = depth - spec.first_block
-    if blocks < 1:
-        raise ConfigError(
-            f"adapter.first_block: expected 0 to {depth - 1} of {depth} blocks, "
-            f"found {spec.first_block}"
-        )
+    blocks = num_blocks(spec, depth)
     bound = width**-0.5
     keys = jax.vmap(lambda block: jax.random.fold_in(key, block))(
         jnp.arange(spec.first_block, depth)
@@ -125,6 +120,20 @@ def init_adapter(key: jax.Array, spec: AdapterSpec, width: int, depth: int) -> d
             "bias": jnp.zeros((blocks, width), jnp.float32),
         },
     }
+
+
+def num_blocks(spec: AdapterSpec, depth: int) -> int:
+    """L, how many of `depth` blocks have an adapter.
+
+    Raises:
+        ConfigError: none has.
+    """
+    if spec.first_block >= depth:
+        raise ConfigError(
+            f"adapter.first_block: expected 0 to {depth - 1} of {depth} blocks, "
+            f"found {spec.first_block}"
+        )
+    return depth - spec.first_block
 
 
 def split_blocks(adapter: dict) -> list[dict]:
@@ -189,15 +198,15 @@ def apply_adapter(
     down = jax.tree.map(lambda a: a.astype(x.dtype), adapter_block["down"])
     up = jax.tree.map(lambda a: a.astype(x.dtype), adapter_block["up"])
     hidden = matmul_trainable(x, down["kernel"])
-    hidden = jax.nn.relu(hidden + _bias_rows(down["bias"], hidden))
+    hidden = jax.nn.relu(hidden + bias_rows(down["bias"], hidden))
     if dropout_mask is not None:
         hidden = hidden * dropout_mask.astype(x.dtype)
     out = matmul_trainable(hidden, up["kernel"])
-    return spec.scale * (out + _bias_rows(up["bias"], out))
+    return spec.scale * (out + bias_rows(up["bias"], out))
 
 
-def _bias_rows(bias, like):
-    """A bias [E], or one per image [B, E], in a shape that broadcasts against `like` [..., E]."""
+def bias_rows(bias: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector [E], or one per image [B, E], in a shape that broadcasts against `like` [..., E]."""
     return as_row(bias, like) if bias.ndim == 1 else bias[:, None, :]
 
 

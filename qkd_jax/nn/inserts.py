@@ -17,7 +17,8 @@ from qkd_jax.nn.layers import AttentionInsert
 class Inserts:
     """What is inserted in a frozen transformer, as data.
 
-    `adapter` is one adapter set (see `adapters.py`; `experts.py` for a mixture of several) and may
+    `adapter` is one adapter set (see `adapters.py`; `experts.py` for a mixture of several,
+    `modulated.py` for one with a code of each task) and may
     be differentiated, mapped or stacked; its spec is static.
 
     Attributes:

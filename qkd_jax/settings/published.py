@@ -8,9 +8,9 @@ with PILOT's row for ImageNet-R, where the csv has no adapter (ranpac), liangyan
 (inflora), LMMMEng/CaRE (care; its paper names other rates, batches and epochs),
 ASCIIJK/MiN-NeurIPS2025 (min), and the scripts of Additive-Prompt-Tuning (apt) and of IRVLUTD/CDL
 (cdl, for teacher and student alike; the settings of its hosts stand where the method is declared).
-CLARE has no code: rate, batch and epochs are its paper's, the decay is ours (`learners/clare.py`).
 With tasks of one size, EASE and MoTE read `init_lr` and `init_epochs` in every task, whatever their
-`later_lr` says.
+`later_lr` says. CLARE and FACET have no code: of CLARE rate, batch and epochs are the paper's and
+the decay is ours, of FACET all four are (`learners/clare.py`, `learners/facet.py`).
 
 A data set that a method's authors did not publish settings for takes those of `STANDS_IN`.
 Finetune, joint and linear probe are references without published settings: the first two train
@@ -80,6 +80,7 @@ RUNS = {
     },
     "cdl": {"cifar100": (0.001, 64, 0.0, 20), "imagenet_r": (0.001, 64, 0.0, 35)},
     "clare": {"cifar100": (0.02, 32, 0.0, 25)},
+    "facet": {"cifar100": (0.01, 16, 0.0005, 20)},
     "inflora": {"cifar100": (0.0005, 128, 0.0, 20), "imagenet_r": (0.0005, 128, 0.0, 50)},
     "min": dict.fromkeys(("cifar100", "cub200", "imagenet_r"), (0.001, 128, 0.0005, 10)),
     "linear_probe": {"cifar100": (0.01, 128, 0.0005, 30)},
@@ -92,8 +93,9 @@ STANDS_IN = {
     "imagenet_r": ("cifar100",),
     "imagenet_a": ("imagenet_r", "cifar100"),
 }
-BOTTLENECK = {"mos": 16, "tuna": 16}  # all others 64 ...
-ON_VTAB = {"aper": 64, "clare": 64, "ranpac": 64}  # ... and on VTAB all others 16
+BOTTLENECK = {"facet": 384, "mos": 16, "tuna": 16}  # all others 64 ...
+# ... and on VTAB all others 16.
+ON_VTAB = {"aper": 64, "clare": 64, "facet": 384, "ranpac": 64}
 
 DECAY_ALL = "train.decay_leaves=kernel,bias,rows,scale"
 ADAM = "train.optimizer=adam"
@@ -136,6 +138,7 @@ FORM = {
     ),
     "apt": (ADAM, QUARTER, "apt.merge=0.3"),
     "clare": ("clare.search=0.2", "clare.keep=0.05", "clare.sparsity=0.0001"),
+    "facet": ("facet.rank=8", "facet.consistency=2.0"),
     "cdl": (ADAM, QUARTER, "cdl.alpha=0.5", "cdl.temperature=2.0", "cdl.kd_length=6"),
     "linear_probe": (DECAY_ALL, "train.schedule=constant", "head.kind=linear"),
     "inflora": (ADAM, QUARTER, "inflora.rank=10", "inflora.lamb=0.95"),

@@ -19,6 +19,8 @@ KEPT = {
     "tuna": ADAPTER,
     "care": SHARED | {"shared.scale", "shared.norm.scale", "shared.norm.bias"},
     "clare": ADAPTER | {"head.scale"},
+    "facet": {f"shared.{side}.kernel" for side in ("down", "mid", "up")}
+    | {"codes.diagonal", "codes.left", "codes.right", "head.scale"},
     "apt": {"prompt.key", "prompt.value"},
     "l2p": {"prompts", "keys"},
     "ease": set(),

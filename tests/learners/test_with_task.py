@@ -35,7 +35,7 @@ READS = {
     "tuna": lambda t: {2 * t, 2 * 2 + 1},  # and so does the universal adapter
     **dict.fromkeys(TEXTS, lambda t: {t}),
 }
-TOLD_BY_INPUTS = {"dualprompt"}
+TOLD_BY_INPUTS = {"dualprompt", "facet"}
 DRAWN = ("step", "num_steps", "task_classes", "trainable", "memory")
 OWNER = (0, 0, 1, 1, 2, 2, -1)  # the task of each class; the last is not seen
 
@@ -147,8 +147,12 @@ def test_fused_adapters_are_those_of_the_given_task(tiny, texts, kind):
     np.testing.assert_allclose(found, told(state, features, tasks), rtol=1e-5, atol=BUDGET)
 
 
-def test_with_the_task_that_care_chooses_it_answers_the_same(tiny, texts):
-    state = state_after(tiny, texts, "care", 2, "care.passes=every_task")
+@pytest.mark.parametrize(
+    "method, settings",
+    [("care", ("care.passes=every_task",)), ("facet", ("facet.routing=image",))],
+)
+def test_with_the_task_that_a_method_chooses_it_answers_the_same(tiny, texts, method, settings):
+    state = state_after(tiny, texts, method, 2, *settings)
     inputs = Raw({"image": 5 * tiny.batch(tiny.tasks[0], size=6)["image"] ** 2})
     learner = learner_of(state.config)
     scores, relevance = jax.jit(learner.predict(state.config))(state, inputs)

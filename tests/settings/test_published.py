@@ -75,6 +75,7 @@ CHECKED = {
     "coda_prompt": "b612e871",
     "dualprompt": "66b51db0",
     "ease": "02514680",
+    "facet": "7ff730a7",
     "finetune": "4897d41e",
     "inflora": "4ee43956",
     "joint": "4897d41e",
