@@ -27,6 +27,7 @@ SUBJECTS = (
     "inference",
     "whole_run",
     "many_tasks",
+    "constant_cost",
     "many_prompts",
     "pipeline",
 )

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.constant_cost import FEW, last_step
 from benchmarks.floors import adapted_forward, backward, forward_flops, matmul_rate
 from benchmarks.inference import all_adapters, learned_state, routed
 from benchmarks.pairs import (
@@ -214,6 +215,14 @@ def qkd_rows(sizes: Sizes, dtype: str) -> Iterator[Row]:
         note="teachers' features kept",
     )
     yield row
+    yield compare(
+        f"QKD step, augmented, two teachers, T = 100, {dtype}, {spec.image_size} px, batch {batch}",
+        *(last_step(spec, num_tasks, batch, FEW, compute) for num_tasks in (100, 10)),
+        "T = 10",
+        0.91,
+        pairs=pairs,
+        note="constant cost would be 1",
+    )
     gate = 1e3 * median_seconds(gate_alone(state, batch), pairs)
     yield Row(
         f"gate of that step, {dtype}",

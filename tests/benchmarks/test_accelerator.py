@@ -18,14 +18,15 @@ def once_and_without_torch(monkeypatch):
 
 @pytest.mark.slow  # compiles a dozen programs
 def test_every_subject_has_its_row():
-    found = {row.name.split(",")[0]: row for row in rows(SMOKE, ("bfloat16",))}
+    found = {row.name.split(", bfloat16")[0]: row for row in rows(SMOKE, ("bfloat16",))}
     assert all(row.ours > 0 for row in found.values() if row.unit == "ms")
     alone = ("ViT forward", "step of adapters and head", "memory of that step")
     for name in alone:
         row = found.pop(name)
         assert math.isnan(row.peer) and "no torch today" in row.note
     # Beside ourselves: always measured, and several devices where there are several.
-    names = ["QKD step", "gate of that step", "routed answer"]
+    names = ["QKD step, T = 10", "QKD step, augmented, two teachers, T = 100"]
+    names += ["gate of that step", "routed answer, k = 2, T = 10"]
     names.append(f"step on {jax.local_device_count()} devices")
     assert all(found.pop(name).ratio > 0 for name in names)
     (last,) = found.values()

@@ -25,5 +25,6 @@ def test_the_page_says_where_each_subject_was_timed():
     paragraphs = [paragraph.replace("\n", " ") for paragraph in paragraphs]
     for subject, timed in read(RESULTS / "latest.json").items():
         (place,) = [p for p in paragraphs if f"`{subject}`" in p and "Timed on" in p]
-        assert f"{timed.machine['cores']} cores of an {timed.machine['processor']}" in place
+        cores = {1: "1 core"}.get(timed.machine["cores"], f"{timed.machine['cores']} cores")
+        assert f"{cores} of an {timed.machine['processor']}" in place
         assert all(f"{name} {version}" in place for name, version in timed.versions.items())
