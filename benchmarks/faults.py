@@ -42,8 +42,8 @@ POLL = 0.001  # seconds
 TOLD = 5  # seconds in which a process says where it is; a busy machine may take long to let it
 # How often a kill is drawn near which moment: anywhere, once a checkpoint is there, is begun, has
 # its data, once predictions are there, or once the run is finished and its report is drawn.
-MOMENTS = {"any": 0.35, "saved": 0.2, "checkpoint": 0.15, "manifest": 0.1}
-MOMENTS |= {"predicted": 0.15, "report": 0.05}
+MOMENTS = {"any": 0.35, "saved": 0.2, "checkpoint": 0.05, "manifest": 0.1}
+MOMENTS |= {"predicted": 0.25, "report": 0.05}
 # Where a process was, by the first function that is on its stack.
 PLACES = (
     ("writing a checkpoint", "checkpoint.py", "save"),
@@ -250,7 +250,7 @@ def killed_run(method: str, number: int, seed: int, work: Path, kills: int) -> d
             "saved": learning / 6,
             "checkpoint": 0.05,
             "manifest": 0.0,
-            "predicted": 0.02,
+            "predicted": 0.0,
             "report": drawing,
         }
         session = Session(method, out)

@@ -27,7 +27,7 @@ from qkd_jax.runs.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 POLL = 0.02  # seconds
-IN_A_ROW = 10  # of the 20 steps of a task
+IN_A_ROW = 4  # of the steps of a task
 SHOWN = {
     "memory_mib": "memory, MiB",
     "open_files": "open files",
@@ -51,7 +51,7 @@ def command(data: Path, out: Path) -> list[str]:
         *("data.source=folder", f"data.path={data}", "data.num_classes=0"),
         *("train.devices=1", "data.store_gib=0"),
         *("data.augment=false", "train.checkpoint_every=1000", "train.eval_batch_size=64"),
-        "train.epochs=8",
+        "train.epochs=16",
     )
     chosen = [part for setting in settings for part in ("--set", setting)]
     return [sys.executable, "-m", "qkd_jax", "run", "smoke", *chosen, "--out", str(out), "--bare"]
@@ -142,8 +142,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=100)
     parser.add_argument("--write", action="store_true", help="record and draw what was found")
     options = parser.parse_args(arguments)
+    before = provenance()
     found = watched(options.tasks)
-    record = {**provenance(), "growth": growth(found), "after_task": found}
+    record = {**before, "growth": growth(found), "after_task": found}
     for name, (early, late) in record["growth"].items():
         print(f"{SHOWN[name]:20} {early:8.1f} -> {late:8.1f}")
     if options.write:

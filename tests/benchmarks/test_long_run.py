@@ -9,15 +9,15 @@ from benchmarks import long_run
 
 
 def test_the_time_of_a_step_is_that_of_the_fastest_steps_in_a_row():
-    """Ten steps of 2 ms within slower ones; the log has whole milliseconds."""
-    seconds = [0.020] * 7 + [0.002] * 10 + [0.030] * 3
+    """Four steps of 2 ms within slower ones; the log has whole milliseconds."""
+    seconds = [0.020] * 7 + [0.002] * 4 + [0.030] * 3
     lines, wall = [], 0.0
     for task in (0, 1):
         for step, one in enumerate(seconds):
             wall += one * (task + 1)
             lines.append(json.dumps({"task": task, "step": step + 1, "wall_s": round(wall, 3)}))
     found = long_run.fastest_steps("\n".join(lines))
-    assert found == pytest.approx([2.0, 4.0], abs=0.1)
+    assert found == pytest.approx([2.0, 4.0], abs=0.25)
 
 
 def test_growth_is_from_the_second_tenth_of_the_tasks_to_the_last():
