@@ -17,6 +17,7 @@ from qkd_jax.learners import clare
 from qkd_jax.learners.task_adapters import encode_with
 from qkd_jax.learners.task_heads import head_loss
 from qkd_jax.nn.inputs import Raw
+from qkd_jax.runs.checkpoint import named_arrays, with_named_arrays
 
 BUDGET = 1e-5
 RATE, MOMENTUM, DECAY, STEPS, SEARCH = 0.5, 0.9, 0.01, 6, 3
@@ -125,6 +126,19 @@ def test_two_optimisations_against_numpy(tiny, learn, history, changes, index):
     expected = optimisation(begun, batches[SEARCHED:], parts, mask, start, 0.0)
     trained = {name: states[STEPS].trainable[name] for name in parts}
     np.testing.assert_allclose(flat(trained), expected, atol=BUDGET)
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_from_any_step_a_task_goes_on_as_if_never_stopped(tiny, history, step):
+    """With what a checkpoint keeps, mask and all, to the last bit."""
+    states, _ = history[0]
+    fresh = qkd_jax.init_state(jax.random.key(7), tiny.backbone, states[0].config)
+    state = with_named_arrays(fresh, named_arrays(states[step]))
+    state, _ = qkd_jax.train_task(state, tiny.batch(tiny.tasks[0], step))
+    found, expected = (named_arrays(s) for s in (state, states[step + 1]))
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert found[name].tobytes() == expected[name].tobytes(), name
 
 
 def test_what_a_task_owns_never_changes_again(history):
