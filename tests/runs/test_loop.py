@@ -27,6 +27,7 @@ from qkd_jax.runs.evaluation import halves
 from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.runs.model import Model
+from qkd_jax.runs.model import Model
 from qkd_jax.runs.progress import NullProgress
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.settings.config import override
@@ -230,6 +231,20 @@ def test_predictions_of_each_image_are_those_of_a_softmax_of_predict(finished, b
     tasks = task_of_class(plan(smoke()).tasks, 6)[test.labels].astype(np.int32)
     told = passes.score_with_task(state, verbs.slot_features(state, images), tasks)
     np.testing.assert_array_equal(found.oracle, np.asarray(told).argmax(axis=1)[order])
+
+
+def test_the_task_that_is_told_is_the_true_one(backbone, tmp_path, monkeypatch):
+    """A method that answers with the first class of the task that it is told."""
+    owner = task_of_class(plan(smoke()).tasks, 6)
+
+    def first_of_task(self, features, rows, tasks):
+        yield owner[None, :] == tasks[:, None], None, np.ones(len(rows), bool)
+
+    monkeypatch.setattr(Model, "scores_with_task", first_of_task)
+    run(smoke("simplecil"), backbone, tmp_path)
+    last = predictions(run_folder(tmp_path, smoke("simplecil")), TASKS - 1)
+    np.testing.assert_array_equal(owner[last["oracle"]], last["task"])
+    assert len(set(last["task"].tolist())) == TASKS
 
 
 def test_environment_names_code_and_machine(finished):
