@@ -27,7 +27,6 @@ from qkd_jax.runs.evaluation import halves
 from qkd_jax.runs.folder import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.runs.model import Model
-from qkd_jax.runs.model import Model
 from qkd_jax.runs.progress import NullProgress
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.settings.config import override
