@@ -1,5 +1,6 @@
 """A statevector simulator and the circuits built on it; it knows nothing of learning."""
 
+from qkd_jax.quantum.amplitude import amplitude_circuit, amplitude_parameters, prepared_state
 from qkd_jax.quantum.circuits import (
     FeatureMap,
     feature_circuit,
@@ -28,6 +29,7 @@ from qkd_jax.quantum.measure import (
     sample_fidelity,
 )
 from qkd_jax.quantum.noise import Noise, after_readout, noisy_expectations
+from qkd_jax.quantum.noisy_fidelity import noisy_fidelities
 from qkd_jax.quantum.openqasm import Program, from_openqasm, to_openqasm
 from qkd_jax.quantum.pauli import pauli_expectations, sample_pauli_expectations
 from qkd_jax.quantum.statevector import Circuit, Gate, apply, separate_parameters, zero_state
@@ -41,6 +43,8 @@ __all__ = [
     "Program",
     "Resources",
     "after_readout",
+    "amplitude_circuit",
+    "amplitude_parameters",
     "amplitude_state",
     "angle_shapes",
     "apply",
@@ -61,8 +65,10 @@ __all__ = [
     "init_angles",
     "init_theta",
     "noisy_expectations",
+    "noisy_fidelities",
     "parameter_shift",
     "pauli_expectations",
+    "prepared_state",
     "projected_kernel",
     "resources",
     "sample",

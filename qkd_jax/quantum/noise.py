@@ -7,11 +7,12 @@ is exact. A readout error flips a measured bit.
 
 No error has to be simulated as a gate. A Pauli operator moves to the end of the circuit: past a
 rotation it turns the angle's sign where the two anticommute, past the other gates it becomes
-another Pauli operator, and at the end it flips outcomes. All of this is linear over bits, so that
-one matrix, computed once from the circuit, says which angles and outcomes the errors of a shot
-turn.
+another Pauli operator, and at the end it flips outcomes; gates for which this is not so are taken
+apart first (`elementary`). All of this is linear over bits, so that one matrix, computed once from
+the circuit, says which angles and outcomes the errors of a shot turn.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from jax import Array, lax
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.quantum.checks import MAX_SHOTS, as_integer, as_real, check_shape, real_number
+from qkd_jax.quantum.elementary import elementary
 from qkd_jax.quantum.layers import HIGHEST
 from qkd_jax.quantum.measure import sample
 from qkd_jax.quantum.statevector import Circuit, Gate, apply
@@ -92,15 +94,22 @@ def _sum_of_outcomes(key, parameters, circuit, noise, shots):
     key_shots, key_readout = jax.random.split(key)
     has_errors = noise.one_qubit > 0 or noise.two_qubit > 0
     chunk = min(shots, CHUNK)
-    rotations = np.array([g.parameter for g in circuit.gates if g.parameter is not None], int)
-    angles, merged = parameters[rotations], merged_rotations(circuit)
+    parts = elementary(circuit)
+    angles, merged = parts.angles(parameters), merged_rotations(parts.circuit)
     sums = jnp.asarray(merged.sums, angles.dtype)
 
     def state_of(angles):
         """The state by one angle for each rotation [R]."""
         return apply(merged.circuit, jnp.dot(angles, sums, precision=HIGHEST))
 
-    shot = _shot(circuit, angles, state_of, noise)
+    errors = drawn_errors(error_table(circuit), noise)
+
+    def shot(key):
+        """[Q] bits of one trajectory, without readout errors."""
+        turned, key_outcome = errors(key)
+        state = state_of(turned_signs(turned.angles, angles.dtype) * angles)
+        return _bits(sample(key_outcome, state, 1), circuit.num_qubits)[0] ^ turned.flips
+
     state = None if has_errors else state_of(angles)
     num_chunks = -(-shots // chunk)
 
@@ -125,46 +134,28 @@ def _sum_of_outcomes(key, parameters, circuit, noise, shots):
     return total.astype(parameters.dtype)
 
 
-def _shot(circuit, angles, state_of, noise):
-    """A function key -> [Q] bits of one trajectory, without readout errors."""
-    table = error_table(circuit)
-    effects = jnp.asarray(table.effects, jnp.float32)
-    strengths = np.array([noise.one_qubit, noise.two_qubit])[table.num_wires - 1]
-    # A number from 1: its bits say where there is an X, and where a Z.
-    kinds = jnp.asarray(4**table.num_wires, jnp.int32)
-
-    def shot(key):
-        key_error, key_kind, key_outcome = jax.random.split(key, 3)
-        happens = jax.random.uniform(key_error, kinds.shape) < jnp.asarray(strengths, jnp.float32)
-        kind = jax.random.randint(key_kind, kinds.shape, 1, kinds)
-        bits = (kind[table.gate] >> jnp.asarray(table.bit)) & 1
-        errors = jnp.where(happens[table.gate], bits, 0).astype(jnp.float32)
-        # Sums of a few hundred zeros and ones: exact.
-        turned = jnp.dot(errors, effects, precision=HIGHEST).astype(jnp.int32) & 1
-        signs = (1 - 2 * turned[: angles.size]).astype(angles.dtype)
-        outcome = _bits(sample(key_outcome, state_of(signs * angles), 1), circuit.num_qubits)[0]
-        return outcome ^ turned[angles.size :]
-
-    return shot
-
-
 def _bits(indices: Array, num_qubits: int) -> Array:
     """[N, Q] bits of basis states [N]; wire 0 is the most significant."""
     return (indices[:, None] >> jnp.arange(num_qubits - 1, -1, -1)[None]) & 1
 
 
 class ErrorTable(NamedTuple):
-    """What single X and Z errors do, E of them: one of each after each gate on each of its wires.
+    """What single X and Z errors do: E of them, one of each after each gate on each of its wires.
+
+    Errors are moved to the end of the circuit, whose gates are taken as `elementary` gates. A row
+    says which of the R rotations' angles change their sign, on which of the Q wires an X is then
+    left at the end, and on which a Z: R + 2Q columns. Y is both X and Z; errors add up modulo 2.
 
     Attributes:
-      effects: bool [E, R + Q], which of the R rotations' angles change their sign, in gate order,
-        and which of the Q measured bits flip. Y is both X and Z; errors add up modulo 2.
-      gate: int [E], the gate that each error follows.
+      effects: bool [E, R + 2Q].
+      start: bool [Q, R + 2Q], of an X on each wire before the first gate.
+      gate: int [E], the gate of the circuit that each error follows.
       bit: int [E], its place in the number of the gate's Pauli operator.
       num_wires: int [G], of each gate.
     """
 
     effects: np.ndarray
+    start: np.ndarray
     gate: np.ndarray
     bit: np.ndarray
     num_wires: np.ndarray
@@ -172,36 +163,111 @@ class ErrorTable(NamedTuple):
 
 def error_table(circuit: Circuit) -> ErrorTable:
     """The effects of all errors, from the last gate to the first."""
-    num_rotations = sum(gate.parameter is not None for gate in circuit.gates)
-    size = num_rotations + circuit.num_qubits
-    # Of an X and of a Z on each wire at the current place; at the end a Z does nothing.
-    x = np.eye(size, dtype=bool)[num_rotations:]
-    z = np.zeros_like(x)
+    parts = elementary(circuit)
+    rotation, num_qubits = len(parts.parameter), circuit.num_qubits
+    # Of an X and of a Z on each wire at the current place.
+    ends = np.eye(rotation + 2 * num_qubits, dtype=bool)[rotation:]
+    x, z = ends[:num_qubits].copy(), ends[num_qubits:].copy()
     effects, owners, bits = [], [], []
-    rotation = num_rotations
-    for position, gate in reversed(list(enumerate(circuit.gates))):
-        for k, wire in enumerate(gate.wires):
+    for position, group in reversed(list(enumerate(parts.groups))):
+        for k, wire in enumerate(circuit.gates[position].wires):
             effects += [x[wire].copy(), z[wire].copy()]
             owners += [position, position]
             bits += [2 * k, 2 * k + 1]
-        if gate.parameter is not None:
-            rotation -= 1
-            for wire in gate.wires:
-                x[wire, rotation] ^= gate.name != "RX"
-                z[wire, rotation] ^= gate.name in ("RX", "RY")
-        elif gate.name == "H":
-            (wire,) = gate.wires
-            x[wire], z[wire] = z[wire].copy(), x[wire].copy()
-        elif gate.name == "CNOT":
-            control, target = gate.wires
-            x[control] ^= x[target]
-            z[target] ^= z[control]
-        elif gate.name == "CZ":
-            first, second = gate.wires
-            x[first] ^= z[second]
-            x[second] ^= z[first]
-    num_wires = np.array([len(gate.wires) for gate in circuit.gates])
-    return ErrorTable(np.array(effects), np.array(owners), np.array(bits), num_wires)
+        for gate in reversed(group):
+            if gate.parameter is not None:
+                rotation -= 1
+                for wire in gate.wires:
+                    x[wire, rotation] ^= gate.name[1] != "X"
+                    z[wire, rotation] ^= gate.name[1] != "Z"
+            else:
+                _move_before(gate, x, z)
+    num_wires = np.array([len(gate.wires) for gate in circuit.gates], int)
+    effects = np.array(effects, bool).reshape(-1, ends.shape[1])
+    return ErrorTable(effects, x, np.array(owners, int), np.array(bits, int), num_wires)
+
+
+def _move_before(gate: Gate, x: np.ndarray, z: np.ndarray) -> None:
+    """Changes x and z, effects of errors behind a Clifford gate, to those of errors before it."""
+    first, last = gate.wires[0], gate.wires[-1]
+    if gate.name == "H":
+        x[first], z[first] = z[first].copy(), x[first].copy()
+    elif gate.name in ("S", "SDG"):
+        x[first] ^= z[first]
+    elif gate.name == "SX":
+        z[first] ^= x[first]
+    elif gate.name == "CNOT":
+        x[first] ^= x[last]
+        z[last] ^= z[first]
+    elif gate.name == "CY":
+        x[first] ^= x[last] ^ z[last]
+        x[last] ^= z[first]
+        z[last] ^= z[first]
+    elif gate.name == "CZ":
+        x[first] ^= z[last]
+        x[last] ^= z[first]
+    elif gate.name == "SWAP":
+        for effects in (x, z):
+            effects[[first, last]] = effects[[last, first]]
+
+
+class Turned(NamedTuple):
+    """What the errors of one trajectory do, as zeros and ones.
+
+    Attributes:
+      angles: [R], which of the rotations' angles change their sign.
+      flips, signs: [Q], on which wires an X and a Z are left at the end.
+    """
+
+    angles: Array
+    flips: Array
+    signs: Array
+
+
+def drawn_errors(table: ErrorTable, noise: Noise) -> Callable[..., tuple[Turned, Array]]:
+    """A function that draws the errors of one trajectory from a key, and returns a fresh key too.
+
+    Its second argument is the probability of an X on each wire before the first gate; 0 when left
+    out.
+    """
+    num_qubits = len(table.start)
+    effects, start = _packed(table.effects), _packed(table.start)
+    strengths = np.array([noise.one_qubit, noise.two_qubit])[table.num_wires - 1]
+    # A number from 1: its bits say where there is an X, and where a Z.
+    kinds = 4**table.num_wires
+
+    def draw(key: Array, before: float = 0.0) -> tuple[Turned, Array]:
+        key_error, key_kind, key = jax.random.split(key, 3)
+        happens = jax.random.uniform(key_error, kinds.shape) < jnp.asarray(strengths, jnp.float32)
+        kind = jax.random.randint(key_kind, kinds.shape, 1, jnp.asarray(kinds, jnp.int32))
+        bits = (kind[table.gate] >> jnp.asarray(table.bit)) & 1
+        turned = _sum_modulo_2(effects, happens[table.gate] & (bits == 1))
+        if before > 0:
+            key, key_before = jax.random.split(key)
+            turned ^= _sum_modulo_2(start, jax.random.bernoulli(key_before, before, (num_qubits,)))
+        bits = (turned[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
+        bits = bits.reshape(-1)[: table.start.shape[1]].astype(jnp.int32)
+        cuts = [bits.size - 2 * num_qubits, bits.size - num_qubits]
+        return Turned(*jnp.split(bits, cuts)), key
+
+    return draw
+
+
+def turned_signs(turned: Array, dtype) -> Array:
+    """-1 where something is turned, else 1."""
+    return (1 - 2 * turned).astype(dtype)
+
+
+def _packed(rows: np.ndarray) -> np.ndarray:
+    """Rows of bits [E, n] as words of 32 bits: uint32 [E, ceil(n / 32)]."""
+    rows = np.pad(rows, [(0, 0), (0, -rows.shape[1] % 32)]).reshape(len(rows), -1, 32)
+    return np.sum(rows << np.arange(32, dtype=np.uint64), axis=2, dtype=np.uint64).astype(np.uint32)
+
+
+def _sum_modulo_2(rows: np.ndarray, chosen: Array) -> Array:
+    """The sum of the chosen rows [E], bit by bit modulo 2: uint32 [words]."""
+    rows = jnp.where(chosen[:, None], jnp.asarray(rows), jnp.uint32(0))
+    return lax.reduce(rows, np.uint32(0), lax.bitwise_xor, (0,))
 
 
 class MergedRotations(NamedTuple):

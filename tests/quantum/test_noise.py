@@ -1,5 +1,6 @@
 """Errors as turned signs, against inserted gates; shots, against density matrices in float64."""
 
+import functools
 import re
 
 import jax
@@ -38,6 +39,27 @@ EVERY_GATE = Circuit(
         Gate("CNOT", (0, 2)),
     ),
 )
+# Those that are no Pauli rotations, or were not there before.
+OTHER_GATES = Circuit(
+    3,
+    (
+        Gate("H", (0,)),
+        Gate("RY", (1,), 0),
+        Gate("CRX", (0, 1), 1),
+        Gate("SX", (2,)),
+        Gate("T", (2,)),
+        Gate("CH", (2, 0)),
+        Gate("S", (1,)),
+        Gate("RXX", (1, 2), 2),
+        Gate("CY", (1, 0)),
+        Gate("P", (2,), 3),
+        Gate("SWAP", (0, 2)),
+        Gate("RYY", (0, 1), 0),
+        Gate("CY", (2, 1)),
+        Gate("CRY", (1, 2), 2),
+        Gate("SX", (0,)),
+    ),
+)
 ANGLES = np.array([0.7, -1.1, 0.4, 2.3], np.float32)
 SHOTS = 40_000
 PAULIS = [
@@ -56,20 +78,17 @@ def matrix(num_qubits, operators):
 
 
 def gate_matrix(num_qubits, gate, angles):
-    zero, one = np.diag([1.0, 0]), np.diag([0, 1.0])
-    x, z, y = PAULIS[1:]
-    if gate.parameter is not None:
-        pauli = {"X": x, "Y": y, "Z": z}[gate.name[1]]
-        generator = matrix(num_qubits, dict.fromkeys(gate.wires, pauli))
-        half = np.float64(angles[gate.parameter]) / 2
-        return np.cos(half) * np.eye(2**num_qubits) - 1j * np.sin(half) * generator
-    if gate.name in ("CNOT", "CZ"):
-        control, target = gate.wires
-        acts = x if gate.name == "CNOT" else z
-        return matrix(num_qubits, {control: zero}) + matrix(
-            num_qubits, {control: one, target: acts}
-        )
-    return matrix(num_qubits, {gate.wires[0]: x if gate.name == "X" else (x + z) / 2**0.5})
+    """From the simulator, which has tests of its own."""
+    angle = [] if gate.parameter is None else [angles[gate.parameter]]
+    own = Circuit(num_qubits, (Gate(gate.name, gate.wires, 0 if angle else None),))
+    with jax.enable_x64(True):
+        columns = whole_matrix(own, np.array(angle, np.float64))
+    return np.asarray(columns).T
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole_matrix(circuit, angle):
+    return jax.vmap(lambda state: apply(circuit, angle, state))(jnp.eye(2**circuit.num_qubits))
 
 
 def density_expectations(circuit, angles, noise):
@@ -97,6 +116,7 @@ def density_expectations(circuit, angles, noise):
 
 def test_every_error_is_what_its_row_of_the_table_says():
     table = error_table(EVERY_GATE)
+    assert table.effects.shape[1] == 9 + 2 * 3
     assert len(table.effects) == 2 * sum(len(gate.wires) for gate in EVERY_GATE.gates)
     parametrised = [gate for gate in EVERY_GATE.gates if gate.parameter is not None]
     values = ANGLES[[gate.parameter for gate in parametrised]]
@@ -114,7 +134,9 @@ def test_every_error_is_what_its_row_of_the_table_says():
             if gate.parameter is not None:
                 own, index = Gate(gate.name, gate.wires, index), index + 1
             turned_state = gate_matrix(3, own, turned) @ turned_state
-        flips = matrix(3, {j: PAULIS[1] for j in range(3) if effect[len(values) + j]})
+        flips = matrix(
+            3, {j: PAULIS[1] for j in range(3) if effect[len(values) + j]}
+        )  # a Z changes no probability
         found = np.abs(flips @ turned_state) ** 2
         np.testing.assert_allclose(found, np.abs(state) ** 2, rtol=0, atol=1e-12)
 
@@ -134,6 +156,16 @@ def test_the_mean_over_shots_is_that_of_the_density_matrix(key, noise):
     expected = density_expectations(EVERY_GATE, ANGLES, noise)
     found = noisy_expectations(key, EVERY_GATE, jnp.asarray(ANGLES)[None], noise, SHOTS)
     # Five standard deviations.
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=5 / SHOTS**0.5)
+
+
+def test_any_gate_may_be_followed_by_errors(key):
+    """Errors come after a whole gate, and not between those that it is taken apart into."""
+    noise = Noise(0.05, 0.2)
+    expected = density_expectations(OTHER_GATES, ANGLES, noise)
+    clean = density_expectations(OTHER_GATES, ANGLES, Noise())
+    assert np.all(np.abs(expected - clean) > 10 / SHOTS**0.5)
+    found = noisy_expectations(key, OTHER_GATES, jnp.asarray(ANGLES)[None], noise, SHOTS)
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=5 / SHOTS**0.5)
 
 
