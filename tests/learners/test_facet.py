@@ -206,29 +206,29 @@ def test_every_block_takes_the_code_of_least_entropy(made_up):
 
 
 def test_one_decision_for_all_blocks(made_up):
-    """`routing=image`: the least mean over blocks of the entropy of a task's heads under its code;
-    the third task has one class, of which no head can doubt.
+    """`routing=image`: the least mean over blocks of the entropy of a task's heads under its code,
+    for several heads; a third task of one class, of which no head can doubt, always wins.
     """
-    config = qkd_jax.override(made_up.config, "facet.routing=image")
-    images = images_of()
-    for last in (1, 2):
-        state = (in_second_task(made_up) if last == 1 else made_up).replace(config=config)
+    config, images = qkd_jax.override(made_up.config, "facet.routing=image"), images_of()
+    parts, chosen = made_up.trainable, []
+    under = [encode_by(made_up, parts, images, jnp.array([task, task])) for task in range(3)]
+    for seed in range(4):
+        state = (in_second_task(made_up) if seed else made_up).replace(config=config)
+        heads = np.random.default_rng(seed).normal(size=state.memory["auxiliary"].shape)
+        state = state.replace(memory={**state.memory, "auxiliary": jnp.asarray(np.float32(heads))})
         features, relevance = jax.jit(facet.routed)(state, Raw({"image": images}))
-        under = [
-            encode_by(state, state.trainable, images, jnp.array([task, task]))
-            for task in range(last + 1)
-        ]
         for image in range(len(images)):
             doubt = [
                 np.mean([entropies(state, level, t[level, image])[task] for level in range(2)])
-                for task, (_, t) in enumerate(under)
+                for task, (_, t) in enumerate(under[: int(state.task) + 1])
             ]
-            chosen = int(np.argmin(doubt))
-            assert chosen == 2 or last == 1
-            np.testing.assert_array_equal(relevance[image], np.eye(4)[chosen])
+            best = int(np.argmin(doubt))
+            np.testing.assert_array_equal(relevance[image], np.eye(4)[best])
             np.testing.assert_allclose(
-                features[image], under[chosen][0][image], rtol=BUDGET, atol=BUDGET
+                features[image], under[best][0][image], rtol=BUDGET, atol=BUDGET
             )
+            chosen.append(best)
+    assert chosen[:8] == [2] * 8 and set(chosen[8:]) == {0, 1}
 
 
 def test_slots_and_predictions_agree(tiny, history):
