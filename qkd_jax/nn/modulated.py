@@ -79,7 +79,9 @@ def init_codes(
     """
     shape = (num_blocks(spec, depth), num_tasks, spec.bottleneck)
     drawn = spec.bottleneck**-0.5 * jax.random.normal(key, (*shape, rank))
-    return {"diagonal": jnp.full(shape, diagonal), "left": jnp.zeros_like(drawn), "right": drawn}
+    # Typed as after a step, so that steps are compiled once.
+    start = jnp.full(shape, diagonal, jnp.float32)
+    return {"diagonal": start, "left": jnp.zeros_like(drawn), "right": drawn}
 
 
 def apply_modulated(

@@ -231,6 +231,15 @@ def test_one_decision_for_all_blocks(made_up):
     assert chosen[:8] == [2] * 8 and set(chosen[8:]) == {0, 1}
 
 
+def test_steps_are_compiled_once(history):
+    """The types of what a step reads are the same before the first task and after the last."""
+    first, last = (
+        jax.tree.map(lambda leaf: (leaf.dtype, leaf.weak_type), (s.trainable, s.memory))
+        for s in (history[0].begun, history[2].ended)
+    )
+    assert first == last
+
+
 def test_slots_and_predictions_agree(tiny, history):
     """A classifier in closed form reads what the own head reads."""
     state, images = history[2].ended, tiny.batch(TASKS[1], 3)["image"]
