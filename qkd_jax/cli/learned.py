@@ -134,7 +134,7 @@ def _predict(options: argparse.Namespace) -> int:
             if texts:
                 fields = answers.text_fields(trained, given)
             else:
-                fields = answers.image_fields(trained, expanded(given, DataError), given)
+                fields = answers.image_fields(trained, _image_file(given), given)
             found = answers.best_classes(trained, fields, options.top)
         except DataError as error:  # the others are still answered
             tell(f"error: {error}", sys.stderr)
@@ -157,14 +157,23 @@ def _inputs(given: list[str], texts: bool) -> Iterator[str]:
         read = (line.rstrip("\n") for line in sys.stdin)
         lines = filter(None, read) if word == "-" else [word]
         for line in lines:
-            folder = None if texts else expanded(line, DataError)
-            if folder is None or not folder.is_dir():
-                yield line
-                continue
-            files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _is_litter(p)]
-            if not files:
-                raise DataError(f"{line}: expected images, found none in this folder")
-            yield from map(str, files)
+            yield from [line] if texts else _files_in(line) or [line]
+
+
+def _files_in(name: str) -> list[str]:
+    """The files in a folder; none if it is no folder."""
+    try:
+        found = sorted(expanded(name, DataError).rglob("*"))
+    except DataError:  # told when it is read
+        return []
+    return [str(file) for file in found if file.is_file() and not _is_litter(file)]
+
+
+def _image_file(name: str) -> Path:
+    file = expanded(name, DataError)
+    if file.is_dir():
+        raise DataError(f"{name}: expected images, found none in this folder")
+    return file
 
 
 def _is_litter(file: Path) -> bool:
@@ -204,7 +213,8 @@ def _serve(options: argparse.Namespace) -> None:
     limits = Limits(int(options.max_mib * 2**20), options.timeout, options.concurrency)
     alone = options.host in LOOPBACK
     app = new_app(trained, limits, LOOPBACK if alone else ())
-    tell(f"{trained.config.method} of {options.folder} on http://{options.host}:{options.port}")
+    host = f"[{options.host}]" if ":" in options.host else options.host  # IPv6
+    tell(f"{trained.config.method} of {options.folder} on http://{host}:{options.port}")
     if not alone:
         tell("warning: whoever reaches this machine may ask; there is no password", sys.stderr)
     serve(app, options.host, options.port, limits)

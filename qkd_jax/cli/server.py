@@ -188,7 +188,7 @@ def _told(status: int, message: str, headers: Mapping[str, str] | None = None) -
 
 def _top(request: Request) -> int:
     text = request.query_params.get("top", "5")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 1000):
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
         raise HTTPException(
             400, f"top: expected a whole number from 1 to 1000, found {text[:20]!r}"
         )

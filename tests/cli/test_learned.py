@@ -128,9 +128,12 @@ def test_predict_answers_for_every_file_that_is_an_image(exported, test_set, tmp
     Image.fromarray(pixels).save(folder / "beach photo.tiff")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     (folder / ".DS_Store").write_bytes(b"x")
-    code, out, error = call(capsys, "predict", exported, folder, "--top", "2", "--json")
-    assert code == 1  # since one could not be read
-    assert error.count("error: ") == 1 and "broken.jpg" in error
+    (tmp_path / "empty").mkdir()
+    asked = ("~nobody-of-this-name/a.png", tmp_path / "empty", folder)
+    code, out, error = call(capsys, "predict", exported, *asked, "--top", "2", "--json")
+    assert code == 1  # since some could not be read
+    told = ("home folder of an unknown user", "found none in this folder", "broken.jpg")
+    assert error.count("error: ") == 3 and all(part in error for part in told)
     [answer] = [json.loads(line) for line in out.splitlines()]
     assert answer["input"] == str(folder / "beach photo.tiff") and answer["milliseconds"] > 0
     expected = known(loaded, test_set.load([row], loaded.state.backbone), 2)

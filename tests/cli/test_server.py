@@ -89,6 +89,7 @@ def test_it_tells_what_it_serves_and_that_it_lives(client, trained):
         (b"x" * 20_001, "", 413, "expected at most 20,000 bytes"),
         (b"x", "?top=0", 400, "from 1 to 1000, found '0'"),
         (b"x", "?top=many", 400, "found 'many'"),
+        (b"x", f"?top={'0' * 5}1{'0' * 5000}", 400, "found '00000100000000000000'"),
     ],
 )
 def test_bad_input_is_one_json_error(client, body, query, status, told):
