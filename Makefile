@@ -11,10 +11,12 @@
 # make fuzz                     reads files that are changed at random; INPUTS=1000000 FUZZ_SEED=1
 # make faults                   kills runs at random moments and compares what they become; KILLS=100 FAULTS_SEED=0
 # make docs                     the site of docs/, in build/docs; a broken link or anchor is an error
-# make lint
+# make lint                     ruff, check and format
 # make lock                     the developers' versions anew, in requirements-lock.txt
 #                               make test CONSTRAINT=requirements-lock.txt installs them
-# make run, compare and project install what a run needs; all else is in the extras of pyproject.toml
+# make clean                    removes environments, wheels and the site
+# make run, compare and project install what a run needs, as requirements.txt does; all else is in the
+# extras of pyproject.toml
 
 EXP ?= renditions
 METHOD ?= qkd
@@ -136,4 +138,4 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(addprefix $(VENV)-,bench floor newest wheel) dist
+	rm -rf $(VENV) $(addprefix $(VENV)-,bench floor newest wheel) build dist

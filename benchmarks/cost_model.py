@@ -180,7 +180,7 @@ def memory_table(spec: ViTSpec) -> str:
             2 * 4 * t * c * width
         ),
         "rows of every class once (`own`)": lambda t, c: 2 * 4 * c * width,
-        "a metric a slot (with `drift`): scatter, factor": lambda t, c: 2 * 4 * t * width**2,
+        "one metric per slot (with `drift`): scatter, factor": lambda t, c: 2 * 4 * t * width**2,
         "one metric (`own`)": lambda t, c: 2 * 4 * width**2,
         "test features of 100,000 images, every slot": lambda t, c: 4 * 100_000 * t * width,
     }

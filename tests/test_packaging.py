@@ -60,6 +60,11 @@ def test_the_locked_versions_are_some_that_the_package_and_its_developers_ask_fo
         assert all(version in requirement.specifier for version in versions), requirement
 
 
+def test_the_requirements_are_this_checkout_and_what_it_asks_for():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["-e ."]
+
+
 def test_each_extra_that_the_makefile_installs_exists():
     extras = PROJECT["optional-dependencies"].keys()
     installed = re.findall(r"\.installed-(\w+)", (ROOT / "Makefile").read_text())

@@ -1,7 +1,7 @@
 """The pages in a real browser: no errors, no network, both themes, phone and paper, keyboard.
 
 Chromium or Chrome is found on the path. Without one these tests are skipped, unless
-QKD_JAX_BROWSER=required, as in CI.
+QKD_JAX_BROWSER=required, as in the workflow of GitHub.
 """
 
 import os
