@@ -74,7 +74,7 @@ def prepared_state(parameters: Array, num_qubits: int) -> Array:
 
     Args:
       parameters: [2**Q - 1] real angles, or twice as many for the complex circuit.
-      num_qubits: Q.
+      num_qubits: Q, from 1 to 16.
 
     Returns:
       [2**Q], real for the real circuit: `apply(amplitude_circuit(Q), parameters)`, with Q 2**Q
@@ -83,6 +83,7 @@ def prepared_state(parameters: Array, num_qubits: int) -> Array:
     Raises:
       ConfigError: on a wrong shape or type.
     """
+    num_qubits = as_integer("num_qubits", num_qubits, 1, MAX_PREPARED_QUBITS)
     parameters = as_real("parameters", parameters)
     half, is_complex = 2**num_qubits - 1, parameters.size > 2**num_qubits - 1
     check_shape("parameters", parameters.shape, (half * (1 + is_complex),))

@@ -7,8 +7,8 @@ is flipped is an X before the first gate of the second circuit. So B + T states 
 not B T circuits.
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from qkd_jax.quantum.noise import Noise, drawn_errors, error_table, turned_signs
 from qkd_jax.quantum.statevector import Circuit, apply
 
 
+@partial(jax.jit, static_argnames=("circuit", "noise", "trajectories", "state_of"))
 def noisy_fidelities(
     key: Array,
     circuit: Circuit,
@@ -40,7 +41,7 @@ def noisy_fidelities(
       noise: static. Readout errors flip the bits that are measured at the end.
       trajectories: K, how many times the errors of each of the B + T states are drawn; static.
       state_of: a faster way to the state [2**Q] from the angles [R] of the circuit's `elementary`
-        rotations, if there is one.
+        rotations, if there is one; static, so give the same function to every call.
 
     Returns:
       [B, T] real: the mean over the K x K pairs of trajectories. Unbiased; trajectories of one
@@ -56,7 +57,7 @@ def noisy_fidelities(
         check_shape(name, shape, (None, circuit.num_parameters), "one row a circuit")
     parts = elementary(circuit)
     draw = drawn_errors(error_table(circuit), noise)
-    state_of = state_of or functools.partial(apply, parts.circuit)
+    state_of = state_of or partial(apply, parts.circuit)
 
     def states(key, parameters, before):
         """[rows, K, 2**Q]."""

@@ -22,7 +22,7 @@ _NAMES = {name: name.lower() for name in GATE_KINDS} | {"CNOT": "cx"}
 # Name -> the standard gates that it stands for, with wires 0 and 1 for its own.
 _DEFINED = {
     "RXX": "h 0; h 1; cx 0, 1; rz(theta) 1; cx 0, 1; h 0; h 1;",
-    "RYY": ("rx(pi/2) 0; rx(pi/2) 1; cx 0, 1; rz(theta) 1; cx 0, 1; rx(-pi/2) 0; rx(-pi/2) 1;"),
+    "RYY": "rx(pi/2) 0; rx(pi/2) 1; cx 0, 1; rz(theta) 1; cx 0, 1; rx(-pi/2) 0; rx(-pi/2) 1;",
     "RZZ": "cx 0, 1; rz(theta) 1; cx 0, 1;",
 }
 
@@ -283,7 +283,9 @@ class _Reader:
 
     def _whole_number(self, low: int, high: int) -> int:
         word = self._take()
-        if not (word.text.isdigit() and low <= int(word.text) <= high):
+        # A name may consist of digits such as "²", which `int` does not read.
+        is_whole = word.kind == "number" and word.text.isdigit()
+        if not (is_whole and low <= int(word.text) <= high):
             self._refuse(f"a whole number from {low} to {high}", word)
         return int(word.text)
 

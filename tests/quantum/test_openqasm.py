@@ -245,6 +245,7 @@ def test_u3_is_the_matrix_of_its_definition():
         ("qubit q; h r;", "expected the register q, found 'r'"),
         ("qubit[2] q; h q[2];", "expected a whole number from 0 to 1, found '2'"),
         ("qubit[2] q; h q[-1];", "found '-'"),
+        ("qubit[²] q;", "expected a whole number from 1 to 1024, found '²'"),
         ("qubit[2] q; h q[٣];", "expected a word of OpenQASM 3, found '٣'"),
         ("qubit[2] q; cx q[0], q[0];", "expected different qubits for this gate, found 'cx'"),
         ("qubit[2] q; cx q, q;", "expected 2 single qubit(s) for this gate, found 'cx'"),
