@@ -91,14 +91,15 @@ def num_coordinates(adapter):
 
 def largest(scores, free, share):
     """A tree of bool like `free`: the `share` of its True coordinates with the largest `scores`
-    [N], to the nearest integer but at least one. Of equal scores the first in the tree wins.
+    [N], to the nearest integer but at least one while any is left. Of equal scores the first in the
+    tree wins.
     """
     open_to_choice, as_tree = ravel_pytree(free)
     count = jnp.round(share * jnp.sum(open_to_choice).astype(jnp.float32))
     order = jnp.argsort(jnp.where(open_to_choice, -scores, jnp.inf), stable=True)
     ranks = jnp.arange(len(order))
     chosen = jnp.zeros(len(order), bool).at[order].set(ranks < jnp.maximum(count, 1).astype(int))
-    return as_tree(chosen)
+    return as_tree(chosen & open_to_choice)
 
 
 def search_steps(state):

@@ -202,6 +202,8 @@ def test_largest_takes_a_share_of_what_is_free():
         mask = clare.largest(scores, free, share)
         assert set(np.flatnonzero(flat(mask))) == taken
     assert mask["a"].shape == (2, 2) and mask["a"].dtype == bool
+    nothing = jax.tree.map(jnp.zeros_like, free)
+    assert not flat(clare.largest(scores, nothing, 1.0)).any()
 
 
 def test_a_mask_is_not_counted_as_trained(tiny, history):
