@@ -250,7 +250,7 @@ def teacher_logits(state, teachers, scale):
 
     if len(rows) == 1:
         return on_rows(teachers.features, rows[0])
-    if len(teachers.slots) == 1:  # every slot, the same for all images
+    if teachers.slots.shape[1] == len(rows):  # every slot, the same for all images
         return jax.vmap(on_rows, in_axes=(1, 0), out_axes=1)(teachers.features, rows)
     # One teacher of every image after the other: the rows of all at once would be [B, K, C, D].
     own = jax.vmap(lambda slot, feature: on_rows(feature[None], rows[slot])[0])

@@ -66,11 +66,9 @@ def relevance(
       open_tasks: bool [T], the tasks that may be chosen.
     """
     tasks = jnp.arange(len(open_tasks))
-    membership = ((owner[:, None] == tasks[None, :]) & open_tasks[None, :]).astype(
-        root.dtype
-    )  # [C, T]
+    member = (owner[:, None] == tasks[None, :]) & open_tasks[None, :]  # [C, T]
     of_class = outcomes(root, query, anchors, config.copies)
-    of_task = jnp.matmul(of_class, membership, precision="highest")
+    of_task = jnp.matmul(of_class, member.astype(root.dtype), precision="highest")
     log_shares = jnp.where(open_tasks[None, :], jnp.log(of_task + FIDELITY_FLOOR), MASKED)
     log_weights = jax.nn.log_softmax(log_shares, axis=-1)
     weights = jnp.where(open_tasks[None, :], jnp.exp(log_weights), 0.0)

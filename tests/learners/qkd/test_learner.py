@@ -414,6 +414,17 @@ def test_few_teachers_are_the_most_relevant_with_their_shares(fourth):
         assert kd > 0.1 and abs(float(found["loss_kd"][b]) - kd) < BUDGET
 
 
+def test_an_image_has_the_same_few_teachers_alone_as_in_a_batch(fourth):
+    state, batch, features, _ = fourth
+    state = state.replace(config=qkd_jax.override(state.config, TOP(2), "adapter.dropout=0.0"))
+    given = {**batch, "features": features}
+    alone = {name: value[:1] for name, value in given.items()}
+    found, expected = (
+        jax.jit(loss_of(state, b))(state.trainable)["loss_kd"] for b in (alone, given)
+    )
+    np.testing.assert_allclose(found, expected[:1], atol=BUDGET)
+
+
 def test_only_the_chosen_adapters_are_run(fourth):
     """The first gives the query. With one teacher, what the others hold does not matter, and no
     loop is as long as there are tasks.
