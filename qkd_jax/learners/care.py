@@ -52,7 +52,7 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.generators.learned import DriftSettings
 from qkd_jax.learners.features import observed_feature
 from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
-from qkd_jax.learners.state import local_labels, valid_task_classes
+from qkd_jax.learners.state import local_labels, task_class_masks, valid_task_classes
 from qkd_jax.learners.task_heads import (
     AlignmentSettings,
     age_factors,
@@ -175,10 +175,9 @@ def encode_with(state, experts, shared, inputs, newest, forced, dropout_keys=Non
     """(Features [B, D], what each block observed [L, ...]) with the experts up to `newest`; with
     `forced`, its router is always one of those chosen.
     """
-    spec, shapes = spec_of(state.config), state.config.shapes
-    sizes = jnp.sum(jax.nn.one_hot(state.task_of_class, shapes.max_tasks), axis=0)
+    spec = spec_of(state.config)
     given = {
-        "class_mask": jnp.arange(shapes.max_task_classes)[None] < sizes[:, None].astype(jnp.int32),
+        "class_mask": task_class_masks(state),
         "newest": jnp.asarray(newest),
         "forced": jnp.asarray(forced),
     }

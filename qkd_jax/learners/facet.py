@@ -46,7 +46,7 @@ from jax import lax
 from qkd_jax.learners.features import observed_feature
 from qkd_jax.learners.finetune import score
 from qkd_jax.learners.shape import Learner, Slots, register
-from qkd_jax.learners.state import local_labels, valid_task_classes
+from qkd_jax.learners.state import local_labels, task_class_masks, valid_task_classes
 from qkd_jax.learners.task_adapters import check_bottleneck, first_adapter_block
 from qkd_jax.learners.task_heads import (
     HeadSettings,
@@ -152,13 +152,6 @@ def of_task(state, task):
     return {"task": jnp.broadcast_to(task, (blocks, *task.shape))}
 
 
-def own_classes(state):
-    """bool [T, M]: which rows of a task's heads stand for a class."""
-    tasks = jnp.arange(state.config.shapes.max_tasks)
-    sizes = jnp.sum(state.task_of_class[None] == tasks[:, None], axis=1)
-    return jnp.arange(state.config.shapes.max_task_classes)[None] < sizes[:, None]
-
-
 def auxiliary_loss(state, tokens, rows, labels):
     """[B]: the mean over blocks of the cross-entropy over the task's own classes, of class tokens
     [L, B, D] and rows [L, M, D].
@@ -224,7 +217,7 @@ def routed(state, inputs):
     if state.config.facet.routing == "image":
         return routed_once(state, inputs)
     rows = state.memory["auxiliary"]
-    valid = own_classes(state)
+    valid = task_class_masks(state)
     heads = {"rows": rows, "valid": jnp.broadcast_to(valid, (len(rows), *valid.shape))}
     features, observed = encode_by(state, state.trainable, inputs, {"heads": heads})
     choices = jax.nn.one_hot(observed["task"], state.config.shapes.max_tasks)
@@ -233,7 +226,7 @@ def routed(state, inputs):
 
 def routed_once(state, inputs):
     """`routed` with one decision for each image, after a pass under the code of every task."""
-    rows, valid = state.memory["auxiliary"], own_classes(state)
+    rows, valid = state.memory["auxiliary"], task_class_masks(state)
     scale = state.config.facet.auxiliary_scale
 
     def under(task):

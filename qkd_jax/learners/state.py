@@ -120,6 +120,13 @@ def valid_task_classes(state: LearnerState) -> jax.Array:
     return state.task_classes >= 0
 
 
+def task_class_masks(state: LearnerState) -> jax.Array:
+    """bool [T, M]: `valid_task_classes` of every task; all False for tasks that have not come."""
+    shapes = state.config.shapes
+    sizes = jnp.sum(state.task_of_class[None] == jnp.arange(shapes.max_tasks)[:, None], axis=1)
+    return jnp.arange(shapes.max_task_classes)[None] < sizes[:, None]
+
+
 def local_labels(state: LearnerState, labels: jax.Array) -> jax.Array:
     """int32 [B]: position of each label among the current task's classes.
 

@@ -31,7 +31,7 @@ SPREAD = 0.02  # deviation of new routers and of the perceptrons' LayerNorm scal
 
 @dataclass(frozen=True)
 class ExpertsSpec:
-    """Static settings of a mixture; a `adapters.BlockInsert`.
+    """Static settings of a mixture; an `adapters.BlockInsert`.
 
     An adapter set is {"experts", "shared", "class_mask", "newest", "forced"}, every leaf with a
     leading axis of blocks: "experts" a stack of `new_expert` along a second axis of T, "shared" of

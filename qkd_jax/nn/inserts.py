@@ -18,8 +18,8 @@ class Inserts:
     """What is inserted in a frozen transformer, as data.
 
     `adapter` is one adapter set (see `adapters.py`; `experts.py` for a mixture of several,
-    `modulated.py` for one with a code of each task) and may
-    be differentiated, mapped or stacked; its spec is static.
+    `modulated.py` for one with a code of each task, `noise.py` for learned noise) and may be
+    differentiated, mapped or stacked; its spec is static.
 
     Attributes:
         adapter, adapter_spec: one adapter for each block from `adapter_spec.first_block` on.
