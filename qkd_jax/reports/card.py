@@ -147,10 +147,10 @@ def _metrics(run: RunFiles, measured: dict[str, float]) -> str:
 
 def _usage(reads_texts: bool) -> str:
     shown = '"a text to classify"' if reads_texts else "photo.jpg"
-    inputs = 'qkd_jax.tokenize(trained.state.backbone, ["a text"])' if reads_texts else "images"
+    inputs = 'qkd_jax.tokenize(trained.state.reader, ["a text"])' if reads_texts else "images"
     return (
+        "With the library `qkd_jax` installed:\n\n"
         "```\n"
-        "pip install qkd_jax\n"
         f"qkd-jax predict FOLDER {shown}\n"
         "```\n\n"
         "```python\n"

@@ -30,8 +30,8 @@ class LineChart:
     """Lines over a common horizontal axis.
 
     Attributes:
-      title, x_label, y_label: what it shows, in words.
-      lines: at most as many as the style has looks for, in order of their names' importance.
+      title, x_label: what it shows, in words.
+      lines: the most important first; the style has 32 looks, which then begin again.
       x_ticks, y_ticks: (position, text).
       places: the horizontal position of each value.
       names: what stands at each place, such as "after task 3".
@@ -40,7 +40,6 @@ class LineChart:
 
     title: str
     x_label: str
-    y_label: str
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
@@ -64,8 +63,6 @@ def line_chart(
     *,
     x: Sequence[float] | None = None,
     x_label: str = "",
-    y_label: str = "",
-    y_range: tuple[float, float] | None = None,
     digits: int = 2,
 ) -> LineChart | None:
     """A chart of lines that have a value for each of `names`; None if there is nothing to draw.
@@ -76,15 +73,14 @@ def line_chart(
       lines: values by the line's name; a shorter line ends earlier.
       names: what stands at each place.
       x: the place of each value on the axis; 1, 2, ... if not given.
-      y_range: the ends of the vertical axis; those of the values if not given.
     """
     x = list(range(1, len(names) + 1)) if x is None else list(x)
     known = {name: [_number(v) for v in values] for name, values in lines.items()}
     numbers = [v for values in known.values() for v in values if v is not None]
     if not numbers or not x:
         return None
-    ticks = nice_ticks(*(y_range or (min(numbers), max(numbers))))
-    low, high = (ticks[0], ticks[-1]) if y_range is None else y_range
+    ticks = nice_ticks(min(numbers), max(numbers))
+    low, high = ticks[0], ticks[-1]
     first, last = min(x), max(x)
 
     def across(value: float) -> float:
@@ -104,10 +100,9 @@ def line_chart(
     return LineChart(
         title,
         x_label,
-        y_label,
         tuple(drawn),
         tuple((across(value), f"{value:,.10g}") for value in marks),
-        tuple((up(tick), f"{tick:,.10g}") for tick in ticks if low <= tick <= high),
+        tuple((up(tick), f"{tick:,.10g}") for tick in ticks),
         tuple(places),
         tuple(names),
         digits,

@@ -37,7 +37,6 @@ def comparison_page(folder: Path, results: dict[str, Any]) -> bytes:
             "costs": _table(rows, tuple(key for key in NAMES if key not in ACCURACIES)),
             "curves": _curves(rows),
             "ranks": _ranks(folder, [name for name, _ in rows]),
-            "taught": results.get("taught"),
         },
     )
 

@@ -98,7 +98,7 @@ def headline_of(run: RunFiles) -> dict[str, Any] | None:
         return None
     found, noun = numbers_of(run), noun_of(run)
     tested, tasks = int(run.total[run.stages - 1].sum()), run.stages
-    last, average = found["last_accuracy"], found["average_accuracy"]
+    last = found["last_accuracy"]
     error = 100 * math.sqrt(max(last / 100 * (1 - last / 100), 0.0) / tested)
     over = f"after {tasks} tasks" if tasks > 1 else "after one task"
     numbers = [("last_accuracy", f"of {tested:,} test {noun} right {over}")]
@@ -131,7 +131,7 @@ def headline_of(run: RunFiles) -> dict[str, Any] | None:
         for key, meaning in numbers
         if _is_number(found.get(key))
     ]
-    return {"numbers": shown, "words": words, "average": average}
+    return {"numbers": shown, "words": words}
 
 
 def _headline_number(key: str, value: float) -> str:
@@ -191,6 +191,16 @@ def routing_of(run: RunFiles) -> tuple[np.ndarray, np.ndarray] | None:
         metrics.mean_relevance(relevance, tasks, learned),
         metrics.routing_confusion(tasks, relevance, learned),
     )
+
+
+def accuracy_range(matrix: np.ndarray) -> tuple[float, float]:
+    """The accuracies with no shade and with the full one in a heat map, in percent."""
+    return max(0.0, 10 * float(np.floor((np.nanmin(matrix) - 5) / 10))), 100.0
+
+
+def relevance_range(relevance: np.ndarray) -> tuple[float, float]:
+    """The same for mean relevance [T, T]: up to its largest, or at least twice a uniform one."""
+    return 0.0, min(1.0, max(2 / len(relevance), float(np.nanmax(relevance))))
 
 
 def routing_shares(confusion: np.ndarray) -> np.ndarray:

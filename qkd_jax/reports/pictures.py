@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qkd_jax.protocol import metrics
 from qkd_jax.reports import figures
-from qkd_jax.reports.facts import curves_of, noun_of, routing_of, routing_shares
+from qkd_jax.reports.facts import (
+    accuracy_range,
+    curves_of,
+    noun_of,
+    relevance_range,
+    routing_of,
+    routing_shares,
+)
 from qkd_jax.reports.files import RunFiles
 from qkd_jax.reports.writing import save_figure
 
@@ -35,7 +40,6 @@ def _draw(run: RunFiles) -> dict[str, Any]:
     if run.stages:
         drawn["accuracy_curve"] = figures.accuracy_curve(curves_of(run), f"Accuracy{suffix}")
         matrix = metrics.accuracy_matrix(run.correct, run.total)
-        low = max(0.0, 10 * np.floor((np.nanmin(matrix) - 5) / 10))
         drawn["accuracy_matrix"] = figures.heat_map(
             matrix,
             "Accuracy by task",
@@ -43,7 +47,7 @@ def _draw(run: RunFiles) -> dict[str, Any]:
             "after task",
             "accuracy (%)",
             1,
-            (low, 100.0),
+            accuracy_range(matrix),
         )
     if routing := routing_of(run):
         relevance, confusion = routing
@@ -54,7 +58,7 @@ def _draw(run: RunFiles) -> dict[str, Any]:
             "true task",
             "mean relevance",
             2,
-            (0.0, min(1.0, max(2 / len(relevance), float(np.nanmax(relevance))))),
+            relevance_range(relevance),
         )
         drawn["routing"] = figures.heat_map(
             routing_shares(confusion),

@@ -95,11 +95,17 @@ def _maps(run: RunFiles) -> list[HeatMap]:
     if not run.stages:
         return []
     matrix = metrics.accuracy_matrix(run.correct, run.total)
-    low = max(0.0, 10 * float(np.floor((np.nanmin(matrix) - 5) / 10)))
     lost = facts.forgotten(matrix)
     hint = "task {column}, after task {row}: {value}"
     return [
-        heat_map("Accuracy by task (%)", matrix, "after", "task", (low, 100.0), f"{hint} %"),
+        heat_map(
+            "Accuracy by task (%)",
+            matrix,
+            "after",
+            "task",
+            facts.accuracy_range(matrix),
+            f"{hint} %",
+        ),
         heat_map(
             "Points below the best of the task",
             lost,
@@ -118,7 +124,6 @@ def _routing(run: RunFiles) -> dict[str, Any]:
         return {"routing": [], "routing_words": ""}
     relevance, confusion = found
     noun = facts.noun_of(run)
-    top = min(1.0, max(2 / len(relevance), float(np.nanmax(relevance))))
     return {
         "routing": [
             heat_map(
@@ -126,7 +131,7 @@ def _routing(run: RunFiles) -> dict[str, Any]:
                 relevance,
                 "true task",
                 "relevance given to task",
-                (0.0, top),
+                facts.relevance_range(relevance),
                 "task {row}: relevance {value} for task {column}",
                 digits=2,
             ),

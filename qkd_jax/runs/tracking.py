@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qkd_jax.errors import ConfigError
+from qkd_jax.reports.writing import write_atomically
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 
@@ -90,7 +91,7 @@ class _WeightsAndBiases:
         place.mkdir(parents=True, exist_ok=True)
         identity = place / "id"  # so that a continued run is the same one
         if not identity.exists():
-            identity.write_text(secrets.token_hex(8))
+            write_atomically(identity, secrets.token_hex(8).encode())
         try:
             self._run = wandb.init(
                 project="qkd_jax",
