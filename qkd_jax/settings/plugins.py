@@ -9,7 +9,8 @@ import importlib.util
 import logging
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -30,13 +31,15 @@ def load_plugins(files: Iterable[str | Path] = ()) -> None:
     A broken plugin of an installed package is a warning, since not every command needs it.
 
     Raises:
-      ConfigError: a file is missing or fails, or registers a method under a name that is taken.
+      ConfigError: a file is missing or fails, or a plugin registers a method under a name that is
+        taken.
     """
     for entry in metadata.entry_points(group=GROUP):
-        try:
-            entry.load()
-        except Exception as error:  # of whatever another package does
-            logger.warning("plugin %s (%s) is left out: %s", entry.name, entry.value, error)
+        with _new_names(f"plugin {entry.name} ({entry.value})"):
+            try:
+                entry.load()
+            except Exception as error:  # of whatever another package does
+                logger.warning("plugin %s (%s) is left out: %s", entry.name, entry.value, error)
     for file in files:
         path = expanded(file).resolve()
         if not path.is_file():
@@ -44,26 +47,33 @@ def load_plugins(files: Iterable[str | Path] = ()) -> None:
         name = PREFIX + path.stem + "_" + hashlib.sha256(str(path).encode()).hexdigest()[:8]
         if name in sys.modules:
             continue
-        before = {method: method_named(method) for method in method_names()}
-        module_at(path, name)
-        taken = [method for method in before if method_named(method) is not before[method]]
-        if taken:
-            raise ConfigError(
-                f"{file}: expected a method of a new name, found {taken[0]!r}, which is taken; "
-                "choose another name"
-            )
+        with _new_names(str(file)):
+            module_at(path, name)
+
+
+@contextmanager
+def _new_names(plugin: str) -> Iterator[None]:
+    """Raises ConfigError if `plugin`, which is imported here, replaces a method."""
+    before = {method: method_named(method) for method in method_names()}
+    yield
+    taken = [method for method in before if method_named(method) is not before[method]]
+    if taken:
+        raise ConfigError(
+            f"{plugin}: expected a method of a new name, found {taken[0]!r}, which is taken; "
+            "choose another name"
+        )
 
 
 def loaded_plugins() -> dict[str, str]:
-    """What was loaded: the name of each file -> a hash of its content, and the name of each
-    installed package -> its version.
+    """What was loaded: the name of each file -> a hash of its content, and the name of each package
+    whose plugin was imported -> its version.
     """
     files = [
         Path(module.__file__) for name, module in sys.modules.items() if name.startswith(PREFIX)
     ]
     found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
     for entry in metadata.entry_points(group=GROUP):
-        if entry.dist is not None:
+        if entry.dist is not None and entry.module in sys.modules:
             found[entry.dist.name] = entry.dist.version
     return dict(sorted(found.items()))
 

@@ -5,13 +5,14 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from qkd_jax import cli
 from qkd_jax.data import sources
-from qkd_jax.errors import DataError
+from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners import shape
 from qkd_jax.settings import methods, plugins
 
@@ -114,10 +115,10 @@ def test_a_source_of_the_library_keeps_its_name():
 class Entry:
     """An entry point of an installed package."""
 
-    name, value, dist = "theirs", "theirs.method", None
+    name, value, dist = "theirs", "theirs.method", SimpleNamespace(name="theirs", version="2")
 
-    def __init__(self, load):
-        self.load = load
+    def __init__(self, load, module="theirs.method"):
+        self.load, self.module = load, module
 
 
 def test_installed_plugins_are_loaded_and_broken_ones_left_out(monkeypatch, caplog):
@@ -132,6 +133,16 @@ def test_installed_plugins_are_loaded_and_broken_ones_left_out(monkeypatch, capl
     assert (
         loaded == [1] and "plugin theirs (theirs.method) is left out: of a package" in caplog.text
     )
+    assert plugins.loaded_plugins() == {}  # its module was never imported
+    entries[plugins.GROUP] = [Entry(lambda: None, module="json")]
+    assert plugins.loaded_plugins() == {"theirs": "2"}
+
+
+def test_an_installed_plugin_replaces_no_method(monkeypatch):
+    entry = Entry(lambda: shape.register(shape._REGISTRY["simplecil"]))
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
+    with pytest.raises(ConfigError, match=r"plugin theirs .*of a new name, found 'simplecil'"):
+        plugins.load_plugins()
 
 
 def test_a_file_is_loaded_once(tmp_path, capsys):
