@@ -70,7 +70,8 @@ def _cached() -> Iterator[str]:
     cache = cache_folder()
     yield ""
     yield f"cache {cache}"
-    place = cache if cache.exists() else Path.home()
+    # The first run makes the folder; until then the disk is that of the folder it will lie in.
+    place = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     yield _line("room on the disk", _gib(shutil.disk_usage(place).free))
     yield _line("compiled programs", _size(cache / "compiled"))
     yield _line("frozen features", f"{_size(store_folder())}, bound by data.store_gib")

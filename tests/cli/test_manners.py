@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qkd_jax import cli
+from qkd_jax.cli import doctor
 from qkd_jax.cli.main import new_parser
 from qkd_jax.runs import loop
 from qkd_jax.weights.registry import ENTRIES, lookup
@@ -101,6 +103,16 @@ def test_doctor_tells_what_is_missing_and_the_command_that_gets_it(tmp_path, cap
     for command in re.findall(r"^    qkd-jax (.*)$", out, re.M):
         new_parser().parse_args(shlex.split(command))
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_doctor_tells_the_room_where_the_cache_will_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("QKD_JAX_CACHE", str(tmp_path / "not/yet"))
+    asked = []
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda place: asked.append(place) or SimpleNamespace(free=2**40)
+    )
+    assert "  room on the disk           1024.0 GiB" in doctor.report()
+    assert asked == [tmp_path]
 
 
 def test_a_shell_is_given_commands_methods_and_experiments(capsys):
