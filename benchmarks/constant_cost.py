@@ -221,14 +221,13 @@ def memory_rows(tasks: tuple[int, ...]) -> Iterator[Row]:
         return more / (many - few) / 1024.0**2
 
     (own, adapters), (drift, _) = per_task("own"), per_task("drift")
-    name, note = f"memory for each task, ViT-B/16, {few} to {many} tasks", "counted from the shapes"
+    span, note, rest = f"{few} to {many} tasks", "counted from the shapes", own - adapters
+    name = f"memory for each task, ViT-B/16, {span}, one row for each class"
     peer_name = "a row of every class in every slot (default)"
-    yield Row(
-        f"{name}, one row for each class", own, drift, peer_name, "MiB", drift / own, 0.0, note
-    )
-    rest, peer_name = own - adapters, "adapters on the device (default)"
-    yield Row(f"of that on the device, adapters on the host, {few} to {many} tasks",
-              *(rest, own, peer_name, "MiB", own / rest, 0.0, note))  # fmt: skip
+    yield Row(name, own, drift, peer_name, "MiB", drift / own, 0.0, note)
+    name = f"of that on the device, adapters on the host, {span}"
+    peer_name = "adapters on the device (default)"
+    yield Row(name, rest, own, peer_name, "MiB", own / rest, 0.0, note)
 
 
 def rows(tasks: tuple[int, ...], rounds: int, spec: ViTSpec = SPEC) -> Iterator[Row]:

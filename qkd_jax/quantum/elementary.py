@@ -73,11 +73,8 @@ class Elementary(NamedTuple):
         `apply(elementary.circuit, elementary.angles(p))` up to a global phase.
         """
         dtype = parameters.dtype
-        padded = jnp.concatenate([parameters, jnp.zeros(1, dtype)])
-        return (
-            jnp.asarray(self.factor, dtype) * padded[self.parameter]
-            + jnp.asarray(self.offset, dtype)
-        )  # fmt: skip
+        factor, offset = (jnp.asarray(a, dtype) for a in (self.factor, self.offset))
+        return factor * jnp.append(parameters, jnp.zeros(1, dtype))[self.parameter] + offset
 
 
 def elementary(circuit: Circuit) -> Elementary:

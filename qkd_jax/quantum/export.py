@@ -106,7 +106,10 @@ def to_pennylane(
     """
     import pennylane as qml
 
-    renamed = {"P": qml.PhaseShift, "H": qml.Hadamard, "CP": qml.ControlledPhaseShift} | {
+    renamed = {
+        "P": qml.PhaseShift,
+        "H": qml.Hadamard,
+        "CP": qml.ControlledPhaseShift,
         "SDG": lambda wires: qml.adjoint(qml.S(wires)),
         "TDG": lambda wires: qml.adjoint(qml.T(wires)),
         "RXX": qml.IsingXX,

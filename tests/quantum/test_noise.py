@@ -134,9 +134,8 @@ def test_every_error_is_what_its_row_of_the_table_says():
             if gate.parameter is not None:
                 own, index = Gate(gate.name, gate.wires, index), index + 1
             turned_state = gate_matrix(3, own, turned) @ turned_state
-        flips = matrix(
-            3, {j: PAULIS[1] for j in range(3) if effect[len(values) + j]}
-        )  # a Z changes no probability
+        # A Z at the end changes no probability.
+        flips = matrix(3, {j: PAULIS[1] for j in range(3) if effect[len(values) + j]})
         found = np.abs(flips @ turned_state) ** 2
         np.testing.assert_allclose(found, np.abs(state) ** 2, rtol=0, atol=1e-12)
 
