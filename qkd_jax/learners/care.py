@@ -98,13 +98,13 @@ class CareSettings:
 def spec_of(config):
     settings = config.care
     return ExpertsSpec(
-        config.shapes.max_tasks,
-        settings.expert_bottleneck,
-        settings.shared_bottleneck,
-        settings.routers,
-        settings.experts,
-        settings.dropout,
-        settings.first_block,
+        num_experts=config.shapes.max_tasks,
+        expert_bottleneck=settings.expert_bottleneck,
+        shared_bottleneck=settings.shared_bottleneck,
+        routers_per_input=settings.routers,
+        experts_per_router=settings.experts,
+        dropout=settings.dropout,
+        first_block=settings.first_block,
     )
 
 
@@ -141,8 +141,8 @@ def init(key, backbone, config):
 
 
 def begin(state, key):
-    """The shared adapter is trained on. Expert, router, perceptron and head rows are new, but that
-    from the third task on an expert starts at the mean of all older ones but the newest.
+    """The shared adapter is trained on; expert, router, perceptron and head rows are new. From the
+    third task on, the expert starts at the mean of all older experts except the newest.
     """
     keys = jax.random.split(key)
     new, stored = fresh_expert(keys[0], state.backbone, state.config), state.memory["experts"]

@@ -103,9 +103,11 @@ def largest(scores, free, share):
 
 
 def search_steps(state):
-    """int32 []: the steps of a task that search; none if their number is not known."""
+    """int32 []: the steps of a task that search. At least one step trains what was found; without
+    a known number of steps, none searches.
+    """
     share = state.config.clare.search * state.num_steps.astype(jnp.float32)
-    return jnp.round(share).astype(jnp.int32)
+    return jnp.clip(jnp.round(share).astype(jnp.int32), 0, jnp.maximum(state.num_steps - 1, 0))
 
 
 def stage(state):
@@ -156,7 +158,7 @@ def project(trainable, state):
 
 
 def restarted(trainable, state):
-    """What the search leaves of `trainable`: a mask."""
+    """The trained parts as at the start of the task, with the mask that the search found."""
     settings, start, mask = state.config.clare, state.memory["start"], trainable["mask"]
     if settings.choice == "change":
         change = jax.tree.map(jnp.subtract, trainable["adapter"], start["adapter"])

@@ -70,7 +70,7 @@ class MinSettings:
 
 
 def new_generator(backbone, config):
-    """The noise of one task, which is none."""
+    """The generator of a new task, which adds nothing until it is trained."""
     one = new_linear(backbone.spec.depth, config.min.bottleneck)
     return {"mean": one, "spread": one}
 
@@ -153,7 +153,7 @@ def loss(trainable, state, inputs, batch, context):
 
 
 def project(trainable, state):
-    """After a step: dense layers and LayerNorms are put back, but in the first session."""
+    """After a step, dense layers and LayerNorms are put back, except in the first session."""
     tuned = (state.task == 0) & state.config.min.first_session
     shared = {
         name: jax.tree.map(
@@ -207,7 +207,9 @@ def with_images(state, sums, times):
 
 
 def before(state, sums, key):
-    """The images under the noise so far, and the weights of the noise that is to be trained."""
+    """The state with the images added under the noise so far, and with new mixture weights, which
+    the task trains under.
+    """
     settings, task = state.config.min, state.task
     state = with_images(state, sums, jnp.where(task > 0, 1.0 * settings.fits, 0.0))
     prototypes, last = state.memory["prototypes"], jnp.maximum(task - 1, 0)
@@ -219,7 +221,9 @@ def before(state, sums, key):
 
 
 def after(state, sums):
-    """The images once more under the new noise; those of the first task as often as all others."""
+    """The state with the images added once more, under the new noise. Those of the first task,
+    which `before` left out, are added as often as a later task's are in all.
+    """
     return with_images(state, sums, jnp.where(state.task > 0, 1.0, 1.0 + state.config.min.fits))
 
 

@@ -41,7 +41,7 @@ class ExpertsSpec:
     Attributes:
         num_experts: T, for which there is room.
         expert_bottleneck, shared_bottleneck: hidden units of an expert and of S.
-        routers, experts: M and K.
+        routers_per_input, experts_per_router: M and K.
         dropout: rate inside every bottleneck, used only when dropout keys are given.
         first_block: mixtures sit in blocks first_block, first_block + 1, ...
     """
@@ -49,8 +49,8 @@ class ExpertsSpec:
     num_experts: int
     expert_bottleneck: int
     shared_bottleneck: int
-    routers: int
-    experts: int
+    routers_per_input: int
+    experts_per_router: int
     dropout: float
     first_block: int = 0
     placement = "parallel"
@@ -100,17 +100,17 @@ class ExpertsSpec:
         doubt = jnp.where((order <= newest)[None], entropy(jax.nn.softmax(logits)), jnp.inf)
         first = adapter_block["forced"] & (order == newest)
         doubt = jnp.where(first[None], -jnp.inf, doubt)
-        _, chosen = lax.top_k(-doubt, min(self.routers, self.num_experts))
+        _, chosen = lax.top_k(-doubt, min(self.routers_per_input, self.num_experts))
 
         router = adapter_block["experts"]["router"]
         votes = jnp.einsum("btd,tde->bte", outputs, router["kernel"]) + router["bias"][None]
         votes = jnp.take_along_axis(votes, chosen[:, :, None], axis=1)
         known = order[None, None] <= chosen[:, :, None]
         votes = jnp.where(known, votes, MASKED)
-        _, best = lax.top_k(votes, min(self.experts, self.num_experts))
+        _, best = lax.top_k(votes, min(self.experts_per_router, self.num_experts))
         kept = known & jax.nn.one_hot(best, self.num_experts, dtype=bool).any(axis=2)
         shares = jax.nn.softmax(jnp.where(kept, votes, MASKED))
-        # Of fewer experts than M, the routers chosen last are none.
+        # With fewer than M experts so far, the routers chosen last belong to coming tasks.
         return jnp.sum(jnp.where((chosen <= newest)[:, :, None], shares, 0.0), axis=1)
 
 

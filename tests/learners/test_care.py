@@ -36,9 +36,9 @@ def weights_by_loops(spec, sizes, newest, forced, router, outputs, logits):
         doubt = [-(p * np.log(p)).sum() for p in own]
         if forced:
             doubt[newest] = -np.inf
-        for i in np.argsort(doubt)[: spec.routers]:
+        for i in np.argsort(doubt)[: spec.routers_per_input]:
             votes = (outputs[image, i] @ router["kernel"][i] + router["bias"][i])[: i + 1]
-            kept = np.argsort(-votes)[: spec.experts]
+            kept = np.argsort(-votes)[: spec.experts_per_router]
             found[image, kept] += softmax(votes[kept])
     return found
 

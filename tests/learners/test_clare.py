@@ -206,6 +206,15 @@ def test_largest_takes_a_share_of_what_is_free():
     assert not flat(clare.largest(scores, nothing, 1.0)).any()
 
 
+@pytest.mark.parametrize("num_steps, searching", [(0, 0), (1, 0), (2, 1), (10, 9)])
+def test_a_long_search_leaves_a_step_to_train(tiny, history, num_steps, searching):
+    state = history[0][1]
+    state = state.replace(
+        config=qkd_jax.override(state.config, "clare.search=0.9"), num_steps=jnp.int32(num_steps)
+    )
+    assert int(clare.search_steps(state)) == searching
+
+
 def test_a_mask_is_not_counted_as_trained(tiny, history):
     state = history[0][1]
     learner = qkd_jax.learners.shape.learner_of(state.config)
