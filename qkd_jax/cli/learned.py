@@ -91,6 +91,8 @@ def _eval(options: argparse.Namespace) -> None:
     from qkd_jax.runs.folder import encoded_arrays
     from qkd_jax.runs.tested import tested
 
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # before anything is computed
     keep_compiled_programs()
     trained = load_trained(options.folder, weights=options.weights or None)
     found = tested(trained, options.data or None)
@@ -192,7 +194,7 @@ def _export(options: argparse.Namespace) -> None:
         tell(f"{file}  ({file.stat().st_size:,} bytes)")
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> int:
     for name, value, least, most in (
         ("--port", options.port, 1, 65535),
         ("--max-mib", options.max_mib, 0.001, 1024),
@@ -217,4 +219,4 @@ def _serve(options: argparse.Namespace) -> None:
     tell(f"{trained.config.method} of {options.folder} on http://{host}:{options.port}")
     if not alone:
         tell("warning: whoever reaches this machine may ask; there is no password", sys.stderr)
-    serve(app, options.host, options.port, limits)
+    return serve(app, options.host, options.port, limits)

@@ -167,19 +167,27 @@ def new_app(trained: LoadedRun, limits: Limits, hosts: tuple[str, ...] = LOOPBAC
     )
 
 
-def serve(app: Starlette, host: str, port: int, limits: Limits) -> None:
-    """Answers requests until SIGINT or SIGTERM; what is being answered then may finish."""
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        server_header=False,
-        timeout_keep_alive=SECONDS_TO_STOP,
-        timeout_graceful_shutdown=SECONDS_TO_STOP,
-        # Also of those that are still sending their headers.
-        limit_concurrency=4 * limits.requests + 8,
-    )
+def serve(app: Starlette, host: str, port: int, limits: Limits) -> int:
+    """Answers requests until SIGINT or SIGTERM; what is being answered then may finish.
+
+    Returns:
+      The exit code: 1 if it cannot begin, as at a port that is taken, which uvicorn tells.
+    """
+    try:
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=SECONDS_TO_STOP,
+            timeout_graceful_shutdown=SECONDS_TO_STOP,
+            # Also of those that are still sending their headers.
+            limit_concurrency=4 * limits.requests + 8,
+        )
+    except SystemExit:  # with a code of its own
+        return 1
+    return 0
 
 
 def _told(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -124,7 +124,8 @@ def load_split(
         if path is None:
             what = "texts" if source in TEXTS else "images"
             raise DataError(
-                f"source {source!r}: expected the path of a folder of {what}, found none"
+                f"source {source!r}: expected the path of a folder of {what}, found none; name "
+                "it by --data PATH, in `data check` by --path PATH, in Python by path="
             )
         if source in TEXTS:
             return open_texts(path, splitter, follow_links, text_column, label_column)

@@ -100,7 +100,7 @@ def test_an_export_never_goes_into_a_run(learned):
 
 def test_eval_measures_what_the_run_did(learned, exported, capsys, tmp_path):
     summary = json.loads((learned / "summary.json").read_text())
-    out = tmp_path / "predicted.npz"
+    out = tmp_path / "new folder/predicted.npz"
     code, told, _ = call(capsys, "eval", exported, "--out", out)
     assert code == 0 and "20 images, 4 classes" in told
     lines = {line[:28].strip(): line[28:].split()[0] for line in told.splitlines()[1:-1]}

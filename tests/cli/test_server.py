@@ -153,6 +153,14 @@ def test_limits_have_limits(exported, capsys, arguments, told):
     assert told in capsys.readouterr().err
 
 
+def test_a_server_that_cannot_begin_ends_as_other_errors_do(exported, monkeypatch):
+    def run(app, **options):
+        raise SystemExit(3)  # as uvicorn at a port that is taken
+
+    monkeypatch.setattr("uvicorn.run", run)
+    assert cli.main(["serve", str(exported)]) == 1
+
+
 def test_by_default_only_this_machine_is_served(exported, monkeypatch):
     served = {}
     monkeypatch.setattr("uvicorn.run", lambda app, **options: served.update(options))
