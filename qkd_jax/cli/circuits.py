@@ -27,9 +27,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "accuracy of trained circuits against shots, readout and gate errors",
         "runs/ag_news/qd_llm/seed1993 --out noise",
     )
-    noise.add_argument("folders", type=path, nargs="+", help="runs of qd_llm, one for each seed")
-    noise.add_argument("--texts", default=300, type=int, help="how many test texts")
-    noise.add_argument("--seed", default=0, type=int, help="of texts, shots and errors")
+    noise.add_argument(
+        "folders", type=path, nargs="+", help="runs of qd_llm or qkd, one for each seed"
+    )
+    noise.add_argument(
+        "--texts", "--images", default=300, type=int, help="how many test texts or images"
+    )
+    noise.add_argument("--seed", default=0, type=int, help="of texts or images, shots and errors")
     noise.add_argument("--out", required=True, type=path, help="a folder for figure and numbers")
     noise.add_argument("--weights", default="", help="the encoder's weight file")
 

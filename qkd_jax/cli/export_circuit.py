@@ -12,6 +12,9 @@ from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.tokens import tokenize
 from qkd_jax.quantum import circuit_parameters, classifier_circuit, to_openqasm
 from qkd_jax.runs.load import LoadedRun, load_run
+from qkd_jax.settings.config import Config
+
+CIRCUIT_RUN = "a run of qd_llm with qd_llm.student=circuit"
 
 
 def export_circuit(folder: str | Path, text: str, *, weights: str | None = None) -> str:
@@ -34,13 +37,15 @@ def trained_circuit(folder: str | Path, *, weights: str | None = None) -> Loaded
       CheckpointError, WeightsError: as `load_run`.
     """
     trained = load_run(folder, weights=weights)
-    method = trained.config.method
-    student = trained.config.qd_llm.student if method == "qd_llm" else method
-    if student != "circuit":
-        raise ConfigError(
-            f"{folder}: expected a run of qd_llm with qd_llm.student=circuit, found {student}"
-        )
+    check_circuit(folder, trained.config)
     return trained
+
+
+def check_circuit(folder: str | Path, config: Config, expected: str = CIRCUIT_RUN) -> None:
+    """Raises ConfigError unless these are settings of a student that is a circuit."""
+    student = config.qd_llm.student if config.method == "qd_llm" else config.method
+    if student != "circuit":
+        raise ConfigError(f"{folder}: expected {expected}, found {student}")
 
 
 def program(state: LearnerState, class_names: tuple[str, ...], text: str) -> str:

@@ -222,40 +222,59 @@ def heat_map(
 def noise_curves(measured: dict[str, Any]) -> Figure:
     """Accuracy of circuits against shots, for each readout error, and against errors of gates.
 
-    Lines are means over runs, bands reach from the least accurate run to the most accurate.
+    Lines are means over runs, bands reach from the least accurate run to the most accurate. Where
+    routing was measured it has a second row.
 
     Args:
       measured: of `cli.measure_noise`.
     """
-    from matplotlib.ticker import PercentFormatter
+    noun = "text" if "num_texts" in measured else "fidelity"
+    rows = [("accuracy", "test accuracy (%)", measured["exact"], measured["num_classes"])]
+    if "exact_routing" in measured:
+        routing = measured["exact_routing"], measured["num_tasks"]
+        rows.append(("routing", "routing accuracy (%)", *routing))
+    height = 3.9 if len(rows) == 1 else 3.1 * len(rows)
+    figure, grid = _figure(9.6, height, nrows=len(rows), ncols=2, sharey="row", squeeze=False)
+    for (left, right), (name, label, exact, choices) in zip(grid, rows, strict=True):
+        for axes in (left, right):
+            mean = float(np.mean(exact))
+            axes.axhline(mean, color=INK, lw=1.2, ls=(0, (6, 3)), label="exact expectations")
+            axes.axhline(100 / choices, color=MUTED, lw=1.2, ls=(0, (1.2, 1.2)), label="chance")
+            axes.grid(axis="y", color=GRID)
+            axes.set_ylim(bottom=0)
+        left.set_ylabel(label)
+        _shot_curves(left, measured, name)
+        _gate_curve(right, measured, name)
+    grid[0, 0].set_title("Finite shots")
+    grid[0, 1].set_title("Depolarising gates")
+    grid[-1, 0].set_xlabel(f"shots for each {noun}")
+    grid[-1, 1].set_xlabel("errors after a two-qubit gate")
+    for axes in grid[0]:
+        axes.legend(fontsize=8.5)
+    return figure
 
-    figure, (left, right) = _figure(9.6, 3.9, ncols=2, sharey=True)
-    exact, chance = float(np.mean(measured["exact"])), 100 / measured["num_classes"]
-    for axes in (left, right):
-        axes.axhline(exact, color=INK, lw=1.2, ls=(0, (6, 3)), label="exact expectations")
-        axes.axhline(chance, color=MUTED, lw=1.2, ls=(0, (1.2, 1.2)), label="chance")
-        axes.grid(axis="y", color=GRID)
+
+def _shot_curves(axes: Axes, measured: dict[str, Any], name: str) -> None:
     for kind, color in zip(measured["readout"], COLORS, strict=False):
         label = f"{kind['probability']:.0%} of the measured bits flipped"
-        _band(left, measured["shots"], np.array(kind["accuracy"]), color, label)
-    left.set_xscale("log", base=2)
-    left.set_xticks(measured["shots"], [str(shots) for shots in measured["shots"]])
-    left.set(title="Finite shots", xlabel="shots for each text", ylabel="test accuracy (%)")
+        _band(axes, measured["shots"], np.array(kind[name]), color, label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(measured["shots"], [str(shots) for shots in measured["shots"]])
+
+
+def _gate_curve(axes: Axes, measured: dict[str, Any], name: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     noisy = [kind for kind in measured["gates"] if kind["probability"] > 0]
     _band(
-        right,
+        axes,
         [kind["probability"] for kind in noisy],
-        np.array([kind["accuracy"] for kind in noisy]).T,
+        np.array([kind[name] for kind in noisy]).T,
         COLORS[0],
         f"{measured['shots'][-1]} shots",
     )
-    right.set_xscale("log")
-    right.xaxis.set_major_formatter(PercentFormatter(1.0))
-    right.set(title="Depolarising gates", xlabel="errors after a two-qubit gate")
-    left.set_ylim(bottom=0)
-    for axes in (left, right):
-        axes.legend(fontsize=8.5)
-    return figure
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _band(axes: Axes, x: list[float], values: np.ndarray, color: str, label: str) -> None:

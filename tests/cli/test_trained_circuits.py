@@ -138,7 +138,8 @@ def test_accuracies_with_noise_go_from_the_run_s_to_those_of_no_information(
 def test_noise_needs_runs_of_one_kind(runs, tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "none")]
     assert cli.main(["noise", str(runs["circuit"]), str(runs["tanh"]), *arguments]) == 1
-    assert "qd_llm.student=circuit, found tanh" in capsys.readouterr().err
+    expected = "expected a run of qkd, or a run of qd_llm with qd_llm.student=circuit, found tanh"
+    assert expected in capsys.readouterr().err
     assert cli.main(["noise", str(runs["circuit"]), "--texts", "0", *arguments]) == 1
     assert "--texts: expected 1 or more, found 0" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

@@ -192,9 +192,7 @@ def similarity(
         p = _overlap(params, config, query, anchors)
         if config.kind == "cosine":
             return p, (1.0 + p) / 2.0
-        if config.score == "log_fidelity":
-            return jnp.log(p + FIDELITY_FLOOR), p
-        return p, p
+        return evidence_of(config, p), p
     size = jnp.float32(query.shape[-1]) ** 0.5
     a, b = unit(query) * size, unit(anchors) * size
     if config.kind == "mlp":
@@ -209,6 +207,11 @@ def similarity(
         evidence = jnp.matmul(left, right.T, precision="highest")
         evidence = evidence / jnp.float32(left.shape[-1]) ** 0.5
     return evidence, jax.nn.sigmoid(evidence)
+
+
+def evidence_of(config: GateSettings, p: jax.Array) -> jax.Array:
+    """The evidence that fidelities p are for their anchors."""
+    return jnp.log(p + FIDELITY_FLOOR) if config.score == "log_fidelity" else p
 
 
 def _overlap(params: dict, config: GateSettings, query: jax.Array, anchors: jax.Array) -> jax.Array:
@@ -260,18 +263,34 @@ def relevance(
       owner: int [A], the task of each anchor; -1 = empty.
       open_tasks: bool [T], the tasks that may be chosen.
     """
-    num_tasks = open_tasks.shape[0]
-    any_open = jnp.any(open_tasks)
     if config.kind == "uniform":
-        evidence = jnp.broadcast_to(jnp.where(open_tasks, 0.0, MASKED), (query.shape[0], num_tasks))
+        evidence = jnp.where(open_tasks, 0.0, MASKED)
+        evidence = jnp.broadcast_to(evidence, (query.shape[0], open_tasks.shape[0]))
         scores = jnp.broadcast_to(open_tasks.astype(jnp.float32), evidence.shape)
-    else:
-        raw, p = similarity(params, config, query, anchors)
-        # A division would round differently from the runs in results/.
-        scaled = raw * jnp.exp(-jnp.log(jnp.float32(config.temperature)))
-        evidence, scores = _by_task(scaled, p, owner, num_tasks)
-        evidence = jnp.where(open_tasks[None, :], evidence, MASKED)
-        scores = jnp.where(open_tasks[None, :], scores, 0.0)
+        return _softmax(evidence, scores, open_tasks)
+    evidence, p = similarity(params, config, query, anchors)
+    return relevance_of(config, evidence, p, owner, open_tasks)
+
+
+def relevance_of(
+    config: GateSettings,
+    evidence: jax.Array,
+    p: jax.Array,
+    owner: jax.Array,
+    open_tasks: jax.Array,
+) -> Relevance:
+    """`relevance` from the evidence and scores p [B, A] of every query with every anchor."""
+    num_tasks = open_tasks.shape[0]
+    # A division would round differently from the runs in results/.
+    scaled = evidence * jnp.exp(-jnp.log(jnp.float32(config.temperature)))
+    evidence, scores = _by_task(scaled, p, owner, num_tasks)
+    evidence = jnp.where(open_tasks[None, :], evidence, MASKED)
+    scores = jnp.where(open_tasks[None, :], scores, 0.0)
+    return _softmax(evidence, scores, open_tasks)
+
+
+def _softmax(evidence: jax.Array, scores: jax.Array, open_tasks: jax.Array) -> Relevance:
+    any_open = jnp.any(open_tasks)
     log_weights = jax.nn.log_softmax(evidence, axis=-1)
     weights = jnp.where(any_open, jnp.exp(log_weights), 0.0)
     return Relevance(jnp.where(open_tasks[None, :], weights, 0.0), log_weights, scores)
