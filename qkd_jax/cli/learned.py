@@ -165,17 +165,23 @@ def _inputs(given: list[str], texts: bool) -> Iterator[str]:
 def _files_in(name: str) -> list[str]:
     """The files in a folder; none if it is no folder."""
     try:
-        found = sorted(expanded(name, DataError).rglob("*"))
+        found = sorted(_place(name).rglob("*"))
     except DataError:  # told when it is read
         return []
     return [str(file) for file in found if file.is_file() and not _is_litter(file)]
 
 
 def _image_file(name: str) -> Path:
-    file = expanded(name, DataError)
+    file = _place(name)
     if file.is_dir():
         raise DataError(f"{name}: expected images, found none in this folder")
     return file
+
+
+def _place(name: str) -> Path:
+    if "\0" in name:  # as of `find -print0`
+        raise DataError(f"{name[:60]!r}: expected one path per line, found a NUL character")
+    return expanded(name, DataError)
 
 
 def _is_litter(file: Path) -> bool:

@@ -170,6 +170,9 @@ def test_inputs_come_from_standard_input_too(exported, tmp_path, capsys, monkeyp
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path / 'a b.png'}\n\n"))
     code, out, _ = call(capsys, "predict", exported, "-", "--top", "1")
     assert code == 0 and out.count("\n") == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("a.png\0b.png\0"))  # of `find -print0`
+    code, _, error = call(capsys, "predict", exported, "-")
+    assert code == 1 and "expected one path per line, found a NUL character" in error
 
 
 def test_probabilities_are_of_all_classes_learned(exported, test_set):
