@@ -17,6 +17,7 @@ from qkd_jax.quantum.classifier_circuit import (
 )
 from qkd_jax.quantum.elementary import Elementary, elementary
 from qkd_jax.quantum.export import Resources, draw, resources, to_pennylane
+from qkd_jax.quantum.fused import apply_fused
 from qkd_jax.quantum.gradients import circuit_gradient, gradient_variance, parameter_shift
 from qkd_jax.quantum.measure import (
     amplitude_state,
@@ -48,6 +49,7 @@ __all__ = [
     "amplitude_state",
     "angle_shapes",
     "apply",
+    "apply_fused",
     "bloch_vectors",
     "circuit_gradient",
     "circuit_parameters",

@@ -392,6 +392,7 @@ def _mark_tasks(panels: np.ndarray, records: list[dict]) -> None:
 
 
 CONNECTORS, CONTROLS, TARGETS = "╭├╰│┼┤╮╯", "●", "X⊕"
+WORD = re.compile(r"[^\s─━╭├╰│┼┤╮╯]+(?: [^\s─━╭├╰│┼┤╮╯]+)*")
 
 
 @_styled
@@ -408,12 +409,27 @@ def circuit(text: str, title: str) -> Figure:
     axes.set_axis_off()
     axes.set(xlim=(-1, width), ylim=(len(lines) - 0.4, -0.6))
     axes.set_title(title)
+    places = _gate_places(lines)
     for row, line in enumerate(lines):
-        _draw_wire_line(axes, line, row)
+        _draw_wire_line(axes, line, row, places)
     return figure
 
 
-def _draw_wire_line(axes: Axes, line: str, row: int) -> None:
+def _gate_places(lines: list[str]) -> dict[tuple[int, int], float]:
+    """{(row, column): x}: the characters of vertical lines, and where their gates are centred."""
+    places, width = {}, max((len(line) for line in lines), default=0)
+    for column in range(width):
+        downwards = "".join(line.ljust(width)[column] for line in lines)
+        for match in re.finditer("╭[├│]*╰", downwards):
+            rows = range(*match.span())
+            words = [WORD.match(lines[row], column + 1) for row in rows]
+            widest = max(len(word.group()) if word else 1 for word in words)
+            centre = column + 1 + (widest - 1) / 2
+            places |= {(row, column): centre for row in rows}
+    return places
+
+
+def _draw_wire_line(axes: Axes, line: str, row: int, places: dict[tuple[int, int], float]) -> None:
     text = {"ha": "center", "va": "center", "fontsize": 8.5, "zorder": 4}
     wires = [m.start() for m in re.finditer("[─━]", line)]
     if wires:
@@ -423,18 +439,20 @@ def _draw_wire_line(axes: Axes, line: str, row: int) -> None:
             up = 0.5 * (character != "╭")
             down = 0.5 * (character != "╰")
             # PennyLane puts the symbol one place to the right; brackets behind the wires have none.
-            place = column + 1 if wires and column < wires[-1] else column
+            inside = wires and column < wires[-1]
+            place = places.get((row, column), column + 1) if inside else column
             axes.plot([place] * 2, [row - up, row + down], color=COLORS[0], lw=1.4, zorder=2)
-    word = re.compile(r"[^\s─━╭├╰│┼┤╮╯]+(?: [^\s─━╭├╰│┼┤╮╯]+)*")
-    for match in word.finditer(line):
+    for match in WORD.finditer(line):
         start, value = match.start(), match.group()
-        centre = start + (len(value) - 1) / 2
         joined = start > 0 and line[start - 1] in CONNECTORS[:4]
+        centre = start + (len(value) - 1) / 2
+        if joined:
+            centre = places.get((row, start - 1), centre)
         if joined and value in CONTROLS:
-            axes.plot(start, row, "o", ms=5.5, color=COLORS[0], zorder=4)
+            axes.plot(centre, row, "o", ms=5.5, color=COLORS[0], zorder=4)
         elif joined and value in TARGETS:
-            axes.plot(start, row, "o", ms=11, mfc="white", mec=COLORS[0], mew=1.4, zorder=3)
-            axes.plot(start, row, "+", ms=10, color=COLORS[0], mew=1.4, zorder=4)
+            axes.plot(centre, row, "o", ms=11, mfc="white", mec=COLORS[0], mew=1.4, zorder=3)
+            axes.plot(centre, row, "+", ms=10, color=COLORS[0], mew=1.4, zorder=4)
         elif wires and wires[0] < start < wires[-1]:
             box = {"boxstyle": "round,pad=0.32", "fc": "#eaf1fa", "ec": COLORS[0], "lw": 1.0}
             axes.text(centre, row, value, bbox=box, **text)

@@ -236,6 +236,26 @@ def test_circuit_becomes_wires_boxes_and_controls():
     assert len(wires) - len(verticals) == 3
 
 
+WIDE_CIRCUIT = """
+0: ─╭●─────────╭RZZ───────┤
+1: ─│──────────╰RZZ(0.40)─┤
+2: ─╰RX(-1.10)────────────┤
+"""
+
+
+def test_lines_meet_wide_boxes_in_the_middle():
+    axes = figures.circuit(WIDE_CIRCUIT, "t").axes[0]
+    boxes = {
+        text.get_text(): text.get_position()[0] for text in axes.texts if text.get_bbox_patch()
+    }
+    # RX(-1.10) fills columns 5 to 13, RZZ(0.40) 16 to 24.
+    assert boxes == {"RZZ": 20, "RZZ(0.40)": 20, "RX(-1.10)": 9}
+    (control,) = (line for line in axes.lines if line.get_marker() == "o")
+    assert control.get_xdata().tolist() == [9]
+    uprights = [line for line in axes.lines if np.ptp(line.get_ydata())]
+    assert sorted(line.get_xdata()[0] for line in uprights) == [9, 9, 9, 20, 20]
+
+
 def columns(line):
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
