@@ -58,7 +58,7 @@ def test_end_task_names_a_class_without_images(tiny, begun):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (["method=qdk"], "method: expected one of aper, apt, cdl, "),
+        (["method=qdk"], "method: expected one of aper, apt, care, cdl, "),
         (["adapter.bottleneck=13"], "at most the backbone's width 12, found 13"),
         (["adapter.first_block=2"], "adapter.first_block"),
         (["gate.encoding=amplitude", "gate.kind=quantum"], "gate.num_qubits: expected at least 4"),

@@ -11,6 +11,7 @@ from qkd_jax.learners.task_heads import HeadSettings
 from qkd_jax.settings.methods import method_named
 
 # What fits two blocks and few classes, and switches that make a method read all it has.
+PROJECTED = ("gate.kind=pqk", "fusion.kind=routed")
 LEARNED = ("max_task_images=8", "drift.steps=1", "alignment.generator=gradient_flow")
 SETTINGS = {
     "coda_prompt": ("coda_prompt.blocks=2", "coda_prompt.pool=4", "coda_prompt.penalty=0.1"),
@@ -18,7 +19,7 @@ SETTINGS = {
     "inflora": ("inflora.rank=2",),
     "l2p": ("l2p.form=gtripl", "l2p.length=4"),
     **dict.fromkeys(("care", "mos", "replay", "ssiat", "tuna"), LEARNED),
-    "qkd": ("gate.kind=pqk", "fusion.kind=routed"),
+    "qkd": PROJECTED,
     "q_tuning": ("q_tuning.queue_size=2",),
     "ranpac": ("ranpac.projection_dim=16", "max_task_images=8"),
     "simplecil": ("simplecil.whiten=true",),
@@ -27,6 +28,8 @@ SETTINGS = {
 
 # Read where Gaussians draw, as in the other tests of these methods.
 GAUSSIANS = {"alignment.statistics", "alignment.jitter"}
+# Read by another gate: qkd/test_measurement.py and qkd/test_oracle.py.
+MEASUREMENT = {"gate.copies", "gate.ridge"}
 
 
 def settings_of(own):
@@ -71,7 +74,7 @@ def test_every_setting_that_a_method_declares_is_read(tiny, texts, method):
     tiny = texts if method_named(method).reads else tiny
     config = tiny.config(f"method={method}", *SETTINGS.get(method, ()))
     unread = settings_of(config.own) - read_by(tiny, config, config.own)
-    assert unread == (GAUSSIANS if SETTINGS.get(method) == LEARNED else set())
+    assert unread == {LEARNED: GAUSSIANS, PROJECTED: MEASUREMENT}.get(SETTINGS.get(method), set())
 
 
 def test_a_section_that_is_not_read_is_found(tiny):

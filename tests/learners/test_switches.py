@@ -46,6 +46,7 @@ pqk amplitude linear class weights fidelity both y true true -1 cosine none true
 cosine angle linear learned weights fidelity both y true false -1 linear all true own logits training l1_scores sgd parallel residual
 mlp angle linear class weights fidelity both y true true -1 cosine drift true all features test entropy sgd parallel residual
 attention angle linear weights weights fidelity both y true false -1 linear own true own features training entropy sgd parallel residual
+measurement amplitude linear class weights fidelity both y true true -1 cosine drift true seen logits training entropy sgd parallel residual
 uniform angle linear class weights fidelity both y true true -1 cosine drift false all logits training l1_scores sgd parallel residual
 """  # noqa: E501
 ROWS = [dict(zip(COLUMNS, line.split(), strict=True)) for line in TABLE.split("\n") if line]
