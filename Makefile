@@ -2,6 +2,7 @@
 # make run EXP=imagenet_r METHOD=ease SEED="1993 1994 1995" ARGS="--set train.epochs=5"
 # make compare METHODS="qkd ease" SEEDS="1993 1994 1995" JOBS=2   one table; METHODS empty = all
 # make test                     the default suite
+# make test-slow                what takes minutes; TESTS=tests/nn for a part
 # make test-floor               a short suite with the oldest supported versions, in .venv-floor
 # make test-newest              the same with the newest Python here and its newest versions, in .venv-newest
 # make test-wheel               builds the wheel and runs it in an empty folder and environment
@@ -49,7 +50,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare project test test-floor test-newest test-wheel bench fuzz faults lint format lock clean browser docs
+.PHONY: run compare project test test-slow test-floor test-newest test-wheel bench fuzz faults lint format lock clean browser docs
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -64,6 +65,10 @@ project: $(VENV)/.installed $(patsubst %,$(VENV)/.installed-%,$(filter nanoparti
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+# What takes minutes and is left out of the default suite.
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(TESTS)
 
 test-floor:
 	$(call short_suite,$(VENV)-floor,$(FLOOR_PYTHON),requirements-floor.txt)

@@ -375,7 +375,8 @@ def test_a_report_that_cannot_be_drawn_stops_no_other_run(capsys, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "display", ["full", "unread", pytest.param("closed", marks=pytest.mark.slow)]
+    "display",
+    ["unread", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "closed"))],
 )
 def test_a_run_goes_on_without_a_display(tmp_path, compiled, display):
     """Standard output is a full device, a pipe that nobody reads, or closed; the path has

@@ -124,7 +124,13 @@ def measured_in_float64(state, feature):
 
 @pytest.mark.parametrize(
     ("student", "js"),
-    [("circuit", "off"), ("circuit", "repo"), ("cos", "proper"), ("tanh", "repo"), ("tanh", "off")],
+    [
+        *(("circuit", "repo"), ("cos", "proper")),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("circuit", "off"), ("tanh", "repo"), ("tanh", "off"))
+        ),
+    ],
 )
 def test_the_loss_is_that_of_the_paper(texts, student, js):
     settings = (f"qd_llm.student={student}", f"qd_llm.js={js}", "qd_llm.alpha=0.3")
@@ -212,8 +218,11 @@ def test_layers_go_on_and_the_rows_of_old_classes_stay(texts, run, student):
 @pytest.mark.parametrize(
     "method",
     [
-        *("linear_probe", "ease", "coda_prompt"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("finetune", "mos")),
+        "ease",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("linear_probe", "coda_prompt", "finetune", "mos")
+        ),
     ],
 )
 def test_any_method_can_be_the_teacher(texts, method):

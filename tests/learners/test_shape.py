@@ -69,7 +69,14 @@ def read_by(tiny, config, own):
 
 # Students share settings with their teachers, and no form of cdl reads all of them: see
 # cdl/test_learner.py and test_qd_llm.py.
-@pytest.mark.parametrize("method", [n for n in learner_names() if n not in ("cdl", "qd_llm")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name in ("qkd", "mos") else pytest.mark.slow)
+        for name in learner_names()
+        if name not in ("cdl", "qd_llm")
+    ],
+)
 def test_every_setting_that_a_method_declares_is_read(tiny, texts, method):
     tiny = texts if method_named(method).reads else tiny
     config = tiny.config(f"method={method}", *SETTINGS.get(method, ()))

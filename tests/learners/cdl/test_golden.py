@@ -265,9 +265,10 @@ def test_teacher_and_student_alone(golden, host):
 @pytest.mark.parametrize(
     ("form", "host"),
     [
-        *(("kdp", host) for host in ("l2p", "dualprompt", "coda_prompt", "apt")),
-        *(("dkd", "coda_prompt"), ("fitnets", "coda_prompt"), ("reviewkd", "coda_prompt")),
+        *(("kdp", "coda_prompt"), ("kdp", "apt"), ("fitnets", "coda_prompt")),
         *(("kd_token", "coda_prompt"), ("cdl_prompt", "coda_prompt")),
+        *slow(("kdp", "l2p"), ("kdp", "dualprompt"), ("dkd", "coda_prompt")),
+        *slow(("reviewkd", "coda_prompt")),
         *slow(("cdl_prompt", "l2p"), ("kd_token", "l2p"), ("kd_token", "dualprompt")),
         *slow(*(("kd", host) for host in ("l2p", "dualprompt", "coda_prompt", "apt"))),
     ],

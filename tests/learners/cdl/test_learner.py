@@ -101,7 +101,9 @@ def outputs_of(backbone, image, tokens, attention, kd):
     return norm(params["norm"], x)
 
 
-@pytest.mark.parametrize("host", ["coda", "l2p", "apt"])
+@pytest.mark.parametrize(
+    "host", ["coda", *(pytest.param(host, marks=pytest.mark.slow) for host in ("l2p", "apt"))]
+)
 def test_forward_against_loops(cdl, tiny, host, request):
     """Features of class token (L2P: of its prompts) and token for distillation, and scores."""
     state = request.getfixturevalue(host)[-1].student.ended
@@ -260,7 +262,13 @@ def test_frozen_parts_stay_as_they_were(cdl, tiny, coda):
                 np.testing.assert_array_equal(pool[:, :index], before[name][:, :index])
 
 
-@pytest.mark.parametrize("form", ["kdp", "cdl_prompt", "fitnets", "dkd"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "cdl_prompt",
+        *(pytest.param(form, marks=pytest.mark.slow) for form in ("kdp", "fitnets", "dkd")),
+    ],
+)
 def test_no_gradient_reaches_the_teacher(cdl, form):
     """Even where a caller does not stop it, as the step does."""
     stage, batch = (
