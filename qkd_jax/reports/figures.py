@@ -263,8 +263,6 @@ def _shot_curves(axes: Axes, measured: dict[str, Any], name: str) -> None:
 
 
 def _gate_curve(axes: Axes, measured: dict[str, Any], name: str) -> None:
-    from matplotlib.ticker import PercentFormatter
-
     noisy = [kind for kind in measured["gates"] if kind["probability"] > 0]
     _band(
         axes,
@@ -274,7 +272,7 @@ def _gate_curve(axes: Axes, measured: dict[str, Any], name: str) -> None:
         f"{measured['shots'][-1]} shots",
     )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(lambda probability, _: f"{100 * probability:g}%")
 
 
 def _band(axes: Axes, x: list[float], values: np.ndarray, color: str, label: str) -> None:
