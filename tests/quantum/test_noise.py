@@ -60,6 +60,31 @@ OTHER_GATES = Circuit(
         Gate("SX", (0,)),
     ),
 )
+# Through which errors move, with rotations behind that show where they went.
+CLIFFORD_GATES = Circuit(
+    3,
+    (
+        Gate("H", (0,)),
+        Gate("RY", (1,), 0),
+        Gate("RX", (2,), 1),
+        Gate("S", (0,)),
+        Gate("CY", (0, 1)),
+        Gate("RX", (1,), 2),
+        Gate("RY", (0,), 3),
+        Gate("SX", (2,)),
+        Gate("CY", (2, 0)),
+        Gate("RY", (0,), 1),
+        Gate("RX", (2,), 2),
+        Gate("SDG", (1,)),
+        Gate("RY", (1,), 0),
+        Gate("SWAP", (0, 2)),
+        Gate("RY", (0,), 2),
+        Gate("RX", (2,), 3),
+        Gate("CY", (1, 2)),
+        Gate("RX", (2,), 0),
+        Gate("RY", (1,), 1),
+    ),
+)
 ANGLES = np.array([0.7, -1.1, 0.4, 2.3], np.float32)
 SHOTS = 40_000
 PAULIS = [
@@ -114,22 +139,23 @@ def density_expectations(circuit, angles, noise):
     return (1 - 2 * noise.readout) * np.array(z)
 
 
-def test_every_error_is_what_its_row_of_the_table_says():
-    table = error_table(EVERY_GATE)
-    assert table.effects.shape[1] == 9 + 2 * 3
-    assert len(table.effects) == 2 * sum(len(gate.wires) for gate in EVERY_GATE.gates)
-    parametrised = [gate for gate in EVERY_GATE.gates if gate.parameter is not None]
+@pytest.mark.parametrize("circuit", [EVERY_GATE, CLIFFORD_GATES], ids=["every", "Clifford"])
+def test_every_error_is_what_its_row_of_the_table_says(circuit):
+    table = error_table(circuit)
+    assert len(table.effects) == 2 * sum(len(gate.wires) for gate in circuit.gates)
+    parametrised = [gate for gate in circuit.gates if gate.parameter is not None]
     values = ANGLES[[gate.parameter for gate in parametrised]]
+    assert table.effects.shape[1] == len(values) + 2 * 3
     for effect, owner, bit in zip(table.effects, table.gate, table.bit, strict=True):
-        wire = EVERY_GATE.gates[owner].wires[bit // 2]
+        wire = circuit.gates[owner].wires[bit // 2]
         error = {wire: PAULIS[1 + bit % 2]}
         state = np.eye(8)[0]
-        for position, gate in enumerate(EVERY_GATE.gates):
+        for position, gate in enumerate(circuit.gates):
             state = gate_matrix(3, gate, ANGLES) @ state
             if position == owner:
                 state = matrix(3, error) @ state
         turned, turned_state, index = values * (1 - 2 * effect[: len(values)]), np.eye(8)[0], 0
-        for gate in EVERY_GATE.gates:
+        for gate in circuit.gates:
             own = gate
             if gate.parameter is not None:
                 own, index = Gate(gate.name, gate.wires, index), index + 1
