@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom in smoke mode, offline, and is committed with outputs."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,9 @@ pytestmark = pytest.mark.floor
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIRST = "01_quickstart_colab_tpu"
+# The others take a minute each.
+RUN = [p if p.stem == FIRST else pytest.param(p, marks=pytest.mark.slow) for p in NOTEBOOKS]
 PICTURES = ("accuracy_curve", "accuracy_matrix", "relevance", "routing", "loss")
 
 # In a process of its own: Jupyter's threads and sockets would meet pytest's warnings-as-errors.
@@ -32,7 +36,7 @@ nbformat.write(notebook, "executed.ipynb")
 """
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=RUN, ids=lambda path: path.stem)
 def executed(request, tmp_path_factory):
     """(name, folder it ran in, the notebook with outputs)."""
     folder = tmp_path_factory.mktemp(request.param.stem)
@@ -67,8 +71,38 @@ def outputs(notebook):
     return [out for cell in notebook.cells for out in cell.get("outputs", ())]
 
 
-def test_there_is_a_notebook():
-    assert "quickstart" in [path.stem for path in NOTEBOOKS]
+@pytest.fixture(scope="module")
+def build():
+    path = ROOT / "notebooks" / "build.py"
+    spec = importlib.util.spec_from_file_location("notebooks_build", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_source_has_its_notebook(build):
+    assert [source.stem for source in build.sources()] == [path.stem for path in NOTEBOOKS]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_what_its_source_says(path, build):
+    """Edit the source, then `python notebooks/build.py --execute NAME`."""
+    made, committed = build.made_from(path.with_suffix(".py")), nbformat.read(path, as_version=4)
+    assert [(cell.id, cell.cell_type, cell.source) for cell in committed.cells] == [
+        (cell.id, cell.cell_type, cell.source) for cell in made.cells
+    ]
+
+
+def test_the_address_stands_in_one_place(build):
+    """Badge and first cell of every notebook have it from build.py."""
+    for source in [*build.sources(), ROOT / "notebooks" / "opening.py"]:
+        assert "github.com" not in source.read_text()
+    first = build.made_from(build.sources()[0])
+    badge = build.REPOSITORY.removeprefix("https://github.com")
+    link = f"research.google.com/github{badge}/blob/main/notebooks/{FIRST}.ipynb"
+    assert link in first.cells[0].source
+    assert f'REPOSITORY = "{build.REPOSITORY}"' in first.cells[1].source
 
 
 def test_runs_without_an_error(executed):
@@ -80,7 +114,7 @@ def test_runs_without_an_error(executed):
 
 def test_leaves_a_finished_run_with_figures(executed):
     name, folder, notebook = executed
-    if name != "quickstart":
+    if name != FIRST:
         pytest.skip("makes no run folder of this form")
     run = folder / "runs" / "smoke" / "qkd" / "seed1993"
     summary = json.loads((run / "summary.json").read_text())
@@ -98,7 +132,7 @@ def test_leaves_a_finished_run_with_figures(executed):
 
 def test_metrics_page_defines_every_number_of_a_run(executed):
     name, folder, _ = executed
-    if name != "quickstart":
+    if name != FIRST:
         pytest.skip("makes no run folder of this form")
     summary = json.loads((folder / "runs/smoke/qkd/seed1993/summary.json").read_text())
     page = (ROOT / "docs" / "metrics.md").read_text()

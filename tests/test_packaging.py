@@ -88,7 +88,7 @@ def test_the_citation_and_the_changelog_are_of_this_version():
 
 
 def test_the_notebook_checks_for_the_same_floor():
-    notebook = json.loads((ROOT / "notebooks/quickstart.ipynb").read_text())
+    notebook = json.loads((ROOT / "notebooks/01_quickstart_colab_tpu.ipynb").read_text())
     code = "".join(line for cell in notebook["cells"] for line in cell["source"])
     [python, jax] = re.findall(r"^PYTHON, JAX = \(([\d, ]+)\), \(([\d, ]+)\)", code, re.M)[0]
     assert Version(jax.replace(", ", ".")) == lower_bound(NEEDED["jax"])

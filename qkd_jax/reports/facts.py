@@ -124,6 +124,11 @@ def headline_of(run: RunFiles) -> dict[str, Any] | None:
         numbers.append(
             ("routing_accuracy", f"routed to the true task (chance: {100 / tasks:.0f} %)")
         )
+    if _is_number(found.get("oracle_accuracy")):
+        words.append(
+            f"With the true task in the place of its own choice it would be right for "
+            f"{found['oracle_accuracy']:.1f} %: that is what a perfect route is worth."
+        )
     if _is_number(found.get("trainable_parameters")):
         words.append(f"{found['trainable_parameters']:,.0f} numbers were trained for each task.")
     shown = [

@@ -445,7 +445,7 @@ def test_the_rim_needs_only_numpy_when_imported():
 
 def test_the_headline_says_what_was_measured(tmp_path):
     """3 tasks of 8 images, one wrong in each: 87.5 %, with a standard error of 6.8 points."""
-    write_run(tmp_path / "seed1", within_task_last_accuracy=95.5)
+    write_run(tmp_path / "seed1", within_task_last_accuracy=95.5, oracle_accuracy=91.25)
     found = facts.headline_of(read_run(tmp_path / "seed1"))
     shown = [(number["text"], number["meaning"]) for number in found["numbers"]]
     assert shown == [
@@ -457,6 +457,7 @@ def test_the_headline_says_what_was_measured(tmp_path):
     words = " ".join(found["words"])
     assert "standard error of this share is 6.8 points" in words
     assert "95.5 % would be right: the rest of the mistakes (8.0 points) are between" in words
+    assert "With the true task in the place of its own choice it would be right for 91.2 %" in words
     assert "1,189,632 numbers were trained for each task" in words
     assert facts.headline_of(read_run(tmp_path)) is None
 
