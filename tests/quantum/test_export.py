@@ -22,21 +22,7 @@ from qkd_jax.quantum import (
     to_openqasm,
     to_pennylane,
 )
-
-ALL_GATES = Circuit(
-    3,
-    (
-        Gate("H", (0,)),
-        Gate("RX", (1,), 0),
-        Gate("RZZ", (2, 0), 1),
-        Gate("RZ", (1,), 1),
-        Gate("CNOT", (2, 0)),
-        Gate("CZ", (1, 2)),
-        Gate("X", (0,)),
-        Gate("RY", (2,), 2),
-    ),
-)
-ANGLES = (0.1, -0.25, 1e-9)
+from tests.quantum.example_circuits import ALL_GATES, ANGLES
 
 
 def test_drawing_of_the_feature_circuit():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from qkd_jax.errors import ConfigError
 from qkd_jax.quantum import (
@@ -20,7 +20,7 @@ from qkd_jax.quantum import (
     feature_circuit,
 )
 from qkd_jax.quantum.fused import moments
-from qkd_jax.quantum.gates import GATE_KINDS
+from tests.quantum.example_circuits import circuits
 
 quick_jit = functools.partial(
     jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
@@ -35,21 +35,7 @@ def both(circuit, parameters, state):
     ]
 
 
-@st.composite
-def circuits(draw):
-    """A circuit of any gates on 1 to 5 qubits."""
-    num_qubits = draw(st.integers(1, 5))
-    names = [name for name, kind in GATE_KINDS.items() if kind.num_wires <= num_qubits]
-    gates = []
-    for name in draw(st.lists(st.sampled_from(names), max_size=25)):
-        wires = draw(st.permutations(range(num_qubits)))[: GATE_KINDS[name].num_wires]
-        parameter = draw(st.integers(0, 3)) if GATE_KINDS[name].has_parameter else None
-        gates.append(Gate(name, tuple(wires), parameter))
-    return Circuit(num_qubits, tuple(gates))
-
-
-@settings(max_examples=15)
-@given(circuits(), st.booleans())
+@given(circuits(5, 25, 4), st.booleans())
 def test_equals_the_plain_path(circuit, is_complex):
     generator = np.random.default_rng(0)
     size = 2**circuit.num_qubits

@@ -22,22 +22,7 @@ from qkd_jax.quantum import (
     separate_parameters,
     to_openqasm,
 )
-from qkd_jax.quantum.gates import GATE_KINDS
-
-ALL_GATES = Circuit(
-    3,
-    (
-        Gate("H", (0,)),
-        Gate("RX", (1,), 0),
-        Gate("RZZ", (2, 0), 1),
-        Gate("RZ", (1,), 1),
-        Gate("CNOT", (2, 0)),
-        Gate("CZ", (1, 2)),
-        Gate("X", (0,)),
-        Gate("RY", (2,), 2),
-    ),
-)
-ANGLES = (0.1, -0.25, 1e-9)
+from tests.quantum.example_circuits import ALL_GATES, ANGLES, circuits
 
 
 def test_openqasm_text():
@@ -127,21 +112,14 @@ def test_angles_of_every_real_type_are_written_with_every_digit():
 
 
 @st.composite
-def circuits(draw):
-    """A circuit of any gates on up to 4 qubits, and finite angles, shared ones among them."""
-    num_qubits = draw(st.integers(1, 4))
-    names = [name for name, kind in GATE_KINDS.items() if kind.num_wires <= num_qubits]
-    gates = []
-    for name in draw(st.lists(st.sampled_from(names), max_size=8)):
-        wires = draw(st.permutations(range(num_qubits)))[: GATE_KINDS[name].num_wires]
-        parameter = draw(st.integers(0, 2)) if GATE_KINDS[name].has_parameter else None
-        gates.append(Gate(name, tuple(wires), parameter))
+def programs(draw):
+    """A circuit, and finite angles for it."""
+    circuit = draw(circuits(4, 8, 3))
     angles = st.floats(allow_nan=False, allow_infinity=False)
-    circuit = Circuit(num_qubits, tuple(gates))
     return circuit, draw(st.lists(angles, min_size=4, max_size=4))[: circuit.num_parameters]
 
 
-@given(circuits())
+@given(programs())
 def test_what_is_written_is_read_back_to_the_last_digit(case):
     circuit, parameters = case
     read = from_openqasm(to_openqasm(circuit, parameters))
