@@ -13,6 +13,7 @@ from qkd_jax.reports.facts import number
 from qkd_jax.reports.ranks import rankable, ranking
 from qkd_jax.reports.render import rendered
 from qkd_jax.reports.tables import CALIBRATION, COLUMNS, COSTS, best_first, mean_and_sd, remarks
+from qkd_jax.reports.taught import EXPLANATION, taught_table
 
 NAMES = COLUMNS | COSTS | CALIBRATION
 ACCURACIES = ("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy")
@@ -36,6 +37,8 @@ def comparison_page(folder: Path, results: dict[str, Any]) -> bytes:
             "accuracy": _table(rows, ACCURACIES),
             "costs": _table(rows, tuple(key for key in NAMES if key not in ACCURACIES)),
             "curves": _curves(rows),
+            "taught": _taught(results.get("taught", {})),
+            "explanation": EXPLANATION,
             "ranks": _ranks(folder, [name for name, _ in rows]),
         },
     )
@@ -66,6 +69,16 @@ def _table(rows: list[tuple[str, dict[str, Any]]], keys: tuple[str, ...]) -> dic
             [name, number(row["n"], 0), *(cell(key, row) for key in shown)] for name, row in rows
         ],
     }
+
+
+def _taught(taught: dict[str, Any]) -> dict[str, Any]:
+    """The table of teachers and students, sorted by its numbers and not by their texts."""
+    heads, rows = taught_table(taught)
+
+    def cell(text: str) -> dict[str, Any]:
+        return {"value": "" if text == "–" else float(text.removesuffix(" %")), "text": text}
+
+    return {"heads": heads, "rows": [[row[0], *map(cell, row[1:])] for row in rows]}
 
 
 def _curves(rows: list[tuple[str, dict[str, Any]]]) -> LineChart | None:

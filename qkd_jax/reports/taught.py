@@ -48,27 +48,35 @@ def taught_rows(rows: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     return found
 
 
-def taught_lines(taught: dict[str, Any]) -> list[str]:
-    """The table of teachers and students, and what its columns are."""
+EXPLANATION = (
+    "Mean accuracies (%) over n seeds of the teacher, of the student that learns alone (a run with "
+    "the same settings and seeds, where there is one), and of the student that is taught; closed: "
+    "the share of the gap between the first two that the third closes, of the means over seeds "
+    "that have all three."
+)
+
+
+def taught_table(taught: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(heads, rows) of the table of teachers and students; `EXPLANATION` says what they are."""
     kinds = {"average_accuracy": "average", "last_accuracy": "last"}
     parts = ("teacher", "alone", "taught", "closed")
     heads = [f"{part}, {kind}" for kind in kinds.values() for part in parts]
-    lines = ["| method | n | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) + 1)]
+    rows = []
     for name, row in taught.items():
         cells = [
             "–" if value is None else f"{value:.0f} %" if part == "closed" else f"{value:.2f}"
             for kind in kinds
             for part, value in ((part, row[kind].get(part)) for part in parts)
         ]
-        lines.append(f"| {name} | {row['n']} | " + " | ".join(cells) + " |")
-    return [
-        *lines,
-        "",
-        "Mean accuracies (%) over n seeds of the teacher, of the student that learns alone (a run "
-        "with the same settings and seeds, where there is one), and of the student that is taught; "
-        "closed: the share of the gap between the first two that the third closes, of the means "
-        "over seeds that have all three.",
-    ]
+        rows.append((name, str(row["n"]), *cells))
+    return ("method", "n", *heads), rows
+
+
+def taught_lines(taught: dict[str, Any]) -> list[str]:
+    """The table and its explanation, as Markdown."""
+    heads, rows = taught_table(taught)
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), "", EXPLANATION]
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -198,6 +198,7 @@ def test_what_a_name_says_is_never_markup(opened, pages, tmp_path):
     chart = line_chart(evil, {evil: [1.0, 2.0]}, [evil, evil], x_label=evil)
     facts = {"title": evil, "words": evil, "remarks": [evil], "curves": chart, "ranks": None}
     table = {"heads": (evil,), "rows": [[evil]]}
+    facts |= {"taught": table, "explanation": evil}
     page = tmp_path / "evil.html"
     page.write_bytes(rendered("comparison.html", facts | {"accuracy": table, "costs": table}))
     pages["evil"] = page

@@ -525,6 +525,17 @@ def test_a_chart_puts_values_where_they_belong_and_leaves_gaps():
     assert charts.line_chart("t", {"a": [math.nan]}, ["w"]) is None
 
 
+def test_the_page_of_a_comparison_has_teachers_and_students(tmp_path):
+    teacher = {"average_accuracy": 90.0, "last_accuracy": 90.0, "accuracy_curve": [90.0] * 3}
+    write_run(tmp_path / "toy/cdl/seed1", teacher=teacher, student="same")
+    write_results(tmp_path / "toy")
+    text = (tmp_path / "toy/report.html").read_text()
+    section = text.split("<h2>Teachers and students</h2>")[1].split("</section>")[0]
+    assert '<td>cdl</td><td class="number" data-value="1.0">1</td>' in section
+    assert '<td class="number" data-value="90.0">90.00</td>' in section
+    assert '<td class="number" data-value="">–</td>' in section  # no student learned alone
+
+
 def test_the_page_of_a_comparison_ranks_those_that_can_be(tmp_path):
     """Two methods with the same images and seeds; one of another seed; a second stream."""
     for stream in ("toy", "more"):
