@@ -21,7 +21,6 @@ GATES = (0.0, 0.00001, 0.0001, 0.0003, 0.001, 0.003, 0.01)
 TRAJECTORIES = 32
 IMAGES_AT_A_TIME = 50
 
-_fidelities = partial(jax.jit, static_argnames=("noise", "trajectories"))(noisy.noisy_fidelities)
 _sampled = partial(jax.jit, static_argnames="shots")(sample_fidelity)
 _scores = jax.jit(noisy.scores_of)
 
@@ -59,7 +58,7 @@ def measure_gate(run: LoadedRun, num_images: int, seed: int) -> dict[str, Any]:
 
     def noisy_by_shots(number, noise, many_shots):
         key_errors, key_shots = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
-        p = _fidelities(key_errors, state, features, noise=noise, trajectories=TRAJECTORIES)
+        p = noisy.noisy_fidelities(key_errors, state, features, noise, TRAJECTORIES)
         return [
             percent(*_scores(state, features, _sampled(key, p, shots=shots)))
             for key, shots in zip(
@@ -67,7 +66,7 @@ def measure_gate(run: LoadedRun, num_images: int, seed: int) -> dict[str, Any]:
             )
         ]
 
-    p = _fidelities(jax.random.key(seed), state, features, noise=Noise(), trajectories=1)
+    p = noisy.noisy_fidelities(jax.random.key(seed), state, features, Noise(), 1)
     return {
         "num_inputs": len(rows),
         "exact": percent(*_scores(state, features, p)),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def _measure(run: LoadedRun, num_inputs: int, seed: int) -> dict[str, Any]:
 
     def noisy(number, noise, shots):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        return accuracy(_noisy_scores(key, state, inputs, noise=noise, shots=shots))
+        return accuracy(qd_llm.noisy_scores(key, state, inputs, noise, shots))
 
     return {
         "num_inputs": len(rows),
@@ -123,9 +122,6 @@ def _measure(run: LoadedRun, num_inputs: int, seed: int) -> dict[str, Any]:
         ],
         "gates": [noisy(1000 + i, Noise(p / 10, p), SHOTS[-1]) for i, p in enumerate(GATES)],
     }
-
-
-_noisy_scores = partial(jax.jit, static_argnames=("noise", "shots"))(qd_llm.noisy_scores)
 
 
 def write_noise(measured: dict[str, Any], folder: Path) -> Path:

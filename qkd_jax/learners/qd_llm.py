@@ -218,8 +218,8 @@ def noisy_scores(
       key: a random key.
       state: of a trained circuit.
       features: [B, D] of the frozen encoder: slot 0.
-      noise: static.
-      shots: of each text, static.
+      noise: how probable errors are.
+      shots: of each text.
 
     Raises:
       ConfigError: the student is a classical twin.

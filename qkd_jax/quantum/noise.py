@@ -62,18 +62,20 @@ def after_readout(expectations: Array, probability: float) -> Array:
     return (1 - 2 * probability) * expectations
 
 
-@partial(jax.jit, static_argnames=("circuit", "noise", "shots"))
 def noisy_expectations(
     key: Array, circuit: Circuit, parameters: Array, noise: Noise, shots: int
 ) -> Array:
     """<Z> of every qubit estimated from shots on a noisy device.
 
+    A circuit is compiled anew when errors of gates or of readout come in, not for each of their
+    probabilities or for more shots.
+
     Args:
       key: a random key; every row and shot has numbers of its own.
       circuit: the gates; static.
       parameters: [B, P] real angles in radians, one row for each circuit that is run.
-      noise: static.
-      shots: of each row, from 1 to 2**31 - 1; static.
+      noise: how probable errors are.
+      shots: of each row, from 1 to 2**31 - 1.
 
     Returns:
       [B, Q] in [-1, 1]: unbiased for the noisy <Z>, with variance (1 - <Z>^2) / shots.
@@ -84,16 +86,28 @@ def noisy_expectations(
     shots = as_integer("shots", shots, 1, MAX_SHOTS)
     parameters = as_real("parameters", parameters)
     check_shape("parameters", parameters.shape, (None, circuit.num_parameters), "one row a circuit")
+    has_errors = noise.one_qubit > 0 or noise.two_qubit > 0
+    # Without errors a chunk is drawn from one state, so that drawing too many costs nothing.
+    chunk = min(shots, CHUNK) if has_errors else CHUNK
+    errors = (noise.one_qubit, noise.two_qubit) if has_errors else None
+    readout = noise.readout if noise.readout > 0 else None
+    return _estimates(key, circuit, parameters, errors, readout, shots, chunk)
+
+
+@partial(jax.jit, static_argnames=("circuit", "chunk"))
+def _estimates(key, circuit, parameters, errors, readout, shots, chunk):
     keys = jax.random.split(key, parameters.shape[0])
-    sums = partial(_sum_of_outcomes, circuit=circuit, noise=noise, shots=shots)
+    sums = partial(_sum_of_outcomes, circuit, errors, readout, shots, chunk)
     return lax.map(lambda row: sums(*row), (keys, parameters)) / shots
 
 
-def _sum_of_outcomes(key, parameters, circuit, noise, shots):
-    """[Q]: the sum over shots of the signs that are measured, for one row [P]."""
+def _sum_of_outcomes(circuit, errors, readout, shots, chunk, key, parameters):
+    """[Q]: the sum over shots of the signs that are measured, for one row [P].
+
+    The probabilities `errors`, of gates on one qubit and on two, and `readout` are None where
+    nothing happens.
+    """
     key_shots, key_readout = jax.random.split(key)
-    has_errors = noise.one_qubit > 0 or noise.two_qubit > 0
-    chunk = min(shots, CHUNK)
     parts = elementary(circuit)
     angles, merged = parts.angles(parameters), merged_rotations(parts.circuit)
     sums = jnp.asarray(merged.sums, angles.dtype)
@@ -102,30 +116,31 @@ def _sum_of_outcomes(key, parameters, circuit, noise, shots):
         """The state by one angle for each rotation [R]."""
         return apply(merged.circuit, jnp.dot(angles, sums, precision=HIGHEST))
 
-    errors = drawn_errors(error_table(circuit), noise)
-
     def shot(key):
         """[Q] bits of one trajectory, without readout errors."""
-        turned, key_outcome = errors(key)
+        turned, key_outcome = drawn(key)
         state = state_of(turned_signs(turned.angles, angles.dtype) * angles)
         return _bits(sample(key_outcome, state, 1), circuit.num_qubits)[0] ^ turned.flips
 
-    state = None if has_errors else state_of(angles)
+    state, drawn = None, None
+    if errors is None:
+        state = state_of(angles)
+    else:
+        drawn = drawn_errors(error_table(circuit), *errors)
     num_chunks = -(-shots // chunk)
 
     def outcomes(index):
         """[chunk, Q] measured bits."""
         key = jax.random.fold_in(key_shots, index)
-        if has_errors:
+        if state is None:
             return jax.vmap(shot)(jax.random.split(key, chunk))
         return _bits(sample(key, state, chunk), circuit.num_qubits)
 
     def add(index, total):
         bits = outcomes(index)
-        if noise.readout > 0:
-            flips = jax.random.bernoulli(
-                jax.random.fold_in(key_readout, index), noise.readout, bits.shape
-            )
+        if readout is not None:
+            key = jax.random.fold_in(key_readout, index)
+            flips = jax.random.bernoulli(key, readout, bits.shape)
             bits = bits ^ flips.astype(bits.dtype)
         real = index * chunk + jnp.arange(chunk) < shots
         return total + jnp.sum(jnp.where(real[:, None], 1 - 2 * bits, 0), axis=0)
@@ -224,25 +239,31 @@ class Turned(NamedTuple):
     signs: Array
 
 
-def drawn_errors(table: ErrorTable, noise: Noise) -> Callable[..., tuple[Turned, Array]]:
+def drawn_errors(
+    table: ErrorTable, one_qubit: Array | float, two_qubit: Array | float
+) -> Callable[..., tuple[Turned, Array]]:
     """A function that draws the errors of one trajectory from a key, and returns a fresh key too.
 
-    Its second argument is the probability of an X on each wire before the first gate; 0 when left
-    out.
+    Its second argument is the probability of an X on each wire before the first gate, if there is
+    one.
+
+    Args:
+      table: of the circuit.
+      one_qubit, two_qubit: probabilities of an error after a gate on so many qubits.
     """
     num_qubits = len(table.start)
     effects, start = _packed(table.effects), _packed(table.start)
-    strengths = np.array([noise.one_qubit, noise.two_qubit])[table.num_wires - 1]
+    strengths = jnp.asarray([one_qubit, two_qubit], jnp.float32)[table.num_wires - 1]
     # A number from 1: its bits say where there is an X, and where a Z.
     kinds = 4**table.num_wires
 
-    def draw(key: Array, before: float = 0.0) -> tuple[Turned, Array]:
+    def draw(key: Array, before: Array | float | None = None) -> tuple[Turned, Array]:
         key_error, key_kind, key = jax.random.split(key, 3)
-        happens = jax.random.uniform(key_error, kinds.shape) < jnp.asarray(strengths, jnp.float32)
+        happens = jax.random.uniform(key_error, kinds.shape) < strengths
         kind = jax.random.randint(key_kind, kinds.shape, 1, jnp.asarray(kinds, jnp.int32))
         bits = (kind[table.gate] >> jnp.asarray(table.bit)) & 1
         turned = _sum_modulo_2(effects, happens[table.gate] & (bits == 1))
-        if before > 0:
+        if before is not None:
             key, key_before = jax.random.split(key)
             turned ^= _sum_modulo_2(start, jax.random.bernoulli(key_before, before, (num_qubits,)))
         bits = (turned[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1

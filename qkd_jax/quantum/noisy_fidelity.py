@@ -21,7 +21,6 @@ from qkd_jax.quantum.noise import Noise, drawn_errors, error_table, turned_signs
 from qkd_jax.quantum.statevector import Circuit, apply
 
 
-@partial(jax.jit, static_argnames=("circuit", "noise", "trajectories", "state_of"))
 def noisy_fidelities(
     key: Array,
     circuit: Circuit,
@@ -38,7 +37,7 @@ def noisy_fidelities(
       circuit: the gates; static.
       parameters_a: [B, P] real angles in radians.
       parameters_b: [T, P] real angles in radians.
-      noise: static. Readout errors flip the bits that are measured at the end.
+      noise: how probable errors are. Readout errors flip the bits that are measured at the end.
       trajectories: K, how many times the errors of each of the B + T states are drawn; static.
       state_of: a faster way to the state [2**Q] from the angles [R] of the circuit's `elementary`
         rotations, if there is one; static, so give the same function to every call.
@@ -55,8 +54,17 @@ def noisy_fidelities(
     for name, values in (("parameters_a", parameters_a), ("parameters_b", parameters_b)):
         shape = as_real(name, values).shape
         check_shape(name, shape, (None, circuit.num_parameters), "one row a circuit")
+    errors = noise.one_qubit, noise.two_qubit
+    readout = noise.readout if noise.readout > 0 else None
+    return _estimates(
+        key, circuit, parameters_a, parameters_b, errors, readout, trajectories, state_of
+    )
+
+
+@partial(jax.jit, static_argnames=("circuit", "trajectories", "state_of"))
+def _estimates(key, circuit, parameters_a, parameters_b, errors, readout, trajectories, state_of):
     parts = elementary(circuit)
-    draw = drawn_errors(error_table(circuit), noise)
+    draw = drawn_errors(error_table(circuit), *errors)
     state_of = state_of or partial(apply, parts.circuit)
 
     def states(key, parameters, before):
@@ -75,8 +83,8 @@ def noisy_fidelities(
         return lax.map(row, (keys, jax.vmap(parts.angles)(parameters)))
 
     key_a, key_b = jax.random.split(key)
-    first = states(key_a, parameters_a, 0.0)
-    second = states(key_b, parameters_b, noise.readout)
+    first = states(key_a, parameters_a, None)
+    second = states(key_b, parameters_b, readout)
 
     def fidelities(psi):
         overlap = jnp.einsum("kn,tln->tkl", psi.conj(), second, precision=HIGHEST)

@@ -5,7 +5,7 @@ how often all qubits are zero. Amplitude states are prepared by `quantum.amplitu
 states by the gate's feature map.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ def noisy_fidelities(
       key: a random key.
       state: of a trained learner with a quantum gate.
       features: [B, S, D] of which the first slot is read.
-      noise: static; without errors p is the fidelity.
-      trajectories: how many times the errors of each state are drawn; static.
+      noise: how probable errors are; without errors p is the fidelity.
+      trajectories: how many times the errors of each state are drawn.
 
     Raises:
       ConfigError: the gate is another one, which measures no fidelities.
@@ -72,8 +72,14 @@ def _amplitude_circuits(config, query, anchors):
         circuit,
         angles(query),
         angles(anchors),
-        partial(quantum.prepared_state, num_qubits=qubits),
+        _prepared_state(qubits),
     )
+
+
+@cache
+def _prepared_state(num_qubits):
+    """One function for each size, so that what is compiled for it is found again."""
+    return partial(quantum.prepared_state, num_qubits=num_qubits)
 
 
 def _feature_circuits(params, config, query, anchors):
