@@ -12,7 +12,9 @@ from qkd_jax.errors import ConfigError
 from qkd_jax.quantum import Circuit, Gate, apply, expectation_z
 from qkd_jax.quantum.classifier_circuit import classifier_circuit
 from qkd_jax.quantum.noise import (
+    CHUNK,
     Noise,
+    _estimates,
     after_readout,
     error_table,
     merged_rotations,
@@ -214,6 +216,20 @@ def test_rows_and_keys_have_numbers_of_their_own(key):
     # 301 is more than a chunk of trajectories and no multiple of it: the rest must not be counted.
     assert np.all(np.abs(found) <= 1)
     np.testing.assert_array_equal(np.rint(found * 301) % 2, 1)  # as many signs as there are shots
+
+
+def test_other_probabilities_and_more_shots_compile_nothing(key):
+    parameters = jnp.asarray(ANGLES)[None]
+    found = [
+        (noisy_expectations(key, EVERY_GATE, parameters, noise, shots), _estimates._cache_size())
+        for noise, shots in (
+            (Noise(0.1, 0.3, 0.1), CHUNK),
+            (Noise(0.2, 0.3, 0.1), CHUNK),
+            (Noise(0.1, 0.9, 0.2), 4 * CHUNK),
+        )
+    ]
+    assert len({size for _, size in found}) == 1
+    assert len({float(values[0, 0]) for values, _ in found}) == 3
 
 
 def test_readout_in_closed_form():
