@@ -3,6 +3,9 @@
 Writes results/latest.json; given subjects replace their own rows in it. Each subject keeps the
 machine that it was timed on, and has a process of its own: what one has compiled or allocated is
 not the next one's.
+
+With --smoke all is tiny and nothing is written: it shows that every benchmark runs, and that its
+peers still compute the same.
 """
 
 import argparse
@@ -14,30 +17,31 @@ from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.pairs import RESULTS, Row, read, table, timed_here, write
 
-SUBJECTS = (
-    "gate",
-    "quantum_student",
-    "drifting_field",
-    "debye",
-    "transformer",
-    "text",
-    "start",
-    "qkd_step",
-    "compile_time",
-    "inference",
-    "whole_run",
-    "many_tasks",
-    "constant_cost",
-    "many_prompts",
-    "pipeline",
-)
+# With its arguments for a quick try.
+SUBJECTS = {
+    "gate": "--qubits 3 --pairs 1",
+    "quantum_student": "--batch 4 --pairs 1",
+    "drifting_field": "--batch 8 --width 6 --pairs 1",
+    "debye": "--clusters 2 --atoms 8 --pairs 1",
+    "transformer": "--sizes 32 --batch 2 --pairs 1",
+    "text": "--batch 2 --tokens 8 --pairs 1",
+    "start": "--experiment smoke --repeats 1",
+    "qkd_step": "--sizes 32 --batch 2 --pairs 1",
+    "compile_time": "--size 32 --batch 2 --pairs 1",
+    "inference": "--size 32 --tasks 2 3 --pairs 1",
+    "whole_run": "--experiment smoke --epochs 1",
+    "many_tasks": "--tasks 4 --classes 2",
+    "constant_cost": "--tasks 2 3 4 --rounds 1",
+    "many_prompts": "--tasks 4 --length 2",
+    "pipeline": "--images 16 --pairs 1",
+}
 
 
-def run(subject: str) -> list[Row]:
+def run(subject: str, arguments: str = "") -> list[Row]:
     warnings.simplefilter("ignore")  # the peers' own
     module = importlib.import_module(f"benchmarks.{subject}")
     print(f"\n{subject}\n", flush=True)
-    return module.main([])
+    return module.main(arguments.split())
 
 
 def main() -> int:
@@ -46,22 +50,26 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
-    chosen = parser.parse_args().subjects or SUBJECTS
+    parser.add_argument("--smoke", action="store_true", help="tiny, to see that it runs")
+    options = parser.parse_args()
+    chosen = options.subjects or list(SUBJECTS)
     if unknown := set(chosen) - set(SUBJECTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}")
     path = RESULTS / "latest.json"
-    subjects = read(path)
+    subjects = {} if options.smoke else read(path)
     failed: list[str] = []
     spawn = multiprocessing.get_context("spawn")
     for subject in chosen:
         try:
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                subjects[subject] = timed_here(pool.submit(run, subject).result())
+                arguments = SUBJECTS[subject] if options.smoke else ""
+                subjects[subject] = timed_here(pool.submit(run, subject, arguments).result())
         except Exception as error:  # the other subjects still count
             failed.append(f"{subject}: {type(error).__name__}: {error}")
             print(failed[-1], flush=True)
             continue
-        write({name: subjects[name] for name in SUBJECTS if name in subjects}, path)
+        if not options.smoke:
+            write({name: subjects[name] for name in SUBJECTS if name in subjects}, path)
     for subject, timed in subjects.items():
         print(f"\n{subject}, {timed.machine['processor']}\n\n{table(timed.rows)}")
     for line in failed:
