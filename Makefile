@@ -3,14 +3,18 @@
 # make compare METHODS="qkd ease" SEEDS="1993 1994 1995" JOBS=2   one table; METHODS empty = all
 # make test                     the default suite
 # make test-slow                what takes minutes; TESTS=tests/nn for a part
+# make test-optimised           a short suite as users compile: with XLA's optimisations, which the others leave out
 # make test-floor               a short suite with the oldest supported versions, in .venv-floor
 # make test-newest              the same with the newest Python here and its newest versions, in .venv-newest
 # make test-wheel               builds the wheel and runs it in an empty folder and environment
 # make bench                    side by side with PyTorch, PennyLane and others; prints ratios
 #                               SUBJECTS="gate inference" runs only those
+# make bench-smoke              the same, tiny: to see that every benchmark runs; writes nothing
 # make project NAME=drifting_2d  an experiment beside the library, its pictures and its table
 # make fuzz                     reads files that are changed at random; INPUTS=1000000 FUZZ_SEED=1
 # make faults                   kills runs at random moments and compares what they become; KILLS=100 FAULTS_SEED=0
+# make mutants                  plants mistakes in the code, one at a time, and runs the tests: hours;
+#                               MODULES="nn/losses protocol/metrics" MUTANTS=20 MUTANTS_SEED=0
 # make docs                     the site of docs/, in build/docs; a broken link or anchor is an error
 # make lint                     ruff, check and format
 # make lock                     the developers' versions anew, in requirements-lock.txt
@@ -25,6 +29,9 @@ SEED ?= 1993
 SUBJECTS ?=
 INPUTS ?= 100000
 FUZZ_SEED ?= 0
+MODULES ?=
+MUTANTS ?= 20
+MUTANTS_SEED ?= 0
 KILLS ?= 100
 FAULTS_SEED ?= 0
 METHODS ?=
@@ -50,7 +57,7 @@ TFDS_EXPERIMENTS := cifar100 cub200 imagenet_r imagenet_a ag_news
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINT),--constraint $(CONSTRAINT))
 
-.PHONY: run compare project test test-slow test-floor test-newest test-wheel bench fuzz faults lint format lock clean browser docs
+.PHONY: run compare project test test-slow test-optimised test-floor test-newest test-wheel bench bench-smoke fuzz mutants faults lint format lock clean browser docs
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed $(if $(filter $(EXP),$(TFDS_EXPERIMENTS)),prepare-$(EXP))
@@ -69,6 +76,9 @@ test: $(VENV)/.installed-dev
 # What takes minutes and is left out of the default suite.
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(TESTS)
+
+test-optimised: $(VENV)/.installed-dev
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal -m "floor and not slow" $(TESTS)
 
 test-floor:
 	$(call short_suite,$(VENV)-floor,$(FLOOR_PYTHON),requirements-floor.txt)
@@ -92,12 +102,21 @@ test-wheel: $(VENV)/.installed-dev
 	folder=$$(mktemp -d) && commands=$(abspath $(VENV)-wheel/bin) && cd $$folder && \
 	  $$commands/qkd-jax run smoke && $$commands/qkd-jax list && rm -r $$folder
 
-bench:
-	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
+bench: install-bench
 	$(VENV)-bench/bin/python -m benchmarks $(SUBJECTS)
+
+bench-smoke: install-bench
+	$(VENV)-bench/bin/python -m benchmarks --smoke $(SUBJECTS)
+
+.PHONY: install-bench
+install-bench:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/.installed-bench
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.fuzz --inputs $(INPUTS) --seed $(FUZZ_SEED) $(ARGS)
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.mutants --mutants $(MUTANTS) --seed $(MUTANTS_SEED) $(MODULES) $(ARGS)
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.faults --kills $(KILLS) --seed $(FAULTS_SEED) $(ARGS)

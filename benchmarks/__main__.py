@@ -20,7 +20,7 @@ from benchmarks.pairs import RESULTS, Row, read, table, timed_here, write
 # With its arguments for a quick try.
 SUBJECTS = {
     "gate": "--qubits 3 --pairs 1",
-    "quantum_student": "--batch 4 --pairs 1",
+    "quantum_student": "--batch 4 --qubits 5 --pairs 1",
     "drifting_field": "--batch 8 --width 6 --pairs 1",
     "debye": "--clusters 2 --atoms 8 --pairs 1",
     "transformer": "--sizes 32 --batch 2 --pairs 1",
@@ -29,7 +29,7 @@ SUBJECTS = {
     "qkd_step": "--sizes 32 --batch 2 --pairs 1",
     "compile_time": "--size 32 --batch 2 --pairs 1",
     "inference": "--size 32 --tasks 2 3 --pairs 1",
-    "whole_run": "--experiment smoke --epochs 1",
+    "whole_run": "--epochs 1 --set data.num_classes=20",
     "many_tasks": "--tasks 4 --classes 2",
     "constant_cost": "--tasks 2 3 4 --rounds 1",
     "many_prompts": "--tasks 4 --length 2",

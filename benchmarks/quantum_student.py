@@ -111,18 +111,18 @@ def tensorcircuit(num_qubits: int) -> Callable:
     return jax.vmap(one, in_axes=(0, None))
 
 
-def rows(batch: int, pairs: int) -> Iterator[Row]:
-    arguments, weights = inputs(batch)
+def rows(batch: int, num_qubits: int, pairs: int) -> Iterator[Row]:
+    arguments, weights = inputs(batch, num_qubits)
     mine = jax.jit(objective(classifier_expectations, weights))
     began = time.perf_counter()
     expected = jax.block_until_ready(mine(*arguments))
     compiled = time.perf_counter() - began
     run = blocking(mine, arguments)
-    name = f"student, value and gradient, {QUBITS} qubits, batch {batch}"
+    name = f"student, value and gradient, {num_qubits} qubits, batch {batch}"
     for peer, form, goal in (
         ("ours, gate by gate, jit", gate_by_gate, 0.0),
-        ("TensorCircuit-NG, jit", tensorcircuit(QUBITS), 2.0),
-        ("PennyLane default.qubit, jit", pennylane(QUBITS), 10.0),
+        ("TensorCircuit-NG, jit", tensorcircuit(num_qubits), 2.0),
+        ("PennyLane default.qubit, jit", pennylane(num_qubits), 10.0),
     ):
         theirs = jax.jit(objective(form, weights))
         began = time.perf_counter()
@@ -136,10 +136,11 @@ def rows(batch: int, pairs: int) -> Iterator[Row]:
 def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--qubits", type=int, default=QUBITS)
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # PennyLane's
-    found = list(rows(options.batch, options.pairs))
+    found = list(rows(options.batch, options.qubits, options.pairs))
     print(table(found), flush=True)
     return found
 

@@ -131,6 +131,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", default="renditions")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE")
     parser.add_argument("--weights", action="store_true", help="the packaged CLIP ViT-B/16")
     options = parser.parse_args(arguments)
 
@@ -140,7 +141,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         spec = vit_s16(size)
         return Backbone(init_random(jax.random.key(0), spec), spec)
 
-    found = list(rows(options.experiment, (f"train.epochs={options.epochs}",), backbone_of))
+    settings = (f"train.epochs={options.epochs}", *options.set)
+    found = list(rows(options.experiment, settings, backbone_of))
     print(table(found), flush=True)
     return found
 

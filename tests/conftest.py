@@ -24,11 +24,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs that a test's command line keeps, out of the user's own.
+# Programs that took long to compile are shared by all tests, their processes, and the next session;
+# and those that a test's command line keeps stay out of the user's own.
 os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    f"{tempfile.gettempdir()}/qkd_jax_tests/{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}",
+    "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/qkd_jax_tests_{os.getuid()}"
 )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import numpy as np
