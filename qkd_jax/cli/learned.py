@@ -27,6 +27,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("folder", type=path, help=LEARNED)
     evaluate.add_argument("--data", default="", help="folder of the data, if not the run's own")
+    evaluate.add_argument(
+        "--split-file", default="", help="which of them are test data, if not the run's own"
+    )
     evaluate.add_argument("--weights", default="", help="the backbone's weight file")
     evaluate.add_argument("--out", type=path, help="an npz file for what was predicted")
 
@@ -95,7 +98,7 @@ def _eval(options: argparse.Namespace) -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # before anything is computed
     keep_compiled_programs()
     trained = load_trained(options.folder, weights=options.weights or None)
-    found = tested(trained, options.data or None)
+    found = tested(trained, options.data or None, options.split_file or None)
     predicted = found.predicted
     labels, tasks = predicted["label"], predicted["task"]
     correct = predicted["predicted"] == labels

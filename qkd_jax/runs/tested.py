@@ -22,19 +22,22 @@ class Tested(NamedTuple):
     predicted: dict[str, np.ndarray]
 
 
-def tested(trained: LoadedRun, data: str | None = None) -> Tested:
+def tested(trained: LoadedRun, data: str | None = None, split_file: str | None = None) -> Tested:
     """What is predicted of the test examples of all classes learned, on all devices.
 
     Args:
       data: the folder of the data; None = where the run had it.
+      split_file: which examples are tested; None = the run's own, which an exported learner does
+        not know.
 
     Raises:
       DataError: the data cannot be read, or have other classes.
     """
     # The machine may have fewer devices than that of the run.
     config = override(trained.config, "train.devices=0", "train.model_devices=1")
-    if data is not None:
-        config = override(config, f"data.path={data}")
+    for name, value in (("path", data), ("split_file", split_file)):
+        if value is not None:
+            config = override(config, f"data.{name}={value}")
     test = plan(config).data.test
     if test.class_names != trained.class_names:
         other = sorted(set(test.class_names) ^ set(trained.class_names))[:5]

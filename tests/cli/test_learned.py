@@ -112,6 +112,35 @@ def test_eval_measures_what_the_run_did(learned, exported, capsys, tmp_path):
         assert saved["id"].tolist() == recorded["id"].tolist()
 
 
+def test_eval_of_an_export_is_told_the_split_file(capsys, tmp_path):
+    """An export has no place of the machine that made it; data that one file divides need both."""
+    lines = []
+    for index, name in enumerate("abcd"):
+        for number in range(8):
+            file = tmp_path / "data" / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([index, number]).integers(0, 60, (8, 8, 3))
+            pixels = (60 * index + noise).astype(np.uint8)
+            Image.fromarray(pixels).save(file)
+            lines.append(f"{name}/{number}.png\t{'test' if number < 3 else 'train'}")
+    split, runs = tmp_path / "split.tsv", tmp_path / "runs"
+    split.write_text("\n".join(lines))
+    settings = ("data.source=folder", f"data.path={tmp_path / 'data'}", f"data.split_file={split}")
+    settings += ("data.num_classes=4", "train.devices=1", "train.eval_batch_size=4")
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    words = ["run", "smoke", "--method", "simplecil", *chosen, "--no-report", "--out", runs]
+    assert call(capsys, *words)[0] == 0
+    run, mine = runs / "smoke/simplecil/seed1993", tmp_path / "mine"
+    assert call(capsys, "export", run, mine)[0] == 0
+    data = ["--data", tmp_path / "data"]
+    code, _, error = call(capsys, "eval", mine, *data)
+    assert code == 1 and "split file" in error
+    code, told, _ = call(capsys, "eval", mine, *data, "--split-file", split)
+    assert code == 0 and "12 images, 4 classes" in told
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"{summary['last_accuracy']:.2f} %" in told.splitlines()[1]
+
+
 def test_predict_answers_for_every_file_that_is_an_image(exported, test_set, tmp_path, capsys):
     """As in a folder from a phone: spaces, litter, another format, one file that is broken."""
     folder = tmp_path / "my pictures"
