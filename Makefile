@@ -16,7 +16,7 @@
 # make mutants                  plants mistakes in the code, one at a time, and runs the tests: hours;
 #                               MODULES="nn/losses protocol/metrics" MUTANTS=20 MUTANTS_SEED=0
 # make docs                     the site of docs/, in build/docs; a broken link or anchor is an error
-# make lint                     ruff, check and format
+# make lint                     ruff, check and format; make format repairs what it can
 # make lock                     the developers' versions anew, in requirements-lock.txt
 #                               make test CONSTRAINT=requirements-lock.txt installs them
 # make clean                    removes environments, wheels and the site

@@ -66,8 +66,9 @@ one = quantum.fidelity_matrix(quantum.FeatureMap(num_qubits=4, num_layers=1), im
 print(f"one layer is prod cos²((a - b) / 2): off by at most {float(jnp.abs(one - closed).max()):.1e}")
 
 # %% [markdown]
-# The last layer is always dead for the same reason. QKD's default therefore does not train a circuit at all: the feature
-# itself, whitened, is the state (*amplitude states*), and the fidelity is the squared cosine.
+# The last layer is dead for the same reason, unless `gate.theta_side` or `gate.last_axis` tell the two states apart.
+# QKD's default therefore does not train a circuit at all: the feature itself, whitened, is the state (*amplitude
+# states*), and the fidelity is the squared cosine.
 
 # %% [markdown]
 # ## Shots

@@ -2,8 +2,8 @@
 # # Your own images
 #
 # From a folder of images to a report, predictions, and a small service that answers over HTTP. Put the path of your own
-# folder into `IMAGES`: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone, which is then split. Files may be JPEG,
-# PNG, WebP, BMP, GIF or TIFF, of any size.
+# folder into `IMAGES`: it has `train/<class>/*` and `test/<class>/*`. Files may be JPEG, PNG, WebP, BMP, GIF or TIFF, of any
+# size.
 
 # %%
 IMAGES = ""  # for example "/content/drive/MyDrive/birds"
@@ -19,7 +19,8 @@ from PIL import Image
 from qkd_jax.data.sources import load_split
 
 backbone = qkd_jax.load_backbone("tiny_random" if SMOKE else "clip_vit_b16", image_size=32 if SMOKE else 96)
-if not IMAGES:
+made_up = not IMAGES
+if made_up:
     IMAGES = "my images"
     data, count = load_split("synthetic" if SMOKE else "renditions"), 4 if SMOKE else 8
     for part, split in (("train", data.train), ("test", data.test)):
@@ -41,7 +42,7 @@ print(*sorted(str(path) for path in Path(IMAGES).glob("*/*")), sep="\n")
 from qkd_jax.cli import main
 
 if main(["data", "check", IMAGES]):
-    for path in Path(IMAGES).rglob("broken.jpg"):
+    for path in Path(IMAGES).rglob("broken.jpg") if made_up else ():
         path.unlink()
         print(f"removed {path}")
     if main(["data", "check", IMAGES]):

@@ -34,9 +34,9 @@ main(["predict", str(folder), "a bird that sings at night", "to move very fast",
 # %% [markdown]
 # ## A circuit that learns from a classifier
 #
-# `qd_llm` reduces a text's feature to eleven angles, runs a circuit of eleven qubits, and reads one number from each. It
-# is trained on all classes at once, from labels and from the outputs of a linear classifier. Beside it always stand its
-# *twins*, with the circuit replaced by a cosine or a tanh: the same number of parameters, and no quantum in it.
+# `qd_llm` reduces a text's feature to eleven angles, runs a circuit of eleven qubits, and reads one number from each.
+# It is trained on all classes at once, from labels and from the outputs of a linear classifier. Beside it always stand
+# its *twins*, with the circuit replaced by a cosine or a tanh: nearly as many parameters, and no quantum in it.
 
 # %%
 JOINT = ["--set", "train.epochs=1", "--set", "data.num_classes=8"] if SMOKE else []

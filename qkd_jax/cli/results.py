@@ -33,7 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "rank",
         _rank,
         "methods over several streams: mean ranks and paired differences, with intervals",
-        "results/renditions results/glosses --methods 'qkd mos ranpac'",
+        "runs/renditions runs/glosses --methods 'qkd mos ranpac'",
     )
     rank.add_argument("folders", type=path, nargs="+", help="results/<stream>, one or more")
     rank.add_argument("--methods", required=True, help="as in 'qkd mos ranpac'")

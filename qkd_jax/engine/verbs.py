@@ -146,7 +146,7 @@ def begin_task(
       task: `Task(index, classes)`; index must follow the last one, classes must be new.
       num_steps: length of the learning-rate schedule; 0 keeps the rate constant.
       batches: the task's training images as for `end_task`, for methods that look at them before
-        training (inflora).
+        training (inflora, min).
 
     Raises:
       ProtocolError: task out of turn, classes seen before, out of range, or more than the config
