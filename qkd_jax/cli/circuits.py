@@ -33,6 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     noise.add_argument(
         "--texts", "--images", default=300, type=int, help="how many test texts or images"
     )
+    noise.add_argument("--data", default="", help="folder of the data, if it has moved")
     noise.add_argument("--seed", default=0, type=int, help="of texts or images, shots and errors")
     noise.add_argument("--out", required=True, type=path, help="a folder for figure and numbers")
     noise.add_argument("--weights", default="", help="the encoder's weight file")
@@ -57,6 +58,10 @@ def _noise(options: argparse.Namespace) -> None:
     if options.texts < 1:
         raise ConfigError(f"--texts: expected 1 or more, found {options.texts}")
     measured = measure_noise(
-        options.folders, options.texts, options.seed, weights=options.weights or None
+        options.folders,
+        options.texts,
+        options.seed,
+        data=options.data or None,
+        weights=options.weights or None,
     )
     print(write_noise(measured, options.out))

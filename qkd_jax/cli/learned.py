@@ -30,7 +30,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--split-file", default="", help="which of them are test data, if not the run's own"
     )
-    evaluate.add_argument("--weights", default="", help="the backbone's weight file")
+    add_weights(evaluate)
     evaluate.add_argument("--out", type=path, help="an npz file for what was predicted")
 
     classify = add_command(
@@ -52,7 +52,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     classify.add_argument("--top", default=5, type=int, help="classes to show for each input")
     classify.add_argument("--json", action="store_true", help="one JSON object per line")
-    classify.add_argument("--weights", default="", help="the backbone's weight file")
+    add_weights(classify)
 
     export = add_command(
         commands,
@@ -66,7 +66,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     export.add_argument(
         "--licence", default="unknown", help="of what was learned, as in apache-2.0"
     )
-    export.add_argument("--weights", default="", help="the backbone's weight file")
+    add_weights(export)
 
     serve = add_command(
         commands,
@@ -82,7 +82,21 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     serve.add_argument("--max-mib", default=16.0, type=float, help="of a request's body")
     serve.add_argument("--timeout", default=30.0, type=float, help="seconds for one request")
     serve.add_argument("--concurrency", default=4, type=int, help="requests at a time")
-    serve.add_argument("--weights", default="", help="the backbone's weight file")
+    add_weights(serve)
+
+
+def add_weights(command: argparse.ArgumentParser) -> None:
+    """Adds the options that say where weight files are."""
+    command.add_argument("--weights", default="", help="the backbone's weight file")
+    command.add_argument("--teacher-weights", default="", help="that of a student's teacher")
+
+
+def weights_of(options: argparse.Namespace) -> dict[str, str | None]:
+    """What these options gave, as `load_run` takes it."""
+    return {
+        "weights": options.weights or None,
+        "teacher_weights": options.teacher_weights or None,
+    }
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -97,7 +111,7 @@ def _eval(options: argparse.Namespace) -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # before anything is computed
     keep_compiled_programs()
-    trained = load_trained(options.folder, weights=options.weights or None)
+    trained = load_trained(options.folder, **weights_of(options))
     found = tested(trained, options.data or None, options.split_file or None)
     predicted = found.predicted
     labels, tasks = predicted["label"], predicted["task"]
@@ -129,7 +143,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.top < 1:
         raise ConfigError(f"--top: expected 1 or more, found {options.top}")
     keep_compiled_programs()
-    trained = load_trained(options.folder, weights=options.weights or None)
+    trained = load_trained(options.folder, **weights_of(options))
     texts = answers.reads_texts(trained)
     answers.best_classes(trained, answers.blank_fields(trained))
     failed = False
@@ -197,7 +211,7 @@ def _export(options: argparse.Namespace) -> None:
     from qkd_jax.runs.exported import export_run
 
     folder = export_run(
-        options.folder, options.target, licence=options.licence, weights=options.weights or None
+        options.folder, options.target, licence=options.licence, **weights_of(options)
     )
     for file in sorted(folder.iterdir()):
         tell(f"{file}  ({file.stat().st_size:,} bytes)")
@@ -220,7 +234,7 @@ def _serve(options: argparse.Namespace) -> int:
     from qkd_jax.runs.exported import load_trained
 
     keep_compiled_programs()
-    trained = load_trained(options.folder, weights=options.weights or None)
+    trained = load_trained(options.folder, **weights_of(options))
     limits = Limits(int(options.max_mib * 2**20), options.timeout, options.concurrency)
     alone = options.host in LOOPBACK
     app = new_app(trained, limits, LOOPBACK if alone else ())

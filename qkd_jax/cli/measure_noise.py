@@ -18,6 +18,7 @@ from qkd_jax.learners import qd_llm
 from qkd_jax.quantum.noise import Noise
 from qkd_jax.runs.load import LoadedRun, load_run
 from qkd_jax.runs.plan import plan
+from qkd_jax.settings.config import override
 
 SHOTS = (16, 32, 64, 128, 256, 512, 1024)
 READOUT = (0.0, 0.02, 0.1)
@@ -27,7 +28,12 @@ TEXTS_AT_A_TIME = 64
 
 
 def measure_noise(
-    folders: list[Path], num_inputs: int, seed: int = 0, *, weights: str | None = None
+    folders: list[Path],
+    num_inputs: int,
+    seed: int = 0,
+    *,
+    data: str | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Accuracies of the circuits of some runs on test inputs, in percent.
 
@@ -36,6 +42,7 @@ def measure_noise(
         seeds alone.
       num_inputs: how many test texts or images are drawn; all of them if there are fewer.
       seed: of the drawn inputs, shots and errors.
+      data: the folder of the data, if it is not where the runs had it.
       weights: the backbone's weight file, if it is not where the runs recorded it.
 
     Returns:
@@ -49,6 +56,9 @@ def measure_noise(
       CheckpointError, WeightsError: as `load_run`.
     """
     runs = [load_run(folder, weights=weights) for folder in folders]
+    if data is not None:
+        place = f"data.path={data}"
+        runs = [run._replace(config=override(run.config, place)) for run in runs]
     for folder, run in zip(folders, runs, strict=True):
         if run.config.method != "qkd":
             check_circuit(folder, run.config, f"a run of qkd, or {CIRCUIT_RUN}")

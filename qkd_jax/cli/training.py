@@ -146,7 +146,10 @@ def _learn(
     first = configs[0]
     backbone = backbone_of(first.backbone)
     taught = teacher_config(first)
-    teacher = None if taught is None else backbone_of(taught.backbone)
+    teacher = None
+    if taught is not None:
+        same = taught.backbone == first.backbone
+        teacher = backbone if same else backbone_of(taught.backbone)
     devices = jax.devices()
     if shows:
         tell(

@@ -103,6 +103,7 @@ def init_state(
     learner, teaching = learner_of(config), teacher_config(config)
     if teaching is not None:
         check_teacher(backbone, teacher, teaching)
+        learner.teacher.check(backbone.spec, teacher.spec)
         shares = learner.teacher.shares_query(config)
         if shares:
             teaching = _with_shapes(teaching, query_width=backbone.spec.width)

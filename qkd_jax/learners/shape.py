@@ -110,6 +110,8 @@ class Teacher(NamedTuple):
       shares_query: config -> whether the teacher's queries come from the student's backbone, which
         its state then holds as `frozen["query"]`, with `shapes.query_width`.
       rate: the student's setting of the teacher's learning rate.
+      check: (the student's spec, the teacher's) -> None, or ConfigError where the two backbones do
+        not fit together.
     """
 
     config: Callable
@@ -117,6 +119,7 @@ class Teacher(NamedTuple):
     outputs: Callable
     shares_query: Callable = lambda config: False
     rate: str = "train.learning_rate"
+    check: Callable = lambda student, teacher: None
 
 
 def teacher_settings(

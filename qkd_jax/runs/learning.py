@@ -79,6 +79,7 @@ class Learning:
         self.books = Books()
         self.told = ""
         self.taken = 0  # tasks that were not learned here, but taken from the store
+        self._for_others: Callable[[], None] = lambda: None
         self._digests, self._test_digests = digests
         self.test = model.features_of(self.data.test, self._test_digests)
 
@@ -145,7 +146,15 @@ class Learning:
         if not begun and self._take_over(task, store.find(*what)):
             return
         self.learn(task, save, asked)
-        store.keep(named_arrays(self.state) | self.evaluate(task), *what)
+        found = named_arrays(self.state) | self.evaluate(task)
+        self._for_others = partial(store.keep, found, *what)
+
+    def keep_for_others(self) -> None:
+        """Puts what was learned last into the store, once it is saved: a run that is killed in
+        between learns again, and does not take from the store what it cannot show in its log.
+        """
+        keep, self._for_others = self._for_others, lambda: None
+        keep()
 
     def _take_over(self, task: Task, found: dict[str, np.ndarray] | None) -> bool:
         """Continues after a task with what another run found; whether it can."""

@@ -126,7 +126,11 @@ def untrained(
 
     backbone = backbone_of(config.backbone, weights)
     teaching = teacher_config(config)
-    teacher = None if teaching is None else backbone_of(teaching.backbone, teacher_weights)
+    teacher = None
+    if teaching is not None and teaching.backbone == config.backbone and teacher_weights is None:
+        teacher = backbone  # one encoder for both, wherever its file is
+    elif teaching is not None:
+        teacher = backbone_of(teaching.backbone, teacher_weights)
     for name, now in fingerprints(backbone, teacher).items():
         if recorded.get(name) not in (None, now):
             option = "weights" if name == "weights_fingerprint" else "teacher_weights"

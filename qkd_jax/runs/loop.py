@@ -167,6 +167,7 @@ class _Loop:
                     )
                     done += 1
                     self._save(checkpoints, done, learning.told)
+                    learning.keep_for_others()
         distance = self.own.draws_distance()
         summary = self._summary(finished=True, rate=self.own.inference_rate())
         if distance is not None:

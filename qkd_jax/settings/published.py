@@ -143,6 +143,14 @@ FORM = {
     "linear_probe": (DECAY_ALL, "train.schedule=constant", "head.kind=linear"),
     "inflora": (ADAM, QUARTER, "inflora.rank=10", "inflora.lamb=0.95"),
 }
+# The two transformers of cdl, with 197 tokens each: the teacher is that of the other methods, the
+# student the smaller one that the library has. The authors' student, a ViT-S/16 of the same
+# training, is not among its weights.
+PAIR = (
+    *("backbone.name=dinov2_vit_s14", "backbone.image_size=196", "backbone.blocks=11"),
+    "backbone.preprocess=",
+    *("teacher.name=vit_b16_in21k_augreg", "teacher.image_size=224", "teacher.preprocess=l2p01"),
+)
 # Settings of a method on one data set.
 SPECIAL = {
     ("ease", "cub200"): ("ease.alpha=0.05",),
@@ -196,6 +204,7 @@ def published(method: str, data_set: str) -> tuple[str, ...]:
         f"adapter.bottleneck={bottleneck}",
         *FORM.get(method, ()),
         *SPECIAL.get((method, source), ()),
+        *(PAIR if method == "cdl" else ()),
     )
 
 

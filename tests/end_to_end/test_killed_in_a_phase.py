@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[2]
 DEADLINE = 240  # seconds; a starved machine is slow, not wrong
 RUNS = {
     "cdl": ("cdl", ("cdl.host=apt", "teacher.image_size=48")),
+    "cdl with queries": (
+        "cdl",
+        ("cdl.host=coda_prompt", "teacher.image_size=48", "coda_prompt.pool=6"),
+    ),
     "qd_llm": (
         "qd_llm",
         ("backbone.name=tiny_random_text", "backbone.num_tokens=12", "qd_llm.qubits=5"),
@@ -35,6 +39,7 @@ MOMENTS = {
     # Turns are counted: the first task's teacher and student, the second task's teacher, ...
     ("cdl", "teacher"): ("checkpoints/20000004", 0.0),
     ("cdl", "student"): ("checkpoints/30000004", 0.0),
+    ("cdl with queries", "student"): ("checkpoints/30000004", 0.0),
     ("qd_llm", "teacher"): ("checkpoints/4", 0.0),
     ("qd_llm", "student"): ("checkpoints/10000004", 0.0),
     ("replay", "fit"): ("checkpoints/10000000", 1.0),

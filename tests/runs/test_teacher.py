@@ -203,6 +203,30 @@ def test_a_teacher_of_the_same_settings_is_taken_from_the_store(
     assert teacher_of("damaged")[1] == 0
 
 
+def test_killed_before_a_task_is_saved_the_store_has_nothing_of_it(
+    finished, backbones, tmp_path, monkeypatch
+):
+    """Else the run itself would take it from there, and its log would never have these steps."""
+    monkeypatch.setenv("QKD_JAX_STORE", str(tmp_path / "store"))
+    config, save = config_of("pupil", "data.store_gib=1"), _Loop._save
+
+    def stops(loop, checkpoints, done, told=""):
+        if done == 3:  # teacher and student of the first task, and the teacher of the second
+            raise KeyboardInterrupt
+        return save(loop, checkpoints, done, told)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Loop, "_save", stops)
+        run(config, backbones[0], tmp_path, teacher=backbones[1])
+    run(config, backbones[0], tmp_path, teacher=backbones[1])
+    found, expected = files_of(run_folder(tmp_path, config)), files_of(finished[0])
+    for files in (found, expected):
+        del files["config.json"]
+        for part in (files["summary.json"], files["summary.json"]["teacher"]):
+            part.pop("extracted_features")  # what the frozen model computes is in the store too
+    assert found == expected
+
+
 def test_a_loaded_student_predicts_what_the_run_predicted(finished, monkeypatch):
     folder, _ = finished
     state, _, config = qkd_jax.load_run(folder)

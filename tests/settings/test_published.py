@@ -70,7 +70,7 @@ CHECKED = {
     "aper": "1e62af15",
     "apt": "a335faec",
     "care": "c5ff06df",
-    "cdl": "9f8fc4c2",
+    "cdl": "47d8e240",
     "clare": "b568fb91",
     "coda_prompt": "b612e871",
     "dualprompt": "66b51db0",

@@ -24,6 +24,7 @@ CDL_RATES = {
     "coda_prompt": (0.004, {"none": 0.004, "kd": 0.004, "kd_token": 0.004, "kdp": 0.016}),
     "dualprompt": (0.004, {"none": 0.004, "kd": 0.004, "kd_token": 0.004, "kdp": 0.004}),
     "apt": (0.012, {"none": 0.016, "kd": 0.016, "kd_token": 0.016, "kdp": 0.016}),
+    "l2p": (0.0075, {"none": 0.004, "kd": 0.016, "kd_token": 0.016, "kdp": 0.016}),
 }
 # What sets a variant apart, by the name of its folder.
 VARIANTS = {

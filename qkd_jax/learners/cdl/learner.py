@@ -210,7 +210,6 @@ def distilled(host: PromptHost, form: Form) -> Learner:
         if form.tokens == "none":
             feature = feature_of(host, teacher, inputs, inserts)
         else:
-            check_tokens(form, teacher.backbone.spec, state.backbone.spec)
             feature, blocks = read_all(host, teacher, inputs, inserts)
             found = {"tokens": blocks[-1]}
             if form.tokens == "all":
@@ -229,7 +228,14 @@ def distilled(host: PromptHost, form: Form) -> Learner:
         score=score,
         predict_with_task=lambda config: None,
         parts=lambda config: 2 if form.token else 1,
-        teacher=Teacher(teacher_config, alone, outputs, shares_query, rate="cdl.teacher_rate"),
+        teacher=Teacher(
+            teacher_config,
+            alone,
+            outputs,
+            shares_query,
+            rate="cdl.teacher_rate",
+            check=functools.partial(check_tokens, form),
+        ),
     )
 
 
@@ -325,8 +331,12 @@ def dtype_of(state):
     return jnp.dtype(state.config.backbone.compute_dtype)
 
 
-def check_tokens(form, teacher, student):
-    """Raises ConfigError where tokens of teacher and student cannot be compared one by one."""
+def check_tokens(form, student, teacher):
+    """Raises ConfigError where a form compares tokens of teacher and student one by one, and they
+    cannot be.
+    """
+    if form.tokens == "none":
+        return
     if teacher.num_tokens != student.num_tokens:
         raise ConfigError(
             "teacher.image_size: expected one at which the teacher has as many tokens as the "

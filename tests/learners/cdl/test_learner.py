@@ -22,7 +22,7 @@ from qkd_jax.learners.cdl.settings import FORMS, CdlSettings
 from qkd_jax.learners.shape import Context, feature_width, learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode_all
-from qkd_jax.nn.inputs import Raw
+from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.vit import ViTSpec
 
 BUDGET = 6e-6
@@ -498,31 +498,24 @@ def test_settings_that_do_not_fit_are_named(cdl, tiny):
     ):
         with pytest.raises(ConfigError, match=message):
             start(*settings)
-    # Tokens that cannot be compared one by one.
-    student = start("cdl.form=fitnets")
-    teacher = student.teacher
-    spec = ViTSpec(width=16, depth=3, num_heads=2, mlp_width=16, patch_size=2, image_size=8, grid=4)
-    other = teacher.replace(frozen={**teacher.frozen, "backbone": Backbone({}, spec)})
-    outputs = learner_of(student.config).teacher.outputs
-    images = Raw({"image": jnp.zeros((1, 8, 8, 3))})
-    with pytest.raises(ConfigError, match=r"teacher.image_size: expected .* \(5\).* found 17"):
-        outputs(student.taught_by(other), images)
-    student = start("cdl.form=reviewkd")
-    teacher = student.teacher
-    shallow = teacher.replace(
-        frozen={
-            **teacher.frozen,
-            "backbone": Backbone(
-                {},
-                ViTSpec(
-                    width=16, depth=1, num_heads=2, mlp_width=16, patch_size=4, image_size=8, grid=2
-                ),
-            ),
-        }
-    )
-    with pytest.raises(ConfigError, match=r"teacher.name: expected at least 2 blocks.* found 1"):
-        outputs = learner_of(student.config).teacher.outputs
-        outputs(student.taught_by(shallow), images)
+    # Tokens that cannot be compared one by one, told before the teacher learns anything.
+    small = dict(width=16, num_heads=2, mlp_width=16, image_size=8)
+    for form, spec, message in (
+        (
+            "fitnets",
+            ViTSpec(depth=3, patch_size=2, grid=4, **small),
+            r"teacher.image_size: expected .* \(5\).* found 17",
+        ),
+        (
+            "reviewkd",
+            ViTSpec(depth=1, patch_size=4, grid=2, **small),
+            r"teacher.name: expected at least 2 blocks.* found 1",
+        ),
+    ):
+        config = qkd_jax.override(cdl.config("coda_prompt", "kdp"), f"cdl.form={form}")
+        teacher = Backbone(init_random(jax.random.key(5), spec), spec)
+        with pytest.raises(ConfigError, match=message):
+            qkd_jax.init_state(jax.random.key(7), tiny.backbone, config, teacher=teacher)
 
 
 def test_every_setting_is_read(cdl, monkeypatch):
