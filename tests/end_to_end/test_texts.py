@@ -48,12 +48,19 @@ def settings(folder, *changes, method="qkd"):
     )
 
 
+OWN = {"qd_llm": ("protocol.kind=incremental", "qd_llm.qubits=5")}
+
+
 @pytest.mark.floor
-@pytest.mark.parametrize("method", [pytest.param("qkd", marks=pytest.mark.slow), "q_tuning"])
+@pytest.mark.parametrize(
+    "method", ["q_tuning", *(pytest.param(m, marks=pytest.mark.slow) for m in ("qkd", "qd_llm"))]
+)
 def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, method):
-    one, two = (settings(folder, f"train.devices={n}", method=method) for n in (1, 2))
+    own = OWN.get(method, ())
+    one, two = (settings(folder, f"train.devices={n}", *own, method=method) for n in (1, 2))
     backbone = backbone_of(one.backbone)
-    whole = run(one, backbone, tmp_path / "whole")
+    teacher = backbone if method == "qd_llm" else None
+    whole = run(one, backbone, tmp_path / "whole", teacher=teacher)
     finish, ended = Engine.finish, []
 
     def stops_once(*arguments):
@@ -64,8 +71,8 @@ def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Engine, "finish", stops_once)
-        run(two, backbone, tmp_path / "parts")
-    parts = run(two, backbone, tmp_path / "parts")
+        run(two, backbone, tmp_path / "parts", teacher=teacher)
+    parts = run(two, backbone, tmp_path / "parts", teacher=teacher)
     assert (whole["devices"], parts["devices"], whole["num_tasks"]) == (1, 2, 2)
     files = {name: read_run(run_folder(tmp_path / name, one)) for name in ("whole", "parts")}
     np.testing.assert_array_equal(files["parts"].correct, files["whole"].correct)
