@@ -4,7 +4,7 @@ Of every chosen module, so many mutants of Cosmic Ray (https://cosmic-ray.readth
 an operator replaced, a number changed by one, a condition negated, a loop left out. A mutant is
 killed when a test fails or hangs. All happens in a copy of the last commit, in a folder that an
 interrupted campaign is continued from. Survivors are to be read by a person: some change nothing
-that could be told (docs/reliability.md says which and why).
+that a test could tell.
 """
 
 import argparse
@@ -46,7 +46,7 @@ MODULES = {
     "protocol/calibration": "tests/protocol",
     "protocol/comparison": "tests/protocol tests/reports/test_ranks.py",
 }
-# Without it a function computes the same, or nothing else than speed is changed.
+# Mutants that mostly change nothing but speed: `jax.jit` is the decorator most often removed.
 EQUAL = ("core/RemoveDecorator",)
 # A mutant that takes so many times the unchanged tests' seconds hangs.
 PATIENCE = 5

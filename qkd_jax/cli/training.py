@@ -140,16 +140,11 @@ def _learn(
     from qkd_jax.engine.verbs import teacher_config
     from qkd_jax.reports.results import write_results
     from qkd_jax.reports.run_page import write_report
+    from qkd_jax.runs.load import backbones_of
     from qkd_jax.runs.loop import Interrupted, run, run_folder
-    from qkd_jax.weights.load import backbone_of
 
     first = configs[0]
-    backbone = backbone_of(first.backbone)
-    taught = teacher_config(first)
-    teacher = None
-    if taught is not None:
-        same = taught.backbone == first.backbone
-        teacher = backbone if same else backbone_of(taught.backbone)
+    backbone, teacher = backbones_of(first)
     devices = jax.devices()
     if shows:
         tell(
@@ -161,7 +156,7 @@ def _learn(
         )
         if teacher is not None:
             size = f"{teacher.spec.input_size} {teacher.spec.unit}"
-            tell(f"teacher: {taught.method}, {teacher.name} at {size}")
+            tell(f"teacher: {teacher_config(first).method}, {teacher.name} at {size}")
     unreported: list[str] = []
     for config in configs:
         folder = run_folder(out, config, variant)

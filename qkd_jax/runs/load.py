@@ -8,6 +8,7 @@ import jax
 from qkd_jax.engine.verbs import init_state, teacher_config
 from qkd_jax.errors import CheckpointError, ConfigError, DataError, check_system
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.backbone import Backbone
 from qkd_jax.paths import expanded, in_utf8
 from qkd_jax.reports.files import read_json
 from qkd_jax.reports.ledger import missing_files
@@ -104,6 +105,28 @@ def load_run(
     return LoadedRun(state, tuple(order["class_names"]), config)
 
 
+def backbones_of(
+    config: Config,
+    weights: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
+) -> tuple[Backbone, Backbone | None]:
+    """The backbone of a learner, and that of its teacher if it has one: the same one where both
+    have the same settings, wherever its file is.
+
+    Args:
+      weights, teacher_weights: as in `load_run`.
+
+    Raises:
+      WeightsError: a backbone cannot be loaded.
+    """
+    backbone, teaching = backbone_of(config.backbone, weights), teacher_config(config)
+    if teaching is None:
+        return backbone, None
+    if teaching.backbone == config.backbone and teacher_weights is None:
+        return backbone, backbone
+    return backbone, backbone_of(teaching.backbone, teacher_weights)
+
+
 def untrained(
     folder: Path,
     config: Config,
@@ -124,13 +147,7 @@ def untrained(
     """
     from qkd_jax.runs.folder import fingerprints
 
-    backbone = backbone_of(config.backbone, weights)
-    teaching = teacher_config(config)
-    teacher = None
-    if teaching is not None and teaching.backbone == config.backbone and teacher_weights is None:
-        teacher = backbone  # one encoder for both, wherever its file is
-    elif teaching is not None:
-        teacher = backbone_of(teaching.backbone, teacher_weights)
+    backbone, teacher = backbones_of(config, weights, teacher_weights)
     for name, now in fingerprints(backbone, teacher).items():
         if recorded.get(name) not in (None, now):
             option = "weights" if name == "weights_fingerprint" else "teacher_weights"

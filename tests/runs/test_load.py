@@ -13,6 +13,7 @@ import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.errors import CheckpointError
 from qkd_jax.reports.ledger import Ledger
+from qkd_jax.runs import load
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.folder import exclusive, reading
 from qkd_jax.runs.loop import plan, run, run_folder
@@ -201,3 +202,21 @@ def test_import_stays_light():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_one_encoder_is_loaded_for_both(monkeypatch):
+    """Wherever its file is: a moved one is given once. A teacher of another kind is loaded too."""
+    given = []
+
+    def loaded(config, weights):
+        given.append(weights)
+        return object()
+
+    monkeypatch.setattr(load, "backbone_of", loaded)
+    config = load_experiment("glosses").get_config("qd_llm")
+    backbone, teacher = load.backbones_of(config, "moved")
+    assert teacher is backbone and given == ["moved"]
+    other = load_experiment("renditions").get_config("cdl")
+    load.backbones_of(other, "student", "teacher")
+    assert given == ["moved", "student", "teacher"]
+    assert load.backbones_of(load_experiment("glosses").get_config("ease"))[1] is None
