@@ -196,7 +196,7 @@ TABLE = {
         for form in ((4, 2, True, "y"), (3, 3, True, "z"))
     },
 }
-GATES = ("quantum", "pqk", "cosine", "mlp", "attention")
+GATES = ("quantum", "pqk", "cosine", "rbf", "mlp", "attention")
 
 
 def route(params, query, anchors, config):

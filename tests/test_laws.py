@@ -113,7 +113,7 @@ def test_a_generator_remembers_its_tasks_in_any_order(kind, seed, order):
 
 
 ANCHORS, TASKS = 5, 3
-GATES = ("quantum", "pqk", "cosine", "mlp", "attention", "uniform")
+GATES = ("quantum", "pqk", "cosine", "rbf", "mlp", "attention", "uniform")
 relevance = jax.jit(gate.relevance, static_argnums=1)
 
 

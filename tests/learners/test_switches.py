@@ -42,7 +42,7 @@ quantum angle separate weights delta fidelity query x true false 0 linear none f
 quantum angle first_q learned weights log_fidelity query z false true 2 cosine own true own logits training l1_scores sgd sequential residual
 quantum amplitude linear class product fidelity both y true true 5 cosine all false seen features training entropy sgd parallel residual
 pqk angle pool weights product log_fidelity both x true false -1 linear own false all features test l1_scores adam parallel residual
-pqk amplitude linear class weights fidelity both y true true -1 cosine none true seen logits test entropy sgd parallel residual
+rbf amplitude linear class weights fidelity both y true true -1 cosine none true seen logits test entropy sgd parallel residual
 cosine angle linear learned weights fidelity both y true false -1 linear all true own logits training l1_scores sgd parallel residual
 mlp angle linear class weights fidelity both y true true -1 cosine drift true all features test entropy sgd parallel residual
 attention angle linear weights weights fidelity both y true false -1 linear own true own features training entropy sgd parallel residual

@@ -26,9 +26,9 @@ from qkd_jax.settings.ranges import setting
 class GateSettings:
     """The gate: its kind, the states that it compares with, its score and its calibration."""
 
-    kind: Literal["quantum", "pqk", "measurement", "cosine", "mlp", "attention", "uniform"] = (
-        "quantum"
-    )
+    kind: Literal[
+        "quantum", "pqk", "measurement", "cosine", "rbf", "mlp", "attention", "uniform"
+    ] = "quantum"
     num_qubits: int = setting(10, low=1, high=20)
     num_layers: int = setting(2, low=1)
     reupload: bool = True
@@ -44,7 +44,8 @@ class GateSettings:
     rank: int = setting(12, low=1)
     score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
     temperature: float = setting(0.3, above=0)
-    kernel_width: float = setting(1.0, above=0)  # gamma of the projected quantum kernel
+    # Gamma of the projected quantum kernel and of its twin, the Gaussian kernel (`rbf`).
+    kernel_width: float = setting(1.0, above=0)
     # Of `measurement`: copies of each state, and what is added to the Gram matrix's eigenvalues.
     copies: int = setting(3, low=1)
     ridge: float = setting(1e-3, above=0)
@@ -61,6 +62,8 @@ class GateSettings:
     shrinkage: float = setting(0.6, low=0, high=1)
 
 
+# The kinds that compare a query and an anchor by a kernel of what `encoding` makes of them.
+KERNELS = ("quantum", "pqk", "cosine", "rbf")
 # Fidelities of unrelated angles fall like prod cos^2; below this they are no evidence in float32.
 FIDELITY_FLOOR = 1e-6
 
@@ -125,7 +128,7 @@ def init_gate(key: jax.Array, config: GateSettings, width: int, max_tasks: int) 
 
     projected = config.encoding == "angle"
     mapped = projected and config.angle_map in ("linear", "separate")
-    if config.kind in ("quantum", "pqk", "cosine") and mapped:
+    if config.kind in KERNELS and mapped:
         params["map"] = dense(keys[0], width, config.num_qubits)
         if config.angle_map == "separate":
             params["anchor_map"] = dense(keys[1], width, config.num_qubits)
@@ -144,10 +147,10 @@ def init_gate(key: jax.Array, config: GateSettings, width: int, max_tasks: int) 
 
 def _check_width(config: GateSettings, width: int) -> None:
     qubits = config.num_qubits
-    if config.kind not in ("quantum", "pqk", "cosine"):
+    if config.kind not in KERNELS:
         return
     if config.encoding == "amplitude":
-        if config.kind != "cosine" and 2**qubits < width:
+        if config.kind in ("quantum", "pqk") and 2**qubits < width:
             raise ConfigError(
                 f"gate.num_qubits: expected at least {(width - 1).bit_length()}, since "
                 f"gate.encoding=amplitude holds the feature's {width} numbers in 2**num_qubits "
@@ -188,7 +191,7 @@ def similarity(
     p in [0, 1] is the fidelity |<psi(h)|phi(s)>|^2 (Eq. 10) or its closest classical counterpart.
     The evidence, divided by the temperature, enters the softmax.
     """
-    if config.kind in ("quantum", "pqk", "cosine"):
+    if config.kind in KERNELS:
         p = _overlap(params, config, query, anchors)
         if config.kind == "cosine":
             return p, (1.0 + p) / 2.0
@@ -215,10 +218,12 @@ def evidence_of(config: GateSettings, p: jax.Array) -> jax.Array:
 
 
 def _overlap(params: dict, config: GateSettings, query: jax.Array, anchors: jax.Array) -> jax.Array:
-    """Fidelity, projected kernel or cosine of every query with every anchor: [B, A]."""
+    """Fidelity, other kernel or cosine of every query with every anchor: [B, A]."""
     if config.encoding == "amplitude":
         if config.kind == "cosine":
             return jnp.matmul(unit(query), unit(anchors).T, precision="highest")
+        if config.kind == "rbf":
+            return gaussian_kernel(unit(query), unit(anchors), config.kernel_width)
         psi = quantum.amplitude_state(query, config.num_qubits)
         phi = quantum.amplitude_state(anchors, config.num_qubits)
         if config.kind == "pqk":
@@ -228,6 +233,8 @@ def _overlap(params: dict, config: GateSettings, query: jax.Array, anchors: jax.
     b = angles(params, config, anchors, "anchor")
     if config.kind == "cosine":
         return jnp.matmul(unit(a), unit(b).T, precision="highest")
+    if config.kind == "rbf":
+        return gaussian_kernel(a, b, config.kernel_width)
     circuit, theta = feature_map(config), params["theta"]
     theta_b = jnp.zeros_like(theta) if config.theta_side == "query" else None
     if config.kind == "quantum":
@@ -236,6 +243,11 @@ def _overlap(params: dict, config: GateSettings, query: jax.Array, anchors: jax.
     return _projected(
         state(circuit, a, theta), state(circuit, b, theta if theta_b is None else theta_b), config
     )
+
+
+def gaussian_kernel(a: jax.Array, b: jax.Array, gamma: float) -> jax.Array:
+    """exp(-gamma |a - b|^2) [B, A] of a [B, D] and b [A, D]."""
+    return jnp.exp(-gamma * jnp.sum((a[:, None, :] - b[None, :, :]) ** 2, axis=-1))
 
 
 def _projected(psi: jax.Array, phi: jax.Array, config: GateSettings) -> jax.Array:

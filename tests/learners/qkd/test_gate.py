@@ -20,7 +20,7 @@ from qkd_jax.learners.qkd.gate import GateSettings
 
 BUDGET, EXACT = 2e-4, 2e-5
 WIDTH, TASKS, QUBITS = 12, 4, 3
-KINDS = ("quantum", "pqk", "cosine", "mlp", "attention", "uniform")
+KINDS = ("quantum", "pqk", "cosine", "rbf", "mlp", "attention", "uniform")
 
 
 def settings(**changes):
@@ -323,6 +323,28 @@ def test_cosine_gate():
     np.testing.assert_allclose(raw, expected, atol=BUDGET)
 
 
+def test_gaussian_kernel_gate():
+    """exp(-gamma |a - b|^2), of the angles or of unit vectors."""
+    config = settings(kind="rbf", kernel_width=0.7, score="log_fidelity")
+    params = params_of(config)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, params_of(settings(kind="cosine"))
+    )
+
+    def kernel(a, b):
+        return np.exp(-0.7 * ((a[:, None] - b[None]) ** 2).sum(-1))
+
+    evidence, p = similarity(params, config, QUERY, ANCHORS)
+    expected = kernel(numpy_angles(params, QUERY), numpy_angles(params, ANCHORS))
+    np.testing.assert_allclose(p, expected, atol=BUDGET)
+    np.testing.assert_allclose(evidence, np.log(expected + gate.FIDELITY_FLOOR), rtol=1e-4)
+    _, p = similarity(
+        {}, settings(kind="rbf", encoding="amplitude", kernel_width=0.7), QUERY, ANCHORS
+    )
+    expected = np.exp(-1.4 * (1 - numpy_cosine(QUERY, ANCHORS)))
+    np.testing.assert_allclose(p, expected, atol=EXACT)
+
+
 def test_projected_kernel_gate_against_reduced_density_matrices():
     """exp(-gamma sum_j |rho_j(a) - rho_j(b)|_F^2) with rho_j the 2 x 2 state of qubit j."""
     config = settings(kind="pqk", kernel_width=0.7)
@@ -383,7 +405,7 @@ def test_parameter_counts_are_matched():
     }
     print(counts)
     assert counts["quantum"] == counts["pqk"] == 768 * 9 + 18
-    assert counts["cosine"] == 768 * 9 and counts["mlp"] == 768 * 9 + 9
+    assert counts["cosine"] == counts["rbf"] == 768 * 9 and counts["mlp"] == 768 * 9 + 9
     assert counts["attention"] == 768 * 8 and counts["uniform"] == 0
     for kind in ("cosine", "mlp"):
         assert abs(counts[kind] / counts["quantum"] - 1) < 0.1

@@ -1,0 +1,89 @@
+"""The choice of settings on held-out examples: the rule, and what is recorded."""
+
+import json
+
+import pytest
+
+from benchmarks import held_out
+from qkd_jax.errors import QkdError
+
+
+@pytest.mark.parametrize(
+    ("best", "grid"),
+    [
+        (0.05, [0.0125, 0.05, 0.2]),
+        (0.2, [0.0125, 0.05, 0.2, 0.8]),
+        (3.2, [0.0125, 0.05, 0.2, 0.8, 3.2, 12.8]),
+        (0.00313, [0.000781, 0.00313, 0.0125, 0.05, 0.2]),
+    ],
+)
+def test_the_grid_goes_on_until_its_best_value_has_neighbours(best, grid):
+    tried = []
+
+    def score(value):
+        tried.append(value)
+        return -abs(value - best)
+
+    scores = held_out.searched(score, start=0.05, factor=4.0)
+    assert list(scores) == grid
+    assert sorted(tried) == grid  # no value twice
+    assert held_out.chosen(scores) == best
+
+
+def test_of_equal_values_the_smallest_is_chosen():
+    scores = held_out.searched(lambda value: min(value, 1.0), start=2.0, factor=2.0)
+    assert list(scores) == [0.5, 1.0, 2.0, 4.0]
+    assert held_out.chosen(scores) == 1.0
+
+
+def test_the_choice_is_recorded_with_all_that_was_tried(monkeypatch, tmp_path):
+    averages, seen = {0.2: 80.0, 0.8: None, 0.05: 81.004}, []
+
+    def run(config, backbone, out, variant):
+        seen.append((config, variant))
+        if averages[config.train.learning_rate] is None:
+            raise QkdError("task 1, step 3: expected finite numbers, found loss nan")
+        return {"average_accuracy": averages[config.train.learning_rate], "last_accuracy": 70.0}
+
+    monkeypatch.setattr(held_out, "run", run)
+    monkeypatch.setattr(held_out, "backbone_of", lambda settings: None)
+    record = tmp_path / "chosen.json"
+    averages[0.0125] = 60.0
+    held_out.main(
+        f"renditions --methods qkd --start 0.2 --runs {tmp_path} --record {record}".split()
+    )
+    ((name, row),) = json.loads(record.read_text())["renditions"].items()
+    assert name == "qkd train.learning_rate"
+    assert row["chosen"] == "0.05"
+    assert row["accuracies"] == {
+        "0.0125": [60.0, 70.0], "0.05": [81.0, 70.0], "0.2": [80.0, 70.0], "0.8": None,
+    }  # fmt: skip
+    assert row["examples"] == 100  # two held-out styles of 50 classes
+    assert {config.data.validation for config, _ in seen} == {0.34}
+    assert len({variant for _, variant in seen}) == 4
+
+
+def test_another_error_is_not_taken_for_a_bad_rate(monkeypatch, tmp_path):
+    def run(config, backbone, out, variant):
+        raise QkdError("folder: expected images, found none")
+
+    monkeypatch.setattr(held_out, "run", run)
+    monkeypatch.setattr(held_out, "backbone_of", lambda settings: None)
+    with pytest.raises(QkdError, match="found none"):
+        held_out.main(f"renditions --methods qkd --runs {tmp_path}".split())
+
+
+def test_values_that_are_words_are_tried_in_their_order(monkeypatch, tmp_path):
+    averages = {"random": 80.0, "previous": 80.0}
+
+    def run(config, backbone, out, variant):
+        return {"average_accuracy": averages[config.adapter.start], "last_accuracy": 70.0}
+
+    monkeypatch.setattr(held_out, "run", run)
+    monkeypatch.setattr(held_out, "backbone_of", lambda settings: None)
+    record = tmp_path / "chosen.json"
+    held_out.main(
+        "renditions --methods qkd --setting adapter.start --values random previous".split()
+        + f"--runs {tmp_path} --record {record}".split()
+    )
+    assert json.loads(record.read_text())["renditions"]["qkd adapter.start"]["chosen"] == "random"
