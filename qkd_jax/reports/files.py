@@ -15,6 +15,9 @@ from qkd_jax.npz import DamagedArchive, Fields, read_npz
 from qkd_jax.reports.forms import problem, problem_of_line
 from qkd_jax.reports.ledger import missing_files
 
+# The file with ids, classes and digests of the examples that a run began with.
+IMAGES = "images.npz"
+
 
 @dataclass(frozen=True)
 class RunFiles:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qkd_jax.errors import DataError
-from qkd_jax.reports.files import read_json, read_run
+from qkd_jax.reports.files import IMAGES, read_json, read_run
 from qkd_jax.reports.ledger import NOTED, Ledger, lost_files, missing_files
 from qkd_jax.reports.predictions import PACKED, check_follows, packed, read_predictions
 from qkd_jax.reports.results import seed_folders
+from qkd_jax.reports.writing import write_atomically
 
 # The files of a run that `record_runs` copies, beside its predictions.
 RECORDED = ("config.json", "environment.json", "matrix.json", "summary.json")
@@ -20,8 +21,10 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
     """Copies the small files of the finished runs of runs/<experiment> to `target`/<experiment>.
 
     They are settings, versions, matrix and summary, which are enough to make the tables again, and
-    what was predicted of each test image (`read_predictions`). A record is there to be shown to
-    others, so of a path on this machine only the last name is kept.
+    what was predicted of each test image (`read_predictions`). Of examples that are read from a path
+    `target`/<experiment>/examples-<fingerprint>.npz keeps which they were: ids, classes and digests,
+    once for all runs with the same ones. A record is there to be shown to others, so of a path on
+    this machine only the last name is kept.
 
     Returns:
       The folders of the copies.
@@ -42,6 +45,8 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
             record = _record_of(run)
             copy = Path(target) / folder.name / method.name / run.name
             Ledger(copy).write(record)
+            if (listed := _list_of_examples(run)) is not None:
+                write_atomically(copy.parents[1] / listed.name, listed.content)
             copies.append(copy)
     if not copies:
         raise DataError(f"{folder}: expected at least one finished run, found none")
@@ -69,6 +74,21 @@ def _record_of(run: Path) -> dict[str, bytes]:
         text = (run / name).read_bytes() if same else (json.dumps(shown, indent=1) + "\n").encode()
         record[name] = text
     return record
+
+
+class Listed(NamedTuple):
+    """The list of a run's examples, and the name of its file in a record."""
+
+    name: str
+    content: bytes
+
+
+def _list_of_examples(run: Path) -> Listed | None:
+    """None where the examples come with the package, or an older version kept no list."""
+    if not read_json(run / "config.json")["data"].get("path") or not (run / IMAGES).is_file():
+        return None
+    fingerprint = read_json(run / "environment.json")["data_fingerprint"]
+    return Listed(f"examples-{fingerprint[:16]}.npz", (run / IMAGES).read_bytes())
 
 
 def without_paths(value: Any) -> Any:

@@ -27,6 +27,7 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.npz import read_npz
 from qkd_jax.paths import in_utf8
 from qkd_jax.protocol.tasks import split_name
+from qkd_jax.reports.files import IMAGES
 from qkd_jax.reports.forms import problem
 from qkd_jax.reports.ledger import LEDGER, NOTED, Ledger, missing_files, needs_ledger
 from qkd_jax.runs.manifest import damage_of
@@ -40,8 +41,6 @@ logger = logging.getLogger("qkd_jax")
 # Checkpoint numbers are task * this + step, so that they increase over the whole run. With a
 # teacher each task counts twice.
 STEPS_PER_TASK = 10_000_000
-# The file with the contents of the images that a run began with.
-IMAGES = "images.npz"
 FOLDER_NAME = re.compile(r"[\w,=+-]([\w.,=+ -]*[\w.,=+-])?")
 
 

@@ -1,5 +1,6 @@
 """A user's own image folder through the command line: kinds of image files, broken folders."""
 
+import hashlib
 import json
 import shutil
 
@@ -95,6 +96,15 @@ def test_folder_on_one_and_on_eight_devices(capsys, experiment, images, tmp_path
     assert one["compilations"] == eight["compilations"] == 1
     assert one["accuracy_curve"] == eight["accuracy_curve"]
     np.testing.assert_array_equal(saved_one["predicted"], saved_eight["predicted"])
+    # The record of these runs says which images they had, once for both.
+    for devices in (1, 8):
+        cli.main(["record", str(tmp_path / str(devices) / "own"), str(tmp_path / "kept")])
+    (listed,) = tmp_path.glob("kept/own/examples-*.npz")
+    with np.load(listed, allow_pickle=False) as kept:
+        assert set(kept["test_ids"].tolist()) == paths
+        for name, digest in zip(kept["train_ids"], kept["train_digests"], strict=True):
+            whole = hashlib.sha256((images / name).read_bytes()).digest()
+            assert digest.tobytes() == whole[:16]
     logs = []
     for devices in (1, 8):
         log = tmp_path / str(devices) / "own/ease/seed1993/metrics.jsonl"
