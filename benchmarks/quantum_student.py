@@ -6,8 +6,8 @@ Value and gradient of sum_bj w_bj <Z_j>_b with respect to the texts' angles and 
 ones, float32. The peers run the circuit gate by gate on a statevector, as published: PennyLane with
 broadcast angles, TensorCircuit-NG with `vmap`. A third row is our own statevector simulator, gate
 by gate too. Ours passes a matrix along a chain instead (`quantum.classifier_circuit`), which is
-exact for this circuit and for few others. All are checked against ours before they are timed. The
-peers take minutes to compile, which is not counted; the notes say how long.
+exact for this circuit and for few others. All are checked against ours before they are timed. What
+the peers take to compile is not counted; the notes say how long.
 """
 
 import argparse

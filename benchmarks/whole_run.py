@@ -4,7 +4,7 @@
 
 QKD with the settings of `experiments/renditions.py` on the packaged images, on a ViT-S/16 with
 random weights (times do not depend on weights; `--weights` takes the packaged CLIP ViT-B/16 and
-three times as long). Ours is `run`: checkpoints, logs and all. The other side does the same
+longer). Ours is `run`: checkpoints, logs and all. The other side does the same
 algorithm with the same compiled transformer, head and gate, but keeps nothing: each step, each end
 of a task and each evaluation passes its images, from the pixels, through one adapter after the
 other in a Python loop. One pair, as a side takes minutes; what a side compiles counts (the other

@@ -5,7 +5,7 @@
 Data: the images of CIFAR-100 as files, train/<class>/* and test/<class>/*, of any number; the
 recorded runs had 100 of each class of the training part and 50 of the test part. B0-Inc10, order
 seed 1993. Settings of every method as in `renditions`. For what needs more images of a class than
-`renditions` has, and hours instead of days on two cores.
+`renditions` has.
 Expected: docs/results.md.
 """
 

@@ -7,7 +7,7 @@ lexicographer file, such as noun.animal or verb.motion. B5-Inc3: twelve tasks, o
 of three classes; order seed 1993. Backbone: MiniLM with 6 blocks, frozen; definitions are cut to 24
 tokens. Settings of every method as in `renditions`, but for the rates below, which were chosen on
 held-out training texts (docs/results.md); QKD's adapters sit in the last three blocks.
-Expected: docs/results.md. A run takes two to six minutes of one core.
+Expected: docs/results.md.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ ImageNet-R, but for the rates, which were chosen on held-out styles (docs/result
 min are still the published ones. QKD's adapters sit in the last six blocks, so that the first six
 are computed once for each image. In `cdl` this backbone is the
 teacher's; the student is the packaged ViT-S/14 at 84 px, after 11 of its 12 blocks.
-Expected: docs/results.md. About 4 minutes on two cores.
+Expected: docs/results.md.
 """
 
 from qkd_jax.settings.config import Config, override

@@ -219,9 +219,8 @@ class MatrixVae(nn.Module):
     prior is a further input of the encoder.
 
     Reduced: sizes. Different: both directions are residual MLPs on the entries of the matrix
-    where the authors have convolutions on its quadrants. Convolutions of a size that fits here were
-    slower and reconstructed worse: atoms that follow one another in a matrix are not neighbours as
-    pixels are. A sigmoid ends the decoder, since zeros of the padding are otherwise blurred. The
+    where the authors have convolutions on its quadrants: atoms that follow one another in a matrix
+    are not neighbours as pixels are. A sigmoid ends the decoder, since zeros of the padding are otherwise blurred. The
     posterior's log variance is free, while the authors' passes through softplus, so that their
     deviation is at least 1 and the latent carries little. The encoder reads the prior's mean
     without teaching it: through that path the reconstruction would bend the prior into a second

@@ -3,8 +3,7 @@
 Losses and the rise of beta are those of the authors' code (hegwj/CbLDM). Reduced: a few thousand
 steps where they take up to 10,240 epochs, so learning rates are higher and fall to zero along a
 cosine, and beta rises as much in one round of steps as theirs in many epochs. Different: both VAEs
-learn by AdamW, as the denoiser does there as well, instead of by Adan, with which the matrix VAE
-reconstructed worse in as many steps.
+learn by AdamW, as the denoiser does there as well, instead of by Adan.
 """
 
 import hashlib

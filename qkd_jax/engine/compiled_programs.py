@@ -39,7 +39,7 @@ def keep_compiled_programs() -> None:
 def give_back_memory() -> None:
     """Returns the compiler's memory to the system after each long compilation from now on.
 
-    The C library would keep it, about 170 MB after compiling a step of ViT-B/16. Where that library
+    The C library would keep it. Where that library
     is not glibc, nothing is changed.
     """
     try:

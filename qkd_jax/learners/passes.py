@@ -109,8 +109,8 @@ def frozen_feature(state: LearnerState, inputs: Raw) -> jax.Array:
 def task_chunk(config: TrainConfig, batch_size: int, num_slots: int) -> int:
     """How many slots one pass over a batch computes.
 
-    By default 16 rows in all on a CPU, whose caches more rows overflow (measured: within 2 % of the
-    best for batches of 1 to 32), and 256 elsewhere, which has not been tuned.
+    By default 16 rows in all on a CPU, whose caches more rows overflow, and 256 elsewhere, which
+    has not been tuned.
     """
     if config.task_chunk:
         return min(config.task_chunk, num_slots)

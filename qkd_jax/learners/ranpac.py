@@ -25,7 +25,7 @@ How this differs from the reference, and why:
 - LAMDA-PILOT's port scores by the cosine between h and the ridge solution: `ranpac.readout=cosine`.
 
 G [M, M] and W [D, M] live in memory, 400 and 31 MB at M = 10,000 and D = 768; drawing W again for
-every batch of 32 would cost some 25 times the product with it.
+every batch would cost more than the product with it.
 """
 
 from dataclasses import dataclass

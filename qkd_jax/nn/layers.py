@@ -24,7 +24,7 @@ def at_least_float32(dtype) -> jnp.dtype:
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x Phi(x), with erf: `jax.nn.gelu` uses erfc, which is 5 times slower."""
+    """Exact GELU, x Phi(x), with erf: `jax.nn.gelu` uses erfc, which is slower."""
     return 0.5 * x * (1.0 + lax.erf(x * 0.7071067811865476))
 
 
@@ -36,7 +36,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 # These derivatives keep only the input for the backward pass, one array as wide as the MLP, where
 # autodiff keeps two. They use Phi(x) = 1 - Phi(-x): written as above, XLA would see the expression
-# twice and keep its value from the forward pass, a fifth of all that a step keeps.
+# twice and keep its value from the forward pass.
 
 
 def _gelu_backward(x, g):
@@ -116,7 +116,7 @@ def matmul_trainable(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel for weights that train: [..., D] @ [D, E].
 
     The weight gradient is computed as (g^T x)^T. The plain rule makes XLA write the wide input
-    transposed, which was half of an adapter step on CPU.
+    transposed, which is slow on a CPU.
     """
     return x @ kernel
 

@@ -21,10 +21,10 @@ def record_runs(experiment_folder: str | Path, target: str | Path) -> list[Path]
     """Copies the small files of the finished runs of runs/<experiment> to `target`/<experiment>.
 
     They are settings, versions, matrix and summary, which are enough to make the tables again, and
-    what was predicted of each test image (`read_predictions`). Of examples that are read from a path
-    `target`/<experiment>/examples-<fingerprint>.npz keeps which they were: ids, classes and digests,
-    once for all runs with the same ones. A record is there to be shown to others, so of a path on
-    this machine only the last name is kept.
+    what was predicted of each test image (`read_predictions`). Of examples that are read from a
+    path, `target`/<experiment>/examples-<fingerprint>.npz keeps which they were: ids, classes and
+    digests, once for all runs with the same ones. A record is there to be shown to others, so of a
+    path on this machine only the last name is kept.
 
     Returns:
       The folders of the copies.
