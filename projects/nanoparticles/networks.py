@@ -218,13 +218,13 @@ class MatrixVae(nn.Module):
     As in the paper: an MLP reads the scaled PDF and gives the prior of the latent; the mean of the
     prior is a further input of the encoder.
 
-    Reduced: sizes. Different: both directions are residual MLPs on the entries of the matrix
-    where the authors have convolutions on its quadrants: atoms that follow one another in a matrix
-    are not neighbours as pixels are. A sigmoid ends the decoder, since zeros of the padding are otherwise blurred. The
-    posterior's log variance is free, while the authors' passes through softplus, so that their
-    deviation is at least 1 and the latent carries little. The encoder reads the prior's mean
-    without teaching it: through that path the reconstruction would bend the prior into a second
-    code of the PDF.
+    Reduced: sizes. Different: both directions are residual MLPs on the entries of the matrix where
+    the authors have convolutions on its quadrants: atoms that follow one another in a matrix are
+    not neighbours as pixels are. A sigmoid ends the decoder, since zeros of the padding are
+    otherwise blurred. The posterior's log variance is free, while the authors' passes through
+    softplus, so that their deviation is at least 1 and the latent carries little. The encoder reads
+    the prior's mean without teaching it: through that path the reconstruction would bend the prior
+    into a second code of the PDF.
     """
 
     sizes: Sizes

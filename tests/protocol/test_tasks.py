@@ -49,16 +49,23 @@ def test_no_seed_keeps_the_labels_in_order_and_an_explicit_order_wins():
 @pytest.mark.parametrize(
     ("explicit", "words"),
     [
-        ([0, 1, 1], "twice \\[1\\], missing \\[2\\]"),
+        ([0, 1, 1], "each of 0..2 once, found twice \\[1\\], missing \\[2\\]"),
         ([0, 1, 3], "outside \\[3\\]"),
         ([0, 1], "expected 3 classes, found 2"),
         ([[0, 1, 2]], "flat list"),
+        (2, "flat list"),
         ([0.0, 1.0, 2.0], "whole label ids"),
     ],
 )
 def test_an_explicit_order_must_be_a_permutation(explicit, words):
     with pytest.raises(ProtocolError, match=words):
         class_order(3, explicit=explicit)
+
+
+def test_of_many_wrong_labels_five_are_named():
+    five = r"missing \[1, 2, 3, 4, 5\], outside \[11, 12, 13, 14, 15\] \(at most five"
+    with pytest.raises(ProtocolError, match=five):
+        class_order(8, explicit=[0, 11, 12, 13, 14, 15, 16, 7])
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True])
