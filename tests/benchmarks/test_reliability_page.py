@@ -1,0 +1,81 @@
+"""docs/reliability.md shows what the records of `make faults`, `make fuzz`, `make mutants`,
+`benchmarks.devices` and `benchmarks.long_run` say, nothing else.
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "reliability.md").read_text()
+WORDS = " ".join(PAGE.split())
+
+
+def record(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def rows_below(head):
+    """The cells of the rows of the table that begins with this line."""
+    below = PAGE.partition(head + "\n")[2].splitlines()
+    _, *rows = itertools.takewhile(lambda line: line.startswith("|"), below)
+    return [[cell.strip() for cell in row[1:-1].split("|")] for row in rows]
+
+
+def test_kills():
+    found = record("faults")
+    assert found["runs_with_faults"] == 0 and "**no difference**" in WORDS
+    by_method = ", ".join(f"{name} {row['kills']}" for name, row in found["by_method"].items())
+    assert f"{found['kills']} kills of {len(found['runs'])} runs ({by_method})" in WORDS
+    names = {
+        "a step": "an optimisation step",
+        "end_task": "`end_task`",
+        "begin_task": "`begin_task`",
+        "features before the steps": "computing features before the steps",
+        "elsewhere": "elsewhere, or its place was not told in time",
+    }
+    places = [[names.get(p, p), str(n)] for p, n in found["by_place"].items()]
+    assert rows_below("| killed in | kills |") == places
+
+
+def test_hostile_files():
+    found = record("fuzz")
+    kinds = {
+        "npz": "`.npz`",
+        "safetensors": "`.safetensors`",
+        "onnx": "`.onnx`",
+        "config": "`config.json`",
+        "run": "a file of a run folder, from which page and table are made",
+        "image": "images of ten formats",
+        "text": "texts, tables, split files",
+    }
+    assert rows_below("| files | accepted | answered | crashed |") == [
+        [kinds[kind], *(f"{row[name]:,}" for name in ("accepted", "answered", "crashed"))]
+        for kind, row in found["kinds"].items()
+    ]
+    assert f"make fuzz INPUTS={found['inputs']} FUZZ_SEED={found['seed']} " in WORDS
+    assert f"{found['inputs']:,} inputs" in WORDS
+
+
+def test_devices():
+    found, expected = record("devices")["methods"], []
+    for method, row in found.items():
+        assert row["again"] == []
+        for place in ("eight devices", "two processes"):
+            first = place == "eight devices"
+            numbers = [f"{row[place][n]:.0e}" for n in ("trained", "stored", "log_probability")]
+            differ = f"{row[place]['different']} of {row[place]['predictions']}"
+            start = [method, "the same bytes"] if first else ["", ""]
+            expected.append([*start, place, *numbers, differ])
+    head = "| method | again | | trained | stored | log-probability | predictions that differ |"
+    assert rows_below(head) == expected
+
+
+def test_a_long_run():
+    growth = record("long_run")["growth"]
+    (files, same_files), (threads, same_threads) = growth["open_files"], growth["threads"]
+    assert files == same_files and threads == same_threads
+    assert f"open files stay at {files:.0f} and threads at {threads:.0f}" in WORDS
+    steps, memory = growth["step_ms"], growth["memory_mib"]
+    assert f"takes {steps[0]:.1f} and {steps[1]:.1f} ms" in WORDS
+    assert f"memory rises from {memory[0]:.0f} to {memory[1]:.0f} MiB" in WORDS
