@@ -1,16 +1,16 @@
 """APT against the authors' code: logits after two tasks, loss, gradients, merged prompt.
 
-Reference: HaoranChen/Additive-Prompt-Tuning at 9b293dade6972c41ebbb90afcc68ed42fac53578 (as kept in
-the history of its public copies). Called: models/zoo.py `vit_pt_imnet` (ViTZoo with APT),
-learners/prompt.py `Prompt_Learner.update_model`, and learners/default.py `NormalNN.learn_batch`
-with zero epochs, which leaves its merging at the end of a task. APT is written for heads of
-768 = 12 x 64, so the transformer keeps that width; their `VisionTransformer` was given two blocks,
-an MLP of 24, patch 4 and image 8. ema_coeff 0.7, float64 (the prompt itself is float32 there).
+Reference: HaoranChen/Additive-Prompt-Tuning at 9b293dade6972c41ebbb90afcc68ed42fac53578. Called:
+models/zoo.py `vit_pt_imnet` (ViTZoo with APT), learners/prompt.py `Prompt_Learner.update_model`,
+and learners/default.py `NormalNN.learn_batch` with zero epochs, which leaves its merging at the end
+of a task. APT is written for heads of 768 = 12 x 64, so the transformer keeps that width; their
+`VisionTransformer` was given two blocks, an MLP of 24, patch 4 and image 8. ema_coeff 0.7, float64
+(the prompt itself is float32 there).
 
-How the arrays were made: weights and inputs are drawn here and there by the same frozen NumPy
-generators, as below. The first task ended with the prompt `first`; with `second` and four classes,
-of which the last two are new, one update gave loss and gradients; the second task's end gave the
-merged prompt, and evaluation the logits of all four classes.
+How the arrays were made, by `golden/make_apt_golden.py`: weights and inputs are drawn here and
+there by the same frozen NumPy generators, as below. The first task ended with the prompt `first`;
+with `second` and four classes, of which the last two are new, one update gave loss and gradients;
+the second task's end gave the merged prompt, and evaluation the logits of all four classes.
 
 Error budget: two blocks in float32 with activations near 1; a logit is a sum of 768 products of a
 standardised feature and a unit row and stays near 1: 200 eps = 2.4e-5. Gradients have the same

@@ -4,19 +4,18 @@ Reference: liangyanshuo/InfLoRA at e08b00edd54f2f10cf2f9826eae7d44fdcb6354b. Cal
 methods/inflora.py `InfLoRA._train` (survey, down-projection, training, second survey, DualGPM) and
 `InfLoRA.update_DualGPM`; models/sinet_inflora.py `SiNet.forward` and `SiNet.interface` around a
 `ViT_lora_co` (models/vit_inflora.py) of width 16, 3 blocks, 2 heads, MLP 32, patch 4, image 8. All
-in float64, with weights, heads and images that float16 and uint8 hold exactly. `SiNet` and
-`InfLoRA` fix ViT-B/16 in their constructors, so both were made without them and given their
-attributes.
+in float64, with weights, heads and images that float16 and uint8 hold exactly. `SiNet` asks for
+ViT-B/16 in its constructor and was given this transformer.
 
-How the arrays were made: three tasks of two classes, each a pattern shared by its images and half
-noise; pixels minus 0.5 over 0.25. Each task ran `_train` once on two batches of six: SGD with
-momentum 0.9, one epoch at rate 2, which has no schedule; rank 3, lamb 0.97, lame 1.
-`moments` is `cur_matrix` of a pass before the task, `down` lora_A after it, `occupied` the
-projection matrix after it, or its complement where DualGPM had switched to "retain" (`retains`),
-`scores` those of `interface`. After the third task the model with its first two branches gave
-logits, loss and gradients on the first batch of the second task. `dual_*`: four calls of
-`update_DualGPM` alone, lamb 0.9, lame 0.99, on the second moments of nine rows of normal noise with
-unequal columns.
+How `golden/make_inflora_golden.py` made the arrays: three tasks of two classes, each a pattern
+shared by its images and half noise; pixels minus 0.5 over 0.25. Each task ran `_train` once on two
+batches of six: SGD with momentum 0.9, one epoch at rate 2, which has no schedule; rank 3, lamb
+0.97, lame 1. `moments` is `cur_matrix` of a pass before the task, `down` lora_A after it,
+`occupied` the projection matrix after it, or its complement where DualGPM had switched to "retain"
+(`retains`), `scores` those of `interface`. After the third task the model with its first two
+branches gave logits, loss and gradients on the first batch of the second task. `dual_*`: four calls
+of `update_DualGPM` alone, lamb 0.9, lame 0.99, on the second moments of nine rows of normal noise
+with unequal columns.
 
 Known defect: where the first basis takes more than half the width, the reference stops with an
 assertion, and at exactly half it takes the basis for its complement. So no array can cover this;
@@ -25,9 +24,9 @@ code; `inflora.first_basis = "below"` is that form.
 
 Error budget, float32 against float64. Moments, logits and gradients: roundings of three blocks and
 of sums over 60 tokens, 40 eps = 5e-6 of the largest entry. Subspaces of given moments: a few eps of
-the decomposition over the smallest gap at a cut, 0.015 of the largest singular value: 2e-5. A whole
-run: the same, with the moments' own error, amplified by up to six steps at rate 2: 1e-4 of the
-largest entry.
+the decomposition over the smallest gap at a cut, at least 0.015 of the largest singular value:
+2e-5. A whole run: the same, with the moments' own error, amplified by up to six steps at rate 2:
+1e-4 of the largest entry.
 """
 
 from pathlib import Path
