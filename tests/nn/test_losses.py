@@ -15,6 +15,7 @@ from qkd_jax.nn.losses import (
     distillation,
     entropy,
     feature_distillation,
+    jensen_shannon,
     masked_kl,
     mean_square,
     softened_kl,
@@ -271,3 +272,16 @@ def test_mean_square():
     found = mean_square(jnp.asarray(teacher), jnp.asarray(student))
     expected = ((np.float64(teacher) - student) ** 2).reshape(3, -1).mean(1)
     np.testing.assert_allclose(found, expected, rtol=20 * EPS)
+
+
+def test_jensen_shannon():
+    """Of columns that hold alone, whatever stands in the others; also -inf, of a class not seen."""
+    teacher, student = draw(2, 3, 6), draw(2, 3, 6, seed=1)
+    p, q = (np.exp(log_softmax(values[..., COLUMNS], True)) for values in (student, teacher))
+    mean = (p + q) / 2
+    expected = 0.5 * (p * np.log(p / mean) + q * np.log(q / mean)).sum(-1)
+    for unseen in (teacher, np.where(COLUMNS, teacher, -np.inf)):
+        found = jensen_shannon(jnp.asarray(unseen), jnp.asarray(student), jnp.asarray(COLUMNS))
+        np.testing.assert_allclose(found, expected, atol=BUDGET)
+    to_teacher = jax.grad(lambda t: jensen_shannon(t, student, COLUMNS).sum())(teacher)
+    assert not np.asarray(to_teacher).any()
