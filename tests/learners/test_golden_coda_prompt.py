@@ -6,11 +6,11 @@ and `process_task_count`), `ViTZoo.forward` around models/vit.py `VisionTransfor
 blocks, two heads, MLP 12, patch 4, image 8), and learners/prompt.py `Prompt.update_model`; float64,
 mu 0 and 0.1.
 
-How the arrays were made: weights and inputs are drawn here and there by the same frozen NumPy
-generators, as below. In the second of three tasks (two classes each) one update gave loss and
-gradients of the task's components and head rows; evaluation gave the logits of the first four
-classes. For the start of components the normal draws were recorded, and the first task's rows
-moved by 0.2 times normal numbers, as training would.
+golden/make_coda_prompt_golden.py made the arrays: weights and inputs are drawn here and there by
+the same frozen NumPy generators, as below. In the second of three tasks (two classes each) one
+update gave loss and gradients of the task's components and head rows; evaluation gave the logits of
+the first four classes. For the start of components the normal draws were recorded, and the first
+task's rows moved by 0.2 times normal numbers, as training would.
 
 Error budget: six blocks in float32 with activations near 1; logits are sums of 12 products near
 0.3: 100 eps = 1.2e-5, doubled for the prompts' way through five blocks. Gradients have the same

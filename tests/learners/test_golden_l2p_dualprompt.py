@@ -1,8 +1,9 @@
 """L2P and DualPrompt against the three public code bases.
 
-The arrays of golden/l2p.npz and golden/dualprompt.npz come from running, on four random images and
-one random transformer each (8 px, patch 4, 2 heads; L2P 2 blocks of width 16, DualPrompt 5 blocks
-of width 8), task 1 of two tasks with two classes:
+The arrays of golden/l2p.npz and golden/dualprompt.npz come from golden/make_l2p_golden.py and
+golden/make_dualprompt_golden.py, which run, on four random images and one random transformer each
+(8 px, patch 4, 2 heads; L2P 2 blocks of width 16, DualPrompt 5 blocks of width 8), task 1 of two
+tasks with two classes:
 
 - google/: google-research/l2p, commit dd8836e6e372df29f03d83bf3dc3a806114e9d8e, models/vit.py
   `VisionTransformer` with models/prompt.py `Prompt` and models/prefix_attention.py, under today's
