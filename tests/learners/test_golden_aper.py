@@ -7,11 +7,11 @@ aper_adapter.py `Learner.construct_dual_branch_network` and `Learner.replace_fc`
 blocks, two heads, MLP 48, bottleneck 3, patch 4, image 8, float64, dropout off; the frozen branch
 is timm's `VisionTransformer` with the same weights.
 
-How the arrays were made: weights and inputs are drawn here and there by the same frozen NumPy
-generators, as below. The network of the first task gave loss and gradients on six images of three
-classes, with a made-up head of scale 2.5. Then its adapter went into the network of two branches,
-the class means of those six and of four images of two further classes into its head, and four
-queries gave features and logits.
+How `golden/make_aper_golden.py` made the arrays: weights and inputs are drawn here and there by the
+same frozen NumPy generators, as below. The network of the first task gave loss and gradients on six
+images of three classes, with a made-up head of scale 2.5. Then its adapter went into the network of
+two branches, the class means of those six and of four images of two further classes into its head,
+and four queries gave features and logits.
 
 Error budget: two blocks in float32 with activations near 1, in all 100 eps = 1.2e-5 of the largest
 entry for features, and twice that for logits, whose scale is 2.5, and for gradients.

@@ -2,11 +2,11 @@
 
 Repository sun-hailong/CVPR24-Ease, commit 6d67508ed8b7c4d23350ed4eb28c123914b40ae3 (models/ease.py
 and backbone/vit_ease.py are the same in LAMDA-CL/LAMDA-PILOT, commit 5240714d). The arrays come
-from running models/ease.py `Learner` and utils/inc_net.py `EaseNet` on backbone/vit_ease.py
-`VisionTransformer` (12 wide, 2 blocks, 2 heads, MLP 24, patches of 4 pixels of 8 x 8 images,
-parallel adapters of bottleneck 3 and scale 0.1, their dropout of 0.1 set to 0), in float64 on
-weights rounded to float32: three tasks of three, two and two classes, two to five images a class,
-with random adapters.
+from `golden/make_ease_golden.py`, which runs models/ease.py `Learner` and utils/inc_net.py
+`EaseNet` on backbone/vit_ease.py `VisionTransformer` (12 wide, 2 blocks, 2 heads, MLP 24, patches
+of 4 pixels of 8 x 8 images, parallel adapters of bottleneck 3 and scale 0.1, their dropout of 0.1
+set to 0), in float64 on weights rounded to float32: three tasks of three, two and two classes, two
+to five images a class, with random adapters.
 
 - `VisionTransformer.forward_train` in the second task and `forward_test` after the third gave the
   features of ten images;

@@ -5,16 +5,17 @@ RanPAC.py `Learner.setup_RP`, `Learner.replace_fc` (the sums G and Q and the new
 `Learner.optimise_ridge_parameter`, and inc_net.py `SimpleVitNet.update_fc` and its forward pass
 through `CosineLinear` with `use_RP`. M = 40, float64, on the CPU.
 
-How the arrays were made: W, five class centres and features around them were drawn with NumPy; the
-backbone was the identity, so that the given features are what the method sees. Two tasks: 25 images
-of two classes (fewer than M, searched in the dual here) and 60 of three (more). The head was made
-anew for the second task, as their training loop does. Their mean squared errors were noted as their
-search computed them: 17 for each task; it fits the first 80 % of the given order.
+How `golden/make_ranpac_golden.py` made the arrays: W, five class centres and features around them
+were drawn with NumPy; the backbone was the identity, so that the given features are what the method
+sees. Two tasks: 25 images of two classes (fewer than M, searched in the dual here) and 60 of three
+(more). The head was made anew for the second task, as their training loop does. Their mean squared
+errors were noted as their search computed them: 17 for each task; it fits the first 80 % of the
+given order.
 
 Error budget: sums of at most 85 products of float32 numbers, 100 eps of the largest. A mean squared
 error follows the fitted solution, whose condition is that of the smaller Gram matrix plus lambda,
-at most 2e4: eps times it, 2.4e-3 for the smallest lambdas (two processors took 0.2 and 0.35 of it),
-and 100 eps for the largest. Solutions and scores: 4 eps times the condition.
+at most 2e4: eps times it, 2.4e-3 for the smallest lambdas (one processor took 0.07 of it), and 100
+eps for the largest. Solutions and scores: 4 eps times the condition.
 """
 
 from pathlib import Path

@@ -1,14 +1,14 @@
 """SimpleCIL against LAMDA-PILOT: features, class means, cosines.
 
 Repository LAMDA-CL/LAMDA-PILOT, commit 5240714d3d6071aca824f8aed4a92a46ac6f883c. The arrays come
-from running models/simplecil.py `Learner.incremental_train`, and in it `replace_fc`, on utils/
-inc_net.py `SimpleVitNet`, whose transformer is timm's `VisionTransformer` (12 wide, 2 blocks, 2
-heads, MLP 24, patches of 4 pixels of 8 x 8 images; their `out_dim` of 768 set to 12), in float64 on
-weights rounded to float32: tasks of three and of two classes, two to five images a class, and the
-logits of `SimpleVitNet.forward` on eight images after each. The scale of their head,
-backbone/linears.py `CosineLinear`, stays at its start of 1, for nothing is trained: logits are
-cosines. The best leads by more than 0.11. They differ from ours in nothing that is pinned here;
-`simplecil.whiten` is not theirs and off.
+from `golden/make_simplecil_golden.py`, which runs models/simplecil.py `Learner.incremental_train`,
+and in it `replace_fc`, on utils/inc_net.py `SimpleVitNet`, whose transformer is timm's
+`VisionTransformer` (12 wide, 2 blocks, 2 heads, MLP 24, patches of 4 pixels of 8 x 8 images; their
+`out_dim` of 768 set to 12), in float64 on weights rounded to float32: tasks of three and of two
+classes, two to five images a class, and the logits of `SimpleVitNet.forward` on eight images after
+each. The scale of their head, backbone/linears.py `CosineLinear`, stays at its start of 1, for
+nothing is trained: logits are cosines. The best leads by more than 0.11. They differ from ours in
+nothing that is pinned here; `simplecil.whiten` is not theirs and off.
 
 Error budget, eps = 1.2e-7. A feature: two blocks of six products and norms in a row, each rounding
 sums of 12 to 48 numbers by about 5 eps, in all 60 eps of the largest entry. Its mean over a class
