@@ -2,11 +2,11 @@
 
 Repository sun-hailong/AAAI25-MOS, commit 8d5e07c1535176ca2fa0c36881f6fd630418ccbc (models/mos.py
 and backbone/vit_mos.py are the same in LAMDA-CL/LAMDA-PILOT, commit 5240714d). The arrays come from
-running models/mos.py `Learner` and utils/inc_net.py `MOSNet` on backbone/vit_mos.py
-`VisionTransformer` (12 wide, 3 blocks, 2 heads, MLP 12, patches of 4 pixels of 8 x 8 images,
-adapters of bottleneck 3 and scale 0.1, no dropout, adapter_momentum 0 but for the merging), in
-float64 on weights rounded to float32: three tasks of two classes, four images a class, with random
-adapters and a random head for seven classes.
+`golden/make_mos_golden.py`, which says how, by running models/mos.py `Learner` and utils/inc_net.py
+`MOSNet` on backbone/vit_mos.py `VisionTransformer` (12 wide, 3 blocks, 2 heads, MLP 12, patches of
+4 pixels of 8 x 8 images, adapters of bottleneck 3 and scale 0.1, no dropout, adapter_momentum 0 but
+for the merging), in float64 on weights rounded to float32: three tasks of two classes, four images
+a class, with random adapters and a random head for seven classes.
 
 - `_compute_mean` and `replace_fc` gave means, covariances and prototypes;
 - `_init_train` on one batch of the third task, with a rate of 0, loss terms and gradients;

@@ -1,15 +1,15 @@
 """MoTE against the authors' code.
 
 Repository Frank-lilinjie/MoTE, commit 93d20b33c69b0a2d6fc7f43532afdec8c1d70cd1. The arrays come
-from running backbone/vit_mote.py `VisionTransformer` (16 wide, 3 blocks, 2 heads, MLP 16, patches
-of 4 pixels of 8 x 8 images, sequential adapters of bottleneck 3 and scale 0.1) inside
-utils/inc_net.py `MoteNet`, in float64 on weights rounded to float32: three tasks of two classes
-with random adapters, whose prototypes models/mote.py `Learner.replace_fc` computes from 18 images;
-then `MoteNet.forward` with test=True on 15 images, five each with no, one and two experts at home,
-once with every fusion of the transformer in the place of the one that `forward_test` calls. The
-images were chosen so that no two confidences lie closer than 1e-3. Loss and gradient:
-`MoteNet.forward` with test=False and cross-entropy on the third task's images, without dropout, for
-a local head of scale 3.
+from `golden/make_mote_golden.py`, which says how, by running backbone/vit_mote.py
+`VisionTransformer` (16 wide, 3 blocks, 2 heads, MLP 16, patches of 4 pixels of 8 x 8 images,
+sequential adapters of bottleneck 3 and scale 0.1) inside utils/inc_net.py `MoteNet`, in float64 on
+weights rounded to float32: three tasks of two classes with random adapters, whose prototypes
+models/mote.py `Learner.replace_fc` computes from 18 images; then `MoteNet.forward` with test=True
+on 15 images, five each with no, one and two experts at home, once with every fusion of the
+transformer in the place of the one that `forward_test` calls. The images were chosen so that no two
+confidences lie closer than 1e-3. Loss and gradient: `MoteNet.forward` with test=False and
+cross-entropy on the third task's images, without dropout, for a local head of scale 3.
 
 Error budget: float32 through 3 blocks on a stream of order 1 leaves 1e-5 in a feature; a cosine of
 16 numbers is as good. The gradient adds as many backward steps: 5e-5 of its largest entry.

@@ -1,14 +1,14 @@
 """SSIAT against the authors' code.
 
 Repository HAIV-Lab/SSIAT, commit 3f1f00d044785cb31c47b4c8eadea4314515fd33. The arrays come from
-running network/vision_transformer_adapter.py `VisionTransformer` (16 wide, 3 blocks, 2 heads, MLP
-16, patches of 4 pixels of 8 x 8 images, parallel adapters of bottleneck 3 and scale 0.1) inside
-utils/inc_net.py `SimpleVitNet`, in float64 on weights rounded to float32: two tasks of two classes
-and 8 images each, one random adapter after each task. From them, in the order of
-`Learner.incremental_train`: `_compute_class_mean` of task 0, the network's logits, utils/loss.py
-`AngularPenaltySMLoss` (cosface, s 20, m 0.3, no dropout) and its gradient on task 1,
-`displacement` of the old means at sigma 4 and 1, `_compute_class_mean` of task 1, and of
-`_stage2_compact_classifier` (float32) the means it draws around, its first batch of 256
+`golden/make_ssiat_golden.py`, which says how, by running network/vision_transformer_adapter.py
+`VisionTransformer` (16 wide, 3 blocks, 2 heads, MLP 16, patches of 4 pixels of 8 x 8 images,
+parallel adapters of bottleneck 3 and scale 0.1) inside utils/inc_net.py `SimpleVitNet`, in float64
+on weights rounded to float32: two tasks of two classes and 8 images each, one random adapter after
+each task. From them, in the order of `Learner.incremental_train`: `_compute_class_mean` of task 0,
+the network's logits, utils/loss.py `AngularPenaltySMLoss` (cosface, s 20, m 0.3, no dropout) and
+its gradient on task 1, `displacement` of the old means at sigma 4 and 1, `_compute_class_mean` of
+task 1, and of `_stage2_compact_classifier` the means it draws around, its first batch of 256
 pseudo-features (rounded to float16), that batch's loss and gradient.
 
 The authors' code gives `displacement` features of two shuffled passes, so that old and new

@@ -2,11 +2,12 @@
 
 The authors' repository (LAMDA-CL/ICCV2025-TUNA) as it stands in the history of the public copy
 Ngahoang2005/ICCV2025-TUNA at their last commit, 77d4f10ec92368d28d97664a26fb2b36f2e54fdd; the
-copy's own later commits change these files. The arrays come from running models/tuna.py `Learner`
-and utils/inc_net.py `TUNANet` on backbone/vit_tuna.py `VisionTransformer` (8 wide, 12 blocks, for
-their loss counts to 12, 2 heads, MLP 8, patches of 4 pixels of 8 x 8 images, their `Adapter` with
-bottleneck 2 and scale 0.1, no dropout), in float64 on weights rounded to float32: three tasks of
-two classes, four images a class, with random adapters and head rows.
+copy's own later commits change these files. The arrays come from `golden/make_tuna_golden.py`,
+which says how, by running models/tuna.py `Learner` and utils/inc_net.py `TUNANet` on
+backbone/vit_tuna.py `VisionTransformer` (8 wide, 12 blocks, for their loss counts to 12, 2 heads,
+MLP 8, patches of 4 pixels of 8 x 8 images, their `Adapter` with bottleneck 2 and scale 0.1, no
+dropout), in float64 on weights rounded to float32: three tasks of two classes, four images a class,
+with random adapters and head rows.
 
 - `merge` gave the fused adapter of three tasks;
 - `_init_train` on one batch of the third task (scale 20, margin 0.3, reg 2, a rate of 0) the total
