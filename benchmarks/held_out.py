@@ -100,6 +100,19 @@ def row(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def table(rows: dict[str, Any]) -> str:
+    """The table of one experiment in docs/results.md: average / last accuracy of every value."""
+    lines = ["| method and setting | average / last accuracy on held-out examples |", "| --- | --- |"]
+    for name, row in rows.items():
+        cells = []
+        for value, found in row["accuracies"].items():
+            text = f"{value}: " + (f"{found[0]:.1f} / {found[1]:.1f}" if found else "not finite")
+            cells.append(f"**{text}**" if value == row["chosen"] else text)
+        method, setting = name.split(" ")
+        lines.append(f"| `{method}`, `{setting}` | {'; '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment")

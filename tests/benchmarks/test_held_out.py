@@ -1,6 +1,7 @@
 """The choice of settings on held-out examples: the rule, and what is recorded."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,14 @@ def test_the_choice_is_recorded_with_all_that_was_tried(monkeypatch, tmp_path):
     assert row["examples"] == 100  # two held-out styles of 50 classes
     assert {config.data.validation for config, _ in seen} == {0.34}
     assert len({variant for _, variant in seen}) == 4
+
+
+def test_the_page_shows_what_is_recorded():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "results.md").read_text()
+    record = json.loads((root / "benchmarks" / "results" / "held_out.json").read_text())
+    for rows in record.values():
+        assert held_out.table(rows) in page
 
 
 def test_another_error_is_not_taken_for_a_bad_rate(monkeypatch, tmp_path):
