@@ -1,6 +1,7 @@
 """Classifiers in closed form on the features of several methods, on held-out training styles.
 
     python -m benchmarks.heads_table [--methods simplecil aper] [--runs runs/held-out] [--write]
+    python -m benchmarks.heads_table --methods qkd --set adapter.first_block=6 --write
 
 Every method learns `renditions` once, with seed 1993 and its own classifier, on four of the six
 training styles; the other two are the images that are classified (`data.validation=0.34`). The test
@@ -38,9 +39,9 @@ RECORD = Path(__file__).parent / "results" / "heads_table.json"
 LEFT_OUT = {("anacp", "joined")}
 
 
-def learned(method: str, out: Path) -> tuple[LearnerState, Plan, int]:
+def learned(method: str, extra: list[str], out: Path) -> tuple[LearnerState, Plan, int]:
     """(the state after the last task, the plan, images that its own classifier gets right)."""
-    config = override(load_experiment("renditions").get_config(method), *SETTINGS)
+    config = override(load_experiment("renditions").get_config(method), *SETTINGS, *extra)
     run(config, backbone_of(config.backbone), out, show_progress=True)
     folder = run_folder(out, config)
     correct = json.loads((folder / "matrix.json").read_text())["correct"]
@@ -74,9 +75,9 @@ def correct_with(state: LearnerState, planned: Plan, train, test, *settings: str
     return int(np.sum(np.argmax(scores, axis=1) == planned.data.test.labels))
 
 
-def row(method: str, out: Path) -> dict:
+def row(method: str, extra: list[str], out: Path) -> dict:
     """The counts of one method: {"own": ..., "shared": {kind: ...}, ...}."""
-    state, planned, own = learned(method, out)
+    state, planned, own = learned(method, extra, out)
     train, test = features_of(state, planned)
     counts: dict = {"images": len(planned.data.test), "own": own}
     known: list = []
@@ -118,13 +119,14 @@ def table(counts: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="extra")
     parser.add_argument("--runs", type=Path, default=Path("runs/held-out"))
     parser.add_argument("--write", action="store_true", help=f"record the counts in {RECORD.name}")
     chosen = parser.parse_args()
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     counts = recorded.get("counts", {})
     for method in chosen.methods:
-        counts[method] = row(method, chosen.runs)
+        counts[method] = row(method, chosen.extra, chosen.runs)
         if chosen.write:
             settings = [*SETTINGS, *CLASSIFIERS]
             record = {"experiment": "renditions", "seed": 1993, "settings": settings}

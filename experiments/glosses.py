@@ -28,7 +28,11 @@ COMMON = (
 )
 PROMPTED = ("train.optimizer=adam", "train.weight_decay=0", "train.epochs=3")
 METHODS = {
-    "qkd": ("adapter.first_block=3", "train.learning_rate=0.8"),
+    # All but the rate was chosen before there were other defaults.
+    "qkd": (
+        *("adapter.first_block=3", "adapter.start=random"),
+        *("gate.temperature=0.3", "train.learning_rate=0.8"),
+    ),
     "mos": ("train.learning_rate=0.8",),
     "ranpac": ("train.learning_rate=3.2",),
     "qd_llm": (

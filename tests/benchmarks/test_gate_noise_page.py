@@ -56,7 +56,7 @@ def test_the_sentences_are_the_record_s():
 
 def test_the_exact_numbers_are_those_of_the_recorded_run():
     (seed,) = RECORD["run_seeds"]
-    folder = ROOT / "results" / RECORD["experiment"] / "qkd" / f"seed{seed}"
+    folder = ROOT / "results" / RECORD["experiment"] / "qkd-late" / f"seed{seed}"
     summary = json.loads((folder / "summary.json").read_text())
     # All test images, so that nothing but the rounding to 4 places is between them.
     assert RECORD["exact"] == [pytest.approx(summary["last_accuracy"], abs=5.1e-5)]

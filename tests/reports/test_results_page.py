@@ -83,6 +83,14 @@ FURTHER = {
             *("average_accuracy", "last_accuracy", "routing_accuracy"),
         ),
     ),
+    "Where the adapters sit": (
+        "renditions",
+        r"qkd-late",
+        (
+            *("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy"),
+            "trainable_parameters",
+        ),
+    ),
     "Students of larger prompts": ("renditions", r"cdl-.*", CDL),
     "A circuit and its twins": ("glosses", r"qd_llm(-(cos|tanh))?(-alone)?", QD_LLM),
     "A circuit and its twins on four classes": ("glosses", r"qd_llm-four.*", QD_LLM),
@@ -164,7 +172,7 @@ def speeds_of(name):
 
 def test_speeds_are_those_of_the_recorded_runs():
     shown = tables("docs/results.md")["Speed and memory"]
-    assert "qkd" in shown and len(shown) > 4
+    assert "qkd-late" in shown and len(shown) > 4
     for name, cells in shown.items():
         assert cells == speeds_of(name), name
 

@@ -19,6 +19,7 @@ EVERYWHERE = {"folder": "data.num_classes=50 train.epochs=1 train.batch_size=8"}
 FLOW = "alignment.generator=gradient_flow drift.divergence"
 INCREMENTAL = "protocol.kind=incremental train.learning_rate=0.01"
 FOUR = "data.num_classes=4"
+LATE = "adapter.first_block=6 adapter.start=random gate.temperature=0.3"
 # Of the students of `cdl`: the rates of a host's teacher, and of its forms.
 CDL_RATES = {
     "coda_prompt": (0.004, {"none": 0.004, "kd": 0.004, "kd_token": 0.004, "kdp": 0.016}),
@@ -28,7 +29,8 @@ CDL_RATES = {
 }
 # What sets a variant apart, by the name of its folder.
 VARIANTS = {
-    "qkd-bfloat16": "backbone.compute_dtype=bfloat16",
+    "qkd-bfloat16": f"backbone.compute_dtype=bfloat16 {LATE}",
+    "qkd-late": LATE,
     "replay-class-means": "alignment.statistics=mean",
     "replay-covariance": "",
     "replay-shared": "alignment.statistics=shared",

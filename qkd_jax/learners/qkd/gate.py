@@ -43,7 +43,7 @@ class GateSettings:
     stack: Literal["weights", "delta", "product"] = "weights"
     rank: int = setting(12, low=1)
     score: Literal["fidelity", "log_fidelity"] = "log_fidelity"
-    temperature: float = setting(0.3, above=0)
+    temperature: float = setting(1.0, above=0)
     # Gamma of the projected quantum kernel and of its twin, the Gaussian kernel (`rbf`).
     kernel_width: float = setting(1.0, above=0)
     # Of `measurement`: copies of each state, and what is added to the Gram matrix's eigenvalues.

@@ -68,7 +68,7 @@ from qkd_jax.settings.ranges import setting
 class QkdAdapterSpec(AdapterSpec):
     """Adapters, where the adapter of a new task starts, and where those of finished tasks stand."""
 
-    start: Literal["random", "previous"] = "random"
+    start: Literal["previous", "random"] = "previous"
     # On the host they take no memory of the device, and are sent to it for every pass.
     memory: Literal["device", "host"] = "device"
 
@@ -116,6 +116,7 @@ PRESETS = {
     # The literal choices of the paper: fidelity scores at temperature 1, no calibration of the
     # gate, the constant L1.
     "paper": (
+        "adapter.start=random",
         "gate.encoding=angle",
         "gate.num_qubits=9",
         "gate.whiten=false",

@@ -21,7 +21,7 @@ import numpy as np
 # The default of every setting that is read here.
 DEFAULTS = {
     "adapter.scale": 0.1,
-    "adapter.start": "random",
+    "adapter.start": "previous",
     "head.scale": 20.0,
     "head.prototypes": "drift",
     "head.whiten": True,

@@ -147,7 +147,7 @@ RUNS = {
     "angles": ANGLES
     | {
         "gate.whiten": "false",
-        "adapter.start": "previous",
+        "adapter.start": "random",
         "head.prototypes": "all",
         "distillation.columns": "all",
         "sparsity.kind": "l1_scores",
