@@ -68,6 +68,7 @@ from qkd_jax.settings.ranges import setting
 class QkdAdapterSpec(AdapterSpec):
     """Adapters, where the adapter of a new task starts, and where those of finished tasks stand."""
 
+    # As the last task's ended, so that what was learned goes on, or anew.
     start: Literal["previous", "random"] = "previous"
     # On the host they take no memory of the device, and are sent to it for every pass.
     memory: Literal["device", "host"] = "device"
