@@ -1,7 +1,8 @@
 """Classifiers in closed form on the features of several methods, on held-out training styles.
 
     python -m benchmarks.heads_table [--methods simplecil aper] [--runs runs/held-out] [--write]
-    python -m benchmarks.heads_table --methods qkd --set adapter.first_block=6 --write
+    python -m benchmarks.heads_table --methods qkd --set adapter.first_block=6 \
+        adapter.start=random gate.temperature=0.3 --write
 
 Every method learns `renditions` once, with seed 1993 and its own classifier, on four of the six
 training styles; the other two are the images that are classified (`data.validation=0.34`). The test

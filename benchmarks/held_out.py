@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd_jax.errors import QkdError
+from qkd_jax.reports.records import without_paths
 from qkd_jax.runs.loop import run
 from qkd_jax.runs.plan import plan
 from qkd_jax.runs.provenance import provenance
@@ -102,7 +103,8 @@ def row(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 def table(rows: dict[str, Any]) -> str:
     """The table of one experiment in docs/results.md: average / last accuracy of every value."""
-    lines = ["| method and setting | average / last accuracy on held-out examples |", "| --- | --- |"]
+    lines = ["| method and setting | average / last accuracy on held-out examples |"]
+    lines.append("| --- | --- |")
     for name, row in rows.items():
         cells = []
         for value, found in row["accuracies"].items():
@@ -135,7 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
             rows = json.loads(options.record.read_text()) if options.record.exists() else {}
             name = " ".join(["-".join([method, *options.variant]), options.setting])
             code = {key: provenance()[key] for key in ("commit", "dirty")}
-            rows.setdefault(options.experiment, {})[name] = {"settings": settings, **found, **code}
+            shown = without_paths(settings)
+            rows.setdefault(options.experiment, {})[name] = {"settings": shown, **found, **code}
             options.record.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -83,7 +83,7 @@ FURTHER = {
             *("average_accuracy", "last_accuracy", "routing_accuracy"),
         ),
     ),
-    "Where the adapters sit": (
+    "One adapter that keeps learning": (
         "renditions",
         r"qkd-late",
         (

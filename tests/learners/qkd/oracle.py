@@ -34,7 +34,7 @@ DEFAULTS = {
     "gate.stack": "weights",
     "gate.rank": 12,
     "gate.score": "log_fidelity",
-    "gate.temperature": 0.3,
+    "gate.temperature": 1.0,
     "gate.whiten": True,
     "gate.shrinkage": 0.6,
     "gate.freeze_after": -1,

@@ -65,7 +65,7 @@ def test_the_defaults_are_those_of_the_recorded_runs():
         "stack": "weights",
         "rank": 12,
         "score": "log_fidelity",
-        "temperature": 0.3,
+        "temperature": 1.0,
         "kernel_width": 1.0,
         "copies": 3,
         "ridge": 1e-3,

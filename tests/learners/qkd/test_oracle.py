@@ -168,6 +168,7 @@ RUNS = {
         "gate.stack": "delta",
         "gate.rank": 3,
         "gate.score": "fidelity",
+        "gate.temperature": 0.3,
         "head.prototypes": "none",
         "head.whiten": "false",
         "distillation.target": "features",
