@@ -4,7 +4,8 @@ Of every chosen module, so many mutants of Cosmic Ray (https://cosmic-ray.readth
 an operator replaced, a number changed by one, a condition negated, a loop left out. A mutant is
 killed when a test fails or hangs. All happens in a copy of the last commit, in a folder that an
 interrupted campaign is continued from. Survivors are to be read by a person: some change nothing
-that a test could tell.
+that a test could tell. What that person finds is written beside a survivor in the record, as its
+`reason`, and stays there when the module is tried again.
 """
 
 import argparse
@@ -50,6 +51,8 @@ MODULES = {
 EQUAL = ("core/RemoveDecorator",)
 # A mutant that takes so many times the unchanged tests' seconds hangs.
 PATIENCE = 5
+# How the reason of a survivor begins that no test could kill.
+SAME = "the same program"
 SKIPPED = WorkResult(worker_outcome=WorkerOutcome.SKIPPED)
 
 
@@ -181,6 +184,25 @@ def changed_lines(diff: str) -> str:
     return "\n".join(line[:1] + " " + line[1:].strip() for line in lines)
 
 
+def keep_reasons(survivors: Iterable[dict], before: Iterable[dict]) -> None:
+    """Gives survivors the reasons that the same ones had."""
+    known = {survivor["diff"]: survivor["reason"] for survivor in before if "reason" in survivor}
+    for survivor in survivors:
+        if survivor["diff"] in known:
+            survivor["reason"] = known[survivor["diff"]]
+
+
+def table(rows: dict[str, dict]) -> str:
+    """The table of docs/reliability.md."""
+    lines = ["| file | tried | killed | survived, the same program | survived |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for module, row in rows.items():
+        same = sum(survivor.get("reason", "").startswith(SAME) for survivor in row["survivors"])
+        cells = row["tried"], row["killed"], same, len(row["survivors"]) - same
+        lines.append(f"| `{module}.py` | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
@@ -205,6 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {survivor['place']}\n    " + survivor["diff"].replace("\n", "\n    "))
         if record:
             rows = json.loads(record.read_text()) if record.exists() else {}
+            keep_reasons(found["survivors"], rows.get(module, {}).get("survivors", ()))
             rows[module] = {"seed": options.seed, **found}
             rows = {known: rows[known] for known in MODULES if known in rows}
             record.write_text(json.dumps(rows, indent=1) + "\n")

@@ -67,3 +67,12 @@ def test_every_module_and_its_tests_are_there():
     for module, tests in mutants.MODULES.items():
         paths = [f"qkd_jax/{module}.py", *tests.split()]
         assert all((mutants.ROOT / path).exists() for path in paths), module
+
+
+def test_reasons_stay_with_their_survivors_and_are_counted():
+    before = [{"diff": "- a\n+ b", "reason": "the same program: one column"}, {"diff": "- c\n+ d"}]
+    now = [{"diff": "- c\n+ d"}, {"diff": "- a\n+ b"}, {"diff": "- e\n+ f"}]
+    mutants.keep_reasons(now, before)
+    assert [s.get("reason") for s in now] == [None, "the same program: one column", None]
+    shown = mutants.table({"nn/tiny": {"tried": 20, "killed": 17, "survivors": now}})
+    assert shown.splitlines()[-1] == "| `nn/tiny.py` | 20 | 17 | 1 | 2 |"
