@@ -87,8 +87,19 @@ def class_means(statistics: ClassStatistics) -> jax.Array:
     return statistics.total / jnp.maximum(statistics.count, 1.0)[None, :, None]
 
 
+# The share of a sum of squares that float32 leaves uncertain when two such sums are subtracted.
+ROUNDING = 1e-5
+
+
 def within_class_scatter(statistics: ClassStatistics) -> jax.Array:
-    """[K, D, D]: sum over images of (h - class mean)(h - class mean)^T in the first K slots."""
+    """[K, D, D]: sum over images of (h - class mean)(h - class mean)^T in the first K slots.
+
+    Where classes have one image each there is no scatter, and what the difference of both sums
+    leaves is their rounding, which need not be positive: it counts as zero.
+    """
     means = class_means(statistics)[: len(statistics.outer)]
     weighted = means * statistics.count[None, :, None]
-    return statistics.outer - jnp.einsum("kmd,kme->kde", weighted, means, precision="highest")
+    between = jnp.einsum("kmd,kme->kde", weighted, means, precision="highest")
+    scatter = statistics.outer - between
+    whole, left = (jnp.trace(sums, axis1=1, axis2=2) for sums in (statistics.outer, scatter))
+    return jnp.where((left > ROUNDING * whole)[:, None, None], scatter, 0.0)

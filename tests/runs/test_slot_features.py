@@ -52,7 +52,8 @@ def test_any_chunk_gives_the_features_of_one_pass_a_slot(ended, images, chunk):
     state = ended.replace(config=override(ended.config, f"train.task_chunk={chunk}"))
     found = verbs.slot_features(state, images)
     np.testing.assert_allclose(found, expected, atol=BUDGET)
-    assert np.ptp(expected[:, :2], axis=1).max() > 100 * BUDGET  # slots differ
+    # Slots differ; little where an adapter starts as the last one ended.
+    assert np.ptp(expected[:, :2], axis=1).max() > 30 * BUDGET
 
 
 def test_only_the_slots_asked_for_are_filled(ended, images):
