@@ -121,6 +121,13 @@ def test_means_and_pooled_scatter_equal_the_direct_ones(images):
     np.testing.assert_allclose(within_class_scatter(statistics), scatter, atol=4 * SUM_BUDGET)
 
 
+def test_one_image_of_each_class_has_no_scatter(images):
+    """Both sums are the same up to rounding, which may be negative: no covariance at all."""
+    features, _ = images
+    few = collect(features[:3], np.arange(3), [3])
+    assert not np.asarray(within_class_scatter(few)).any()
+
+
 def test_batches_order_and_padding_do_not_matter(images):
     features, positions = images
     whole = collect(features, positions, [IMAGES])
