@@ -5,12 +5,13 @@
         --values random previous
 
 Part of the training examples is held out (`data.validation`) and the rest is learned from, of the
-first half of the classes; the test set is not read. Every value is a run with seed 1993 whose other
+first classes (`PARTS`; `--set` changes both); the test set is not read. Every value is a run with seed 1993 whose other
 settings are those of the experiment. A number is looked for on a grid: `--start`, a factor above
 and a factor below, and further while an end of the grid is the best. The best average accuracy is
 chosen; of equal ones the first, which on a grid is the smallest. A run whose numbers become
 infinite counts as the worst. `--record` keeps all of it in a JSON, where a method's row of the same
-setting is replaced; finished runs stay in `--runs` and are not learned again.
+setting is replaced, with the commit of the command; finished runs stay in `--runs` and are not
+learned again, and `environment.json` there names the commit that made them.
 """
 
 import argparse
@@ -28,12 +29,12 @@ from qkd_jax.settings.config import Config, override
 from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import backbone_of
 
-# What is held out: two of the six styles of `renditions`, a fifth of the texts of `glosses`.
+# What is held out: two of the six styles of `renditions`, elsewhere a fifth of every class.
 PARTS = {
     "renditions": ("data.validation=0.34", "data.num_classes=50"),
     "glosses": ("data.validation=0.2", "data.num_classes=20"),
 }
-OTHERS = ("data.validation=0.25", "data.num_classes=50")
+OTHERS = ("data.validation=0.2", "data.num_classes=50")
 
 
 def searched(score: Callable[[float], float], start: float, factor: float) -> dict[float, float]:

@@ -193,7 +193,7 @@ def keep_reasons(survivors: Iterable[dict], before: Iterable[dict]) -> None:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """The table of docs/reliability.md."""
+    """A record as a Markdown table."""
     lines = ["| file | tried | killed | survived, the same program | survived |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
     for module, row in rows.items():

@@ -31,6 +31,7 @@ from qkd_jax.learners.qkd import fusion, measurement
 from qkd_jax.learners.qkd.gate import GateSettings
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
+from qkd_jax.nn.losses import entropy
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import Plan, plan
@@ -61,8 +62,7 @@ def own_entropy(logits: jax.Array, owner: jax.Array) -> jax.Array:
     """[N, T]: of the softmax over the classes of task t, in slot t."""
     slots = jnp.arange(logits.shape[1])
     own = jnp.where(owner[None, None] == slots[None, :, None], logits, -jnp.inf)
-    log_p = jax.nn.log_softmax(own, axis=2)
-    return -jnp.sum(jnp.where(jnp.isfinite(log_p), jnp.exp(log_p) * log_p, 0.0), axis=2)
+    return entropy(jax.nn.softmax(own, axis=2))
 
 
 def ridge(train: np.ndarray, tasks: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -94,14 +94,14 @@ def routers(state: LearnerState, planned: Plan, train: np.ndarray, test: jax.Arr
     true_tasks = np.asarray(owner)[planned.data.test.labels]
     whitened = np.asarray(fusion.gate_inputs(state, jnp.asarray(train)))
     linear = ridge(whitened, np.asarray(owner)[planned.data.train.labels], np.asarray(query))
-    entropy = own_entropy(logits, owner)
-    product = fidelity * jnp.exp(-entropy)
+    unsure = own_entropy(logits, owner)
+    product = fidelity * jnp.exp(-unsure)
     slots = len(planned.tasks)
     weights = {
         "fidelity": fidelity,
         "measurement": measured,
         "ridge": jax.nn.one_hot(np.argmax(linear, axis=1), slots),
-        "entropy": jax.nn.softmax(-entropy, axis=1),
+        "entropy": jax.nn.softmax(-unsure, axis=1),
         "product": product / product.sum(axis=1, keepdims=True),
         "uniform": jnp.full((len(test), slots), 1 / slots),
         "oracle": jax.nn.one_hot(true_tasks, slots),
