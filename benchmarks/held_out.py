@@ -5,13 +5,13 @@
         --values random previous
 
 Part of the training examples is held out (`data.validation`) and the rest is learned from, of the
-first classes (`PARTS`; `--set` changes both); the test set is not read. Every value is a run with seed 1993 whose other
-settings are those of the experiment. A number is looked for on a grid: `--start`, a factor above
-and a factor below, and further while an end of the grid is the best. The best average accuracy is
-chosen; of equal ones the first, which on a grid is the smallest. A run whose numbers become
-infinite counts as the worst. `--record` keeps all of it in a JSON, where a method's row of the same
-setting is replaced, with the commit of the command; finished runs stay in `--runs` and are not
-learned again, and `environment.json` there names the commit that made them.
+first classes (`PARTS`; `--set` changes both); the test set is not read. Every value is a run with
+seed 1993 whose other settings are those of the experiment. A number is looked for on a grid:
+`--start`, a factor above and a factor below, and further while an end of the grid is the best. The
+best average accuracy is chosen; of equal ones the first, which on a grid is the smallest. A run
+whose numbers become infinite counts as the worst. `--record` keeps all of it in a JSON, where a
+method's row of the same setting is replaced, with the commit of the command; finished runs stay in
+`--runs` and are not learned again, and `environment.json` there names the commit that made them.
 """
 
 import argparse

@@ -15,47 +15,16 @@ import importlib
 import io
 import json
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import torch
+from timm_stand_in import Anything, Mlp, PatchEmbed
 from torch import nn
 
 IMAGE, PATCH, HEADS = 8, 4, 2
 # The learner is in task 1 of tasks with two classes each.
 TASK, CLASSES = 1, 2
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, img_size, patch_size, in_chans, embed_dim):
-        super().__init__()
-        self.grid_size = (img_size // patch_size,) * 2
-        self.num_patches = self.grid_size[0] ** 2
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
-
-    def forward(self, x):
-        return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class Mlp(nn.Module):
-    def __init__(self, in_features, hidden_features, act_layer, drop):
-        super().__init__()
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, in_features)
-
-    def forward(self, x):
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class Anything(types.ModuleType):
-    """A module that has every name."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
 
 
 def stand_ins():
