@@ -6,9 +6,6 @@
 # all of them are used), on a GPU, or (slowly) on a CPU.
 #
 # **Before you start**, in Colab: *Runtime → Change runtime type → TPU*. Then run the cells from top to bottom.
-#
-# The outputs that came with this notebook are those of QKD's settings of before (`adapter.first_block=6`,
-# `adapter.start=random`, `gate.temperature=0.3`); a run is more accurate now and takes longer.
 
 # %% [markdown]
 # ## Run

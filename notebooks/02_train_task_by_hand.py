@@ -3,9 +3,6 @@
 #
 # Everything that learns is one immutable state and five functions over it: `init_state`, `begin_task`, `train_task`,
 # `end_task`, `predict`. Here they are, with a loop that you can change: three tasks of ten emoji each.
-#
-# The outputs that came with this notebook are those of QKD's settings of before (`adapter.first_block=6`,
-# `adapter.start=random`, `gate.temperature=0.3`); a run is more accurate now and takes longer.
 
 # %% [markdown]
 # ## What is learned, and from what

@@ -4,9 +4,6 @@
 # QKD asks, for every image and every task learned so far, how much that task matters to the image. The answer is the
 # fidelity of two quantum states. This notebook takes the gate apart: its circuit, what a fidelity looks like, why one
 # layer does nothing, what shots do to it, and what is left of it beside a classical gate with as many parameters.
-#
-# The outputs that came with this notebook are those of QKD's settings of before (`adapter.first_block=6`,
-# `adapter.start=random`, `gate.temperature=0.3`); a run is more accurate now and takes longer.
 
 # %% [markdown]
 # ## The circuit

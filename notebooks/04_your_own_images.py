@@ -4,9 +4,6 @@
 # From a folder of images to a report, predictions, and a small service that answers over HTTP. Put the path of your own
 # folder into `IMAGES`: it has `train/<class>/*` and `test/<class>/*`. Files may be JPEG, PNG, WebP, BMP, GIF or TIFF, of any
 # size.
-#
-# The outputs that came with this notebook are those of QKD's settings of before (`adapter.first_block=6`,
-# `adapter.start=random`, `gate.temperature=0.3`); a run is more accurate now and takes longer.
 
 # %%
 IMAGES = ""  # for example "/content/drive/MyDrive/birds"
