@@ -5,7 +5,8 @@ an operator replaced, a number changed by one, a condition negated, a loop left 
 killed when a test fails or hangs. All happens in a copy of the last commit, in a folder that an
 interrupted campaign is continued from. Survivors are to be read by a person: some change nothing
 that a test could tell. What that person finds is written beside a survivor in the record, as its
-`reason`, and stays there when the module is tried again.
+`reason`, and stays there when the module is tried again. After new tests were committed,
+`--survivors` tries those that survived once more.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import random
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -56,7 +58,9 @@ SAME = "the same program"
 SKIPPED = WorkResult(worker_outcome=WorkerOutcome.SKIPPED)
 
 
-def campaign(module: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
+def campaign(
+    module: str, count: int, seed: int, folder: Path, survivors: bool = False
+) -> dict[str, Any]:
     """Tries mutants of a module, or goes on with what was begun in the folder.
 
     Args:
@@ -64,16 +68,22 @@ def campaign(module: str, count: int, seed: int, folder: Path) -> dict[str, Any]
       count: how many mutants are drawn; all if there are fewer.
       seed: of the draw.
       folder: of this module alone.
+      survivors: whether those that survived are tried again, by the tests of the last commit.
 
     Returns:
       How many mutants there are, were tried and killed, the survivors as `place` and `diff`, and
       seconds.
 
     Raises:
-      RuntimeError: the unchanged tests fail.
+      RuntimeError: the unchanged tests fail, or the module is another than that of the survivors.
     """
     tree, original, path = folder / "tree", folder / "original.py", f"qkd_jax/{module}.py"
-    if not original.exists():
+    if survivors:
+        copy_commit(tree)
+        if original.read_bytes() != (tree / path).read_bytes():
+            raise RuntimeError(f"{path} has changed since its mutants were drawn")
+        forget_survivors(folder / "session.sqlite")
+    elif not original.exists():
         copy_commit(tree)
         shutil.copy(tree / path, original)
     shutil.copy(original, tree / path)  # a campaign that was killed has left a mutant there
@@ -121,6 +131,14 @@ def copy_commit(tree: Path) -> None:
     tree.mkdir(parents=True)
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
+
+
+def forget_survivors(session: Path) -> None:
+    """Makes survivors of a campaign mutants that were not tried yet."""
+    with sqlite3.connect(session) as base:
+        base.execute(
+            "DELETE FROM work_results WHERE test_outcome = ?", (TestOutcome.SURVIVED.name,)
+        )
 
 
 def unchanged(command: str) -> float:
@@ -203,12 +221,28 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def reasons(rows: dict[str, dict]) -> str:
+    """The survivors of a record as a Markdown table: what was changed to what, and why it lives."""
+    lines = ["| file | the line | as mutant | why it survives |", "| --- | --- | --- | --- |"]
+    for module, row in rows.items():
+        for survivor in row["survivors"]:
+            old, _, new = survivor["diff"].partition("\n+ ")
+            why = survivor.get("reason", "not read")
+            cells = (f"`{module}.py`", f"`{old[2:]}`", f"`{new}`", why)
+            shown = (" ".join(cell.split()).replace("|", r"\|") for cell in cells)
+            lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
     parser.add_argument("--mutants", type=int, default=20, help="of each module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument(
+        "--survivors", action="store_true", help="try those that survived once more"
+    )
     parser.add_argument(
         "--record", type=Path, help="a JSON whose rows of these modules are replaced"
     )
@@ -221,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     for module in chosen:
         name = module.replace("/", "_")
         folder = options.folder.resolve() / f"seed{options.seed}" / name
-        found = campaign(module, options.mutants, options.seed, folder)
+        found = campaign(module, options.mutants, options.seed, folder, options.survivors)
         print(f"{module:24} {found['killed']} of {found['tried']} killed", flush=True)
         for survivor in found["survivors"]:
             print(f"  {survivor['place']}\n    " + survivor["diff"].replace("\n", "\n    "))

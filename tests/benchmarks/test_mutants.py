@@ -54,6 +54,19 @@ def test_what_no_test_looks_at_survives(repository, tmp_path):
     again = mutants.campaign("tiny", 100, 0, tmp_path / "campaign")
     assert again | {"seconds": 0} == found | {"seconds": 0}
 
+    # A test of the other function is committed: its mutants are tried again, and only they.
+    test = repository / "test_tiny.py"
+    more = "\n\n\ndef test_double():\n    assert double(3.5) == 7\n"
+    test.write_text(test.read_text().replace("import add", "import add, double") + more)
+    commit(repository)
+    later = mutants.campaign("tiny", 100, 0, tmp_path / "campaign", survivors=True)
+    assert (later["tried"], later["killed"], later["survivors"]) == (3, 3, [])
+
+    (repository / "qkd_jax/tiny.py").write_text(MODULE.replace("2 * a", "a + a"))
+    commit(repository)
+    with pytest.raises(RuntimeError, match=r"tiny\.py has changed since its mutants were drawn"):
+        mutants.campaign("tiny", 100, 0, tmp_path / "campaign", survivors=True)
+
 
 def test_unchanged_tests_must_pass(repository, tmp_path):
     test = repository / "test_tiny.py"
@@ -76,3 +89,14 @@ def test_reasons_stay_with_their_survivors_and_are_counted():
     assert [s.get("reason") for s in now] == [None, "the same program: one column", None]
     shown = mutants.table({"nn/tiny": {"tried": 20, "killed": 17, "survivors": now}})
     assert shown.splitlines()[-1] == "| `nn/tiny.py` | 20 | 17 | 1 | 2 |"
+
+
+def test_survivors_are_listed_with_their_reasons():
+    survivors = [
+        {"diff": "- a = b or c\n+ a = b | c", "reason": "the same program: no bits"},
+        {"diff": "- x\n+ y"},
+    ]
+    assert mutants.reasons({"nn/tiny": {"survivors": survivors}}).splitlines()[2:] == [
+        r"| `nn/tiny.py` | `a = b or c` | `a = b \| c` | the same program: no bits |",
+        "| `nn/tiny.py` | `x` | `y` | not read |",
+    ]
