@@ -34,6 +34,8 @@ def test_the_learned_metric_is_the_shrunk_covariance():
     np.testing.assert_allclose(
         white, np.linalg.solve(factor, (features - means.mean(0)).T).T, atol=EXACT * 5
     )
+    one = learned_metric(*moments, jnp.asarray(stored), jnp.arange(5) == 1, 0.6)
+    np.testing.assert_array_equal(one.centre, stored[1])
 
 
 def test_the_metric_of_nothing_is_regular():
