@@ -137,6 +137,17 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), f"{page.name}: {link}"
 
 
+@every_page
+def test_no_word_of_a_page_is_lost_as_a_tag(page):
+    """Of "the mean <Z>" a reader sees "the mean"."""
+    # Indented blocks are code too.
+    text = re.sub(r"^ {4}.*$|`[^`]*`", "", prose(page.read_text()), flags=re.MULTILINE)
+    tags = re.findall(
+        r"<(?!https?:|!--|/?(?:img|picture|source|p|br|sub|sup)\b)[^ <>=][^<>]*>", text
+    )
+    assert not tags
+
+
 def test_every_page_stands_in_the_contents_of_the_site():
     contents = re.findall(
         r"^```\{toctree\}\n(.*?)^```", (ROOT / "docs/index.md").read_text(), re.M | re.S
