@@ -71,6 +71,15 @@ def test_devices():
     assert rows_below(head) == expected
 
 
+def test_the_first_notebook_repeats_a_recorded_run():
+    path = ROOT / "results" / "renditions" / "qkd" / "seed1993" / "summary.json"
+    recorded = json.loads(path.read_text())
+    average, last = (f"{recorded[f'{name}_accuracy']:.2f}" for name in ("average", "last"))
+    assert f"ends with the recorded {average} / {last}" in WORDS
+    notebook = (ROOT / "notebooks" / "01_quickstart_colab_tpu.ipynb").read_text()
+    assert f"average {average}   last {last}" in notebook
+
+
 def test_a_long_run():
     growth = record("long_run")["growth"]
     (files, same_files), (threads, same_threads) = growth["open_files"], growth["threads"]
