@@ -20,6 +20,7 @@ from benchmarks.pairs import RESULTS, Row, read, table, timed_here, write
 # With its arguments for a quick try.
 SUBJECTS = {
     "gate": "--qubits 3 --pairs 1",
+    "circuits": "--qubits 4 --layers 1 --gates 9 --pairs 1",
     "quantum_student": "--batch 4 --qubits 5 --pairs 1",
     "drifting_field": "--batch 8 --width 6 --pairs 1",
     "debye": "--clusters 2 --atoms 8 --pairs 1",
