@@ -101,6 +101,23 @@ def last_of_each_class(ids: Iterable[str], labels: np.ndarray, fraction: float) 
     return held_out
 
 
+def first_of_each_class(ids: Iterable[str], labels: np.ndarray, number: int) -> np.ndarray:
+    """bool [N]: the first `number` examples of every class in the order of their ids, or all that
+    there are.
+
+    Args:
+      ids: N unique ids.
+      labels: integers [N].
+      number: 1 or more.
+    """
+    ids, labels = np.asarray(list(ids)), np.asarray(labels)
+    kept = np.zeros(len(ids), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        kept[members[np.argsort(ids[members])[:number]]] = True
+    return kept
+
+
 def split_sha256(ids: Iterable[str], is_test: np.ndarray) -> str:
     """Fingerprint of a split: sha256 of its lines `id<TAB>train|test`, sorted."""
     lines = sorted(

@@ -8,7 +8,7 @@ import numpy as np
 from qkd_jax.data.examples import Examples, Split
 from qkd_jax.data.labelled_set import LabelledSet
 from qkd_jax.data.sources import load_split
-from qkd_jax.data.splits import SHOWN, last_of_each_class
+from qkd_jax.data.splits import SHOWN, first_of_each_class, last_of_each_class
 from qkd_jax.data.streams import num_batches
 from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.learners.shape import learner_of
@@ -66,6 +66,8 @@ def plan(config: Config) -> Plan:
                 f"{config.data.source}, or 0 for all, found {config.data.num_classes}"
             )
         data = Split(*(_first_classes(part, config.data.num_classes) for part in data))
+    per_class = (config.data.train_per_class, config.data.test_per_class)
+    data = Split(*map(_first_examples, data, per_class))
     if config.data.validation:
         train = data.train
         held_out = last_of_each_class(train.ids, train.labels, config.data.validation)
@@ -108,6 +110,12 @@ def _need_examples(examples: Examples, role: str) -> None:
             f"task can be {'learned' if role == 'training' else 'measured'}; found none of "
             f"{', '.join(empty[:SHOWN])}{more}"
         )
+
+
+def _first_examples(examples: LabelledSet, number: int) -> LabelledSet:
+    if not number:
+        return examples
+    return examples.take(np.flatnonzero(first_of_each_class(examples.ids, examples.labels, number)))
 
 
 def _first_classes(examples: LabelledSet, count: int) -> LabelledSet:

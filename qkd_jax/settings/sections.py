@@ -39,6 +39,9 @@ class DataConfig:
     label_column: str = "label"
     # Use only the first classes of the source; 0 = all.
     num_classes: int = setting(0, low=0, zero="all")
+    # Use only the first examples of each class, in the order of their ids; 0 = all.
+    train_per_class: int = setting(0, low=0, zero="all")
+    test_per_class: int = setting(0, low=0, zero="all")
     # Test on this part of the training images instead; 0 = the test set.
     validation: float = setting(0.0, low=0, below=1, zero="none")
     augment: bool = setting(False, of_steps=True)

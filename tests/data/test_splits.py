@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qkd_jax.data.splits import (
     fifth_to_test,
+    first_of_each_class,
     last_of_each_class,
     read_split_file,
     split_sha256,
@@ -162,6 +163,17 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
     (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(DataError, match="expected UTF-8 text"):
         read_split_file(tmp_path / "binary.tsv", IDS)
+
+
+def test_the_first_images_of_each_class_are_kept():
+    """In the order of ids, not of rows; all where there are fewer."""
+    ids = ["b/1", "a/1", "c/1", "a/2", "b/2", "b/3"]
+    labels = np.array([1, 1, 1, 2, 2, 3])
+    kept = first_of_each_class(ids, labels, 2)
+    assert [name for name, kept in zip(ids, kept, strict=True) if kept] == [
+        *("b/1", "a/1", "a/2", "b/2", "b/3")
+    ]
+    assert first_of_each_class(ids, labels, 3).all()
 
 
 def test_the_last_images_of_each_class_are_held_out():

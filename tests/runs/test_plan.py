@@ -45,6 +45,17 @@ def test_shapes_come_from_the_largest_task():
     assert planned.config.shapes.max_task_images == per_class[list(planned.tasks[0].classes)].sum()
 
 
+def test_each_class_may_have_fewer_examples():
+    """What is held out for choosing settings comes from the examples that are kept."""
+    cut = override(Config(), *SMALL, "data.train_per_class=4", "data.test_per_class=2")
+    whole, kept = plan(override(Config(), *SMALL)).data, plan(cut).data
+    for number, all_of_part, part in zip((4, 2), whole, kept, strict=True):
+        assert np.bincount(part.labels).tolist() == 6 * [number]
+        assert set(part.ids) < set(all_of_part.ids)
+    trained, held_out = plan(override(cut, "data.validation=0.5")).data
+    assert sorted([*trained.ids, *held_out.ids]) == sorted(kept.train.ids)
+
+
 @pytest.mark.parametrize("later, expected", [(0, [2, 2, 2]), (1, [2, 1, 1])])
 def test_later_tasks_may_have_fewer_epochs(later, expected):
     """Two classes of 20 images in each task, five steps of 8 in an epoch."""
