@@ -70,6 +70,10 @@ def test_scores_of_an_image_do_not_depend_on_the_batch(ended, images, kind):
 def test_mixed_with_all_weight_on_one_task_is_that_adapter(ended, images):
     """Rows are those of every class's own slot, in the metric of slot 0."""
     state = with_fusion(ended, "fusion.kind=block_mix")
+    # A class of the last slot too, as if the fourth task had been learned.
+    rows = state.memory["rows"].at[3, 3].set(np.linspace(-1, 1, state.memory["rows"].shape[-1]))
+    owners = state.task_of_class.at[3].set(3)
+    state = state.replace(memory={**state.memory, "rows": rows}, task_of_class=owners)
     chosen = np.arange(len(images)) % 3
     weights = np.eye(4, dtype=np.float32)[chosen]
     found = fusion.mixed_logits(state, Raw({"image": images}), jax.numpy.asarray(weights))
@@ -81,7 +85,7 @@ def test_mixed_with_all_weight_on_one_task_is_that_adapter(ended, images):
         pixels = Raw({"image": images[b : b + 1]})
         feature = np.float64(encode_with(state, adapter_of(state, int(task)), pixels)[0])
         f = whitener @ (feature - centre)
-        for c in (4, 1, 0, 5, 2):
+        for c in (4, 1, 0, 5, 2, 3):
             r = whitener @ (rows[owner[c], c] - centre)
             cosine = f @ r / np.linalg.norm(f) / np.linalg.norm(r)
             assert abs(float(found[b, c]) - scale * cosine) < BUDGET
