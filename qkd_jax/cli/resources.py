@@ -1,8 +1,13 @@
 """The commands about what there is to run with: list, doctor, weights, data, completion."""
 
 import argparse
+import shlex
+from typing import Any
+
+import numpy as np
 
 from qkd_jax.cli.arguments import FOLLOW_LINKS, add_command, path
+from qkd_jax.data.examples import Split
 from qkd_jax.errors import ConfigError
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
@@ -47,15 +52,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         commands,
         "data",
         _data,
-        "prepare a tensorflow-datasets set once, or check that every example reads",
+        "check that every example reads, divide a set, or prepare one of tensorflow-datasets",
         "check ~/photos",
+        "split ~/birds --split-file birds.tsv",
         "check texts --path ~/reviews --text-column review",
         "prepare imagenet_r",
     )
-    data.add_argument("action", choices=["prepare", "check"])
+    data.add_argument("action", choices=["check", "split", "prepare"])
     data.add_argument("name", help="an image folder, or a source as in data.source")
     data.add_argument("--path", default="", help="a folder of texts, or of prepared data sets")
-    data.add_argument("--split-file", default="", help="for a folder without train/ and test/")
+    data.add_argument(
+        "--split-file", default="", help="for a set without train/ and test/; `split` writes it"
+    )
     data.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     data.add_argument("--text-column", default="text", help="of a table of texts")
     data.add_argument("--label-column", default="label", help="of a table of texts")
@@ -119,22 +127,15 @@ def _data(options: argparse.Namespace) -> None:
             )
         print(prepare(name, options.path or None))
         return
+    if options.action == "split":
+        _split(options)
+        return
     from qkd_jax.data.contents import told_leaks, verify
-    from qkd_jax.data.sources import describe, load_split
+    from qkd_jax.data.sources import describe
     from qkd_jax.runs.plan import need_every_class
     from qkd_jax.runs.progress import counting
 
-    folder = path(options.name)
-    is_set = options.name.startswith("tfds:")
-    is_folder = not is_set and (folder.is_dir() or len(folder.parts) > 1)
-    split = load_split(
-        "folder" if is_folder else options.name,
-        path=folder if is_folder else options.path or None,
-        split_file=options.split_file or None,
-        follow_links=options.follow_links,
-        text_column=options.text_column,
-        label_column=options.label_column,
-    )
+    split = _opened(options, split_file=options.split_file or None)
     print(describe(split))
     with counting("checking", len(split.train) + len(split.test)) as advance:
         found = verify(split, advance)
@@ -145,6 +146,42 @@ def _data(options: argparse.Namespace) -> None:
         print(f"the same {split.train.substance}: {' = '.join(copies)}")
     if found.leaked:
         print(f"warning: {told_leaks(found.leaked, split.test)}")
+
+
+def _opened(options: argparse.Namespace, **division: Any) -> Split:
+    """The set that is named, divided by a file or a rule if one is given."""
+    from qkd_jax.data.sources import load_split
+
+    folder = path(options.name)
+    is_set = options.name.startswith("tfds:")
+    is_folder = not is_set and (folder.is_dir() or len(folder.parts) > 1)
+    return load_split(
+        "folder" if is_folder else options.name,
+        path=folder if is_folder else options.path or None,
+        follow_links=options.follow_links,
+        text_column=options.text_column,
+        label_column=options.label_column,
+        **division,
+    )
+
+
+def _split(options: argparse.Namespace) -> None:
+    """Writes a split file that tests on a fifth of a set."""
+    from qkd_jax.data.sources import describe
+    from qkd_jax.data.splits import fifth_to_test, split_lines
+    from qkd_jax.reports.writing import write_atomically
+
+    file = path(options.split_file)
+    if not options.split_file or file.exists():
+        found = f"{file}, which exists" if options.split_file else "none"
+        raise ConfigError(
+            f"data split: expected --split-file with a new file to write, found {found}"
+        )
+    split = _opened(options, splitter=fifth_to_test)
+    ids = [*split.train.ids.tolist(), *split.test.ids.tolist()]
+    write_atomically(file, split_lines(ids, np.arange(len(ids)) >= len(split.train)).encode())
+    print(describe(split))
+    print(f"written to {file}; give it to a run: --set data.split_file={shlex.quote(str(file))}")
 
 
 def _completion(options: argparse.Namespace) -> None:

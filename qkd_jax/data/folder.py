@@ -66,10 +66,13 @@ def _what_is_missing(root: pathlib.Path, only: pathlib.Path | None) -> str:
     if only:
         return (
             f"{expected}, found {only.name}/ alone. To divide the images of {only.name}/, give "
-            f"{shown(only)} as the path, together with a split file (data.split_file)"
+            f"{shown(only)} as the path, together with a split file (data.split_file); {_HOW}"
         )
-    found = "other folders" if any(root.iterdir()) else "an empty folder"
+    found = f"other folders; {_HOW}" if any(root.iterdir()) else "an empty folder"
     return f"{expected}, or <class>/* together with a split file (data.split_file), found {found}"
+
+
+_HOW = "to write one: python -m qkd_jax data split FOLDER --split-file FILE"
 
 
 def _classes(scan: Scan, part: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:

@@ -90,6 +90,7 @@ def load_split(
     *,
     path: str | os.PathLike | None = None,
     split_file: str | os.PathLike | None = None,
+    splitter: Splitter | None = None,
     split_sha256: str | None = None,
     follow_links: bool = False,
     text_column: str = "text",
@@ -105,6 +106,8 @@ def load_split(
       path: the folder of images or texts, or the data folder of tensorflow-datasets. A benchmark
         takes either. `~` is the home folder.
       split_file: a user's split (`splits.read_split_file`); all examples are divided by it.
+      splitter: a rule in place of a file, such as `splits.fifth_to_test`: (ids [N], labels [N]) ->
+        bool [N], True for test.
       split_sha256: the expected `fingerprint` of the split.
       follow_links: follow links that lead out of a folder of images or texts.
       text_column, label_column: names of the columns, where texts are in tables.
@@ -114,7 +117,8 @@ def load_split(
     Raises:
       DataError: an unknown source, a missing or unused argument, or an error of the source.
     """
-    splitter = None
+    if split_file is not None and splitter is not None:
+        raise DataError("load_split: expected split_file or splitter, found both")
     if split_file is not None:
         splitter = functools.partial(_by_file, os.path.expanduser(split_file))
     if path is not None:
@@ -139,7 +143,7 @@ def load_split(
         if path is not None or splitter is not None:
             raise DataError(
                 f"source {source!r}: expected no path and no split file, found "
-                f"{path if path is not None else split_file}"
+                f"{path or split_file or 'a splitter'}"
             )
         make = WITHOUT_PATH[source]
         try:

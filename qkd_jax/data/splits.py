@@ -119,11 +119,18 @@ def first_of_each_class(ids: Iterable[str], labels: np.ndarray, number: int) -> 
 
 
 def split_sha256(ids: Iterable[str], is_test: np.ndarray) -> str:
-    """Fingerprint of a split: sha256 of its lines `id<TAB>train|test`, sorted."""
-    lines = sorted(
-        f"{name}\t{'test' if test else 'train'}\n" for name, test in zip(ids, is_test, strict=True)
+    """Fingerprint of a split: sha256 of its lines (`split_lines`)."""
+    return hashlib.sha256(split_lines(ids, is_test).encode()).hexdigest()
+
+
+def split_lines(ids: Iterable[str], is_test: np.ndarray) -> str:
+    """The content of a split file: lines `id<TAB>train|test`, sorted."""
+    return "".join(
+        sorted(
+            f"{name}\t{'test' if test else 'train'}\n"
+            for name, test in zip(ids, is_test, strict=True)
+        )
     )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_split_file(path: str | os.PathLike, ids: Iterable[str]) -> np.ndarray:

@@ -259,6 +259,28 @@ def picture(path, seed=0):
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
+def test_data_split_writes_what_a_run_reads(capsys, tmp_path):
+    """A fifth of every class to test on; a file that is there is not written over."""
+    for name in (f"{label}/{number} (copy).png" for label in ("a b", "ü") for number in range(10)):
+        picture(tmp_path / "whole" / name)
+    file, command = tmp_path / "my split.tsv", ("data", "split", tmp_path / "whole")
+    assert "a new file to write, found none" in refused(capsys, *command)
+    code, out, _ = call(capsys, *command, "--split-file", file)
+    assert code == 0 and "16 train and 4 test images of 2 classes" in out
+    assert f"--set data.split_file='{file}'" in out
+    lines = [line.split("\t") for line in file.read_text().splitlines()]
+    assert sorted(lines)[0] == ["a b/0 (copy).png", "train"]
+    assert [name[0] for name, side in lines if side == "test"] == ["a", "a", "ü", "ü"]
+    code, again, _ = call(capsys, "data", "check", tmp_path / "whole", "--split-file", file)
+    assert code == 0 and out.splitlines()[0] == again.splitlines()[0]
+    assert "which exists" in refused(capsys, *command, "--split-file", file)
+    (tmp_path / "parts/train/a").mkdir(parents=True)
+    (tmp_path / "parts/test/a").mkdir(parents=True)
+    command = ("data", "split", tmp_path / "parts", "--split-file", tmp_path / "other.tsv")
+    assert "already split" in refused(capsys, *command)
+    assert not (tmp_path / "other.tsv").exists()
+
+
 def test_data_check_tells_what_it_found_in_words(capsys, tmp_path):
     """Every layout that a run takes, and what a reader of its numbers should know."""
     whole = tmp_path / "whole"
@@ -270,6 +292,7 @@ def test_data_check_tells_what_it_found_in_words(capsys, tmp_path):
     assert code == 0 and "2 train and 2 test images of 2 classes" in out
     assert "every image can be read" in out and "[]" not in out and "warning" not in out
     parts = tmp_path / "parts"
+    assert "data split FOLDER" in refused(capsys, "data", "check", whole)
     for part in ("Train", "val"):
         for name in ("a/0.png", "b/0.png"):
             picture(parts / part / name)

@@ -241,6 +241,8 @@ def test_wrong_options_are_explained(source, options, message):
         ({"source": "ag_news", "path": "gone"}, "gone: expected a folder of texts, found nothing"),
         ({"source": "glosses", "path": "x"}, "expected no path and no split file, found x"),
         ({"source": "glosses", "seed": 1}, "source 'glosses': expected options of path, found"),
+        ({"source": "glosses", "splitter": max}, "no split file, found a splitter"),
+        ({"source": "texts", "split_file": "x", "splitter": max}, "or splitter, found both"),
     ],
 )
 def test_a_bad_call_for_texts_is_explained(arguments, message):
