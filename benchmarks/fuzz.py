@@ -95,9 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a campaign over kinds, each in a process of its own; returns 1 after a crash."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--inputs", type=int, default=10_000, help="of all kinds together")
+    parser.add_argument(
+        "--inputs", type=int, default=10_000, help="of all kinds, an equal part of each"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", type=Path, help="a file for the counts, as JSON")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        help="a JSON for the counts; of the same campaign it keeps the kinds not tried now",
+    )
     options = parser.parse_args(arguments)
     chosen = options.kinds or list(KINDS)
     if unknown := set(chosen) - KINDS.keys():
@@ -106,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     spawn = multiprocessing.get_context("spawn")
     for name in chosen:
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            task = pool.submit(fuzz, name, options.inputs // len(chosen), options.seed)
+            task = pool.submit(fuzz, name, options.inputs // len(KINDS), options.seed)
             try:
                 found[name] = task.result()
             except BrokenProcessPool:
@@ -114,6 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name:12} {json.dumps(found[name])}", flush=True)
     campaign = {"inputs": options.inputs, "seed": options.seed, "kinds": found}
     if options.record:
+        before = json.loads(options.record.read_text()) if options.record.exists() else {}
+        if (before.get("inputs"), before.get("seed")) == (options.inputs, options.seed):
+            both = before["kinds"] | found
+            campaign["kinds"] = {name: both[name] for name in KINDS if name in both}
         options.record.write_text(json.dumps(campaign, indent=1) + "\n")
     return 1 if any(counts["crashed"] for counts in found.values()) else 0
 

@@ -52,10 +52,11 @@ def noun_of(run: RunFiles) -> str:
 
 
 def numbers_of(run: RunFiles) -> dict[str, Any]:
-    """The summary, with what follows from the matrix where the summary is not written yet."""
+    """The summary, with what follows from the matrix where the summary does not say it."""
     if not run.stages:
         return run.summary
-    return {**metrics.summarise(run.correct, run.total), **run.summary}
+    said = {key: value for key, value in run.summary.items() if value is not None}
+    return run.summary | metrics.summarise(run.correct, run.total) | said
 
 
 def title_of(run: RunFiles) -> str:

@@ -51,3 +51,16 @@ def test_changes_follow_from_the_seed_alone_and_change_something():
         one, two = ([change(data, np.random.default_rng(k)) for k in range(50)] for _ in range(2))
         assert one == two and sum(found != data for found in one) > 40
     assert json.loads(data) == {"a": [1, {"b": "c"}], "d": None}
+
+
+def test_a_campaign_can_be_recorded_kind_by_kind(tmp_path):
+    path = tmp_path / "fuzz.json"
+    each = 3
+    arguments = [f"--inputs={each * len(KINDS)}", "--seed=5", f"--record={path}"]
+    for kind in ("text", "npz"):
+        assert campaign.main([kind, *arguments]) == 0
+    found = json.loads(path.read_text())
+    assert list(found["kinds"]) == ["npz", "text"]
+    assert all(row["accepted"] + row["answered"] == each for row in found["kinds"].values())
+    assert campaign.main(["text", *arguments, "--seed=6"]) == 0  # another campaign
+    assert list(json.loads(path.read_text())["kinds"]) == ["text"]

@@ -460,6 +460,11 @@ def test_the_headline_says_what_was_measured(tmp_path):
     assert "With the true task in the place of its own choice it would be right for 91.2 %" in words
     assert "1,189,632 numbers were trained for each task" in words
     assert facts.headline_of(read_run(tmp_path)) is None
+    # Found by changing files at random: what a summary leaves open follows from the matrix.
+    left_open = dict.fromkeys(("last_accuracy", "average_accuracy", "forgetting"))
+    write_run(tmp_path / "seed2", **left_open)
+    again = facts.headline_of(read_run(tmp_path / "seed2"))
+    assert again["numbers"] == found["numbers"]
 
 
 def test_what_was_forgotten_is_counted_from_the_best_until_then():
