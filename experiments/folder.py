@@ -4,7 +4,7 @@
 
 Settings of every method as in `renditions`, at 96 px and without augmentation, so that it runs on a
 laptop. On an accelerator: --set backbone.image_size=224 --set data.augment=true --set
-adapter.first_block=0 --set train.epochs=20
+train.epochs=20
 """
 
 import dataclasses

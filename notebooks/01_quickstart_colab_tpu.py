@@ -2,8 +2,8 @@
 # # Quick start
 #
 # Ten tasks of ten classes, learned one after the other on a frozen vision transformer: emoji in six drawing styles
-# to learn from, three styles of other artists to be tested on. It runs on the TPU of a Colab runtime (one chip or more;
-# all of them are used), on a GPU, or (slowly) on a CPU.
+# to learn from, three styles of other artists to be tested on. It is written for the TPU of a Colab runtime (one chip or
+# more; all of them are used) or a GPU, and was tried on CPUs, where it is slow.
 #
 # **Before you start**, in Colab: *Runtime → Change runtime type → TPU*. Then run the cells from top to bottom.
 

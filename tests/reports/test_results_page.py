@@ -83,7 +83,7 @@ FURTHER = {
             *("average_accuracy", "last_accuracy", "routing_accuracy"),
         ),
     ),
-    "One adapter that keeps learning": (
+    "Adapters in all blocks": (
         "renditions",
         r"qkd-late",
         (
@@ -187,6 +187,9 @@ def test_the_front_page_tells_the_cost_of_the_cheapest_and_the_dearest():
     assert [int(value) for value, _ in told] == [round(minutes[name]) for _, name in told]
     memory = sorted(float(cells[2].replace(",", "")) / 1024 for cells in shown.values())
     assert f"{memory[0]:.1f} to {memory[-1]:.1f} GiB" in line
+    runs = (ROOT / "results/renditions/qkd").glob("seed*/summary.json")
+    took = [json.loads(path.read_text())["wall_seconds"] / 60 for path in runs]
+    assert f"for `qkd` {min(took):.0f} to {max(took):.0f} minutes" in line
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
