@@ -17,6 +17,7 @@ from qkd_jax import quantum
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.qkd import gate
 from qkd_jax.learners.qkd.gate import GateSettings
+from qkd_jax.settings.config import Config, override
 
 BUDGET, EXACT = 2e-4, 2e-5
 WIDTH, TASKS, QUBITS = 12, 4, 3
@@ -516,6 +517,34 @@ def test_learned_states_stand_for_the_tasks():
     assert states.shape == (TASKS, WIDTH) and owner.tolist() == [0, 1, 2, 3]
     given, _ = gate.anchor_states(params_of(settings()), ANCHORS, jnp.asarray(OWNER))
     assert given is ANCHORS
+
+
+@pytest.mark.parametrize(
+    "name, taken, refused",
+    [
+        ("num_qubits", (1, 20), (0, 21)),
+        ("num_layers", (1,), (0,)),
+        ("theta_scale", (0,), (-0.1,)),
+        ("angle_range", (0.1,), (0,)),
+        ("rank", (1,), (0,)),
+        ("temperature", (0.1,), (0,)),
+        ("kernel_width", (0.1,), (0,)),
+        ("copies", (1,), (0,)),
+        ("ridge", (1e-9,), (0,)),
+        ("calibration_steps", (0,), (-1,)),
+        ("calibration_batch", (1,), (0,)),
+        ("calibration_rate", (0,), (-0.1,)),
+        ("calibration_noise", (0,), (-0.1,)),
+        ("freeze_after", (-1,), (-2,)),
+        ("shrinkage", (0, 1), (-0.1, 1.1)),
+    ],
+)
+def test_settings_have_the_values_that_make_sense(name, taken, refused):
+    for value in taken:
+        assert getattr(override(Config(), f"gate.{name}={value}").gate, name) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"gate.{name}: expected"):
+            override(Config(), f"gate.{name}={value}")
 
 
 @pytest.mark.parametrize(
