@@ -6,6 +6,7 @@ place on its horizontal axis, and the page's script shows the numbers of all lin
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 14.0, 44.0
+# A larger heat map is a drawing, since a page with ten thousand cells is slow and fits no window.
+MOST_ROWS, SHADES = 30, 20
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A matrix as a table whose cells are shaded.
+    """A matrix as a table whose cells are shaded, or as a drawing if it is large.
 
     Attributes:
-      rows: of `Cell`s; None where there is nothing.
+      rows: of `Cell`s; none if it is drawn.
       dense: too many columns for numbers, which then show on hovering alone.
       kind: "good" where more is better, "bad" where less is.
+      size: rows and columns.
+      shades: of the drawing: (share of the range, SVG path of all cells with it).
+      ticks: of the drawing: the numbers at its edges.
     """
 
     title: str
@@ -163,6 +169,9 @@ class HeatMap:
     rows: tuple[tuple[Cell, ...], ...]
     dense: bool
     kind: str
+    size: int
+    shades: tuple[tuple[float, str], ...] = ()
+    ticks: tuple[int, ...] = ()
 
 
 def heat_map(
@@ -184,15 +193,42 @@ def heat_map(
     """
     low, high = value_range
 
-    def cell(row: int, column: int, value: float) -> Cell:
+    def share(value: float) -> float | None:
         if not math.isfinite(value):
-            return Cell("", None, "")
-        share = min(1.0, max(0.0, (value - low) / (high - low) if high > low else 0.0))
-        text = f"{value:.{digits}f}"
-        return Cell(text, round(share, 3), hint.format(row=row, column=column, value=text))
+            return None
+        return min(1.0, max(0.0, (value - low) / (high - low) if high > low else 0.0))
 
+    def cell(row: int, column: int, value: float) -> Cell:
+        if (part := share(value)) is None:
+            return Cell("", None, "")
+        text = f"{value:.{digits}f}"
+        return Cell(text, round(part, 3), hint.format(row=row, column=column, value=text))
+
+    size = len(matrix)
+    if size > MOST_ROWS:
+        shares = [[share(float(value)) for value in values] for values in matrix]
+        step = next(n for n in (5, 10, 20, 50, 100, 200, 500, size) if size <= 10 * n)
+        ticks = tuple(range(step, size + 1, step))
+        shades = _shades(shares)
+        return HeatMap(title, row_label, column_label, (), True, kind, size, shades, ticks)
     rows = tuple(
         tuple(cell(i, j, float(value)) for j, value in enumerate(values, 1))
         for i, values in enumerate(matrix, 1)
     )
-    return HeatMap(title, row_label, column_label, rows, len(rows) > 12, kind)
+    return HeatMap(title, row_label, column_label, rows, size > 12, kind, size)
+
+
+def _shades(shares: Sequence[Sequence[float | None]]) -> tuple[tuple[float, str], ...]:
+    """For each of `SHADES` the path of all cells that are nearest to it; equal neighbours in a row
+    are one rectangle.
+    """
+    paths: dict[int, list[str]] = {}
+    for row, values in enumerate(shares):
+        levels = [None if value is None else round(value * SHADES) for value in values]
+        column = 0
+        for level, group in itertools.groupby(levels):
+            width = len(list(group))
+            if level is not None:
+                paths.setdefault(level, []).append(f"M{column} {row}h{width}v1h-{width}z")
+            column += width
+    return tuple((level / SHADES, "".join(paths[level])) for level in sorted(paths))

@@ -101,7 +101,7 @@ def _maps(run: RunFiles) -> list[HeatMap]:
         heat_map(
             "Accuracy by task (%)",
             matrix,
-            "after",
+            "after task",
             "task",
             facts.accuracy_range(matrix),
             f"{hint} %",
@@ -109,7 +109,7 @@ def _maps(run: RunFiles) -> list[HeatMap]:
         heat_map(
             "Points below the best of the task",
             lost,
-            "after",
+            "after task",
             "task",
             (0.0, max(10.0, float(np.nanmax(lost)))),
             f"{hint} points below its best",

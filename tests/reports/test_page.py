@@ -555,3 +555,25 @@ def test_the_page_of_a_comparison_ranks_those_that_can_be(tmp_path):
     # Of one stream alone: two methods that are ranked, and the 12.5 % that both get wrong.
     assert re.search(r'data-value="87.5">87.5 \[[\d.]+, [\d.]+\]', text)
     assert "<td>c</td>" in text.split("<h2>Ranks")[0]
+
+
+def test_a_large_matrix_is_drawn_cell_by_cell():
+    """Every cell lies in exactly one rectangle, and its shade is nearest to its value."""
+    matrix = np.random.default_rng(0).integers(0, 101, (40, 40)).astype(float)
+    matrix[np.triu_indices(40, 1)] = np.nan
+    drawn = charts.heat_map("t", matrix, "after task", "task", (0.0, 100.0), "")
+    assert drawn.rows == () and drawn.size == 40 and drawn.ticks == (5, 10, 15, 20, 25, 30, 35, 40)
+    found = np.full((40, 40), np.nan)
+    for share, path in drawn.shades:
+        for column, row, width in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\d+z", path):
+            cells = found[int(row), int(column) : int(column) + int(width)]
+            assert np.isnan(cells).all()
+            cells[:] = 100 * share
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(matrix))
+    assert np.nanmax(np.abs(found - matrix)) <= 50 / charts.SHADES
+
+
+def test_a_page_of_a_hundred_tasks_is_small(tmp_path):
+    write_run(tmp_path / "seed1", num_tasks=100)
+    page = report.write_report(tmp_path / "seed1").read_text(encoding="utf-8")
+    assert page.count('<svg class="shades') == 4 and len(page) < 400_000
