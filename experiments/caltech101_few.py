@@ -1,0 +1,24 @@
+"""Caltech-101 from a folder, few images, larger: ViT-S/14 at 154 px, 20 to train and 10 to test.
+
+    make run EXP=caltech101_few ARGS="--data /path/to/images"
+
+Data: photographs as files, train/<class>/* and test/<class>/*; of each class the first 20 and 10 in
+the order of their names. B0-Inc10, order seed 1993; one epoch of batches of 8, 25 steps for each
+task. Backbone: the packaged ViT-S/14, read after 11 of its 12 blocks as in `cdl` (the last one was
+tuned for saliency), 122 tokens. Settings of every method as in `renditions`: nothing was chosen on
+this stream.
+Expected: no run is recorded yet.
+"""
+
+import dataclasses
+
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.experiments import load_experiment
+
+SMALL = ("backbone.name=dinov2_vit_s14", "backbone.image_size=154", "backbone.blocks=11")
+
+
+def get_config(method: str = "qkd") -> Config:
+    """The settings of this experiment for one method."""
+    like = load_experiment("cifar100_few").get_config(method)
+    return override(dataclasses.replace(like, experiment="caltech101_few"), *SMALL)

@@ -1,0 +1,27 @@
+"""CIFAR-100 from a folder, few images, small: CLIP at 64 px, 20 to train and 10 to test of a class.
+
+    make run EXP=cifar100_few ARGS="--data /path/to/images"
+
+Data: the images of CIFAR-100 as files, train/<class>/* and test/<class>/*; of each class the first
+20 and 10 in the order of their names. B0-Inc10, order seed 1993; one epoch of batches of 8, 25
+steps for each task, as photographs in `folder` were learned. Settings of every method as in
+`renditions`: nothing was chosen on this stream.
+Expected: no run is recorded yet.
+"""
+
+import dataclasses
+
+from qkd_jax.settings.config import Config, override
+from qkd_jax.settings.experiments import load_experiment
+
+CUT = (
+    *("data.train_per_class=20", "data.test_per_class=10"),
+    *("train.epochs=1", "train.batch_size=8"),
+)
+
+
+def get_config(method: str = "qkd") -> Config:
+    """The settings of this experiment for one method."""
+    like = load_experiment("folder").get_config(method)
+    config = dataclasses.replace(like, experiment="cifar100_few")
+    return override(config, *CUT, "backbone.image_size=64")
