@@ -8,7 +8,7 @@ import numpy as np
 
 from qkd_jax.cli.arguments import FOLLOW_LINKS, add_command, path
 from qkd_jax.data.examples import Split
-from qkd_jax.errors import ConfigError
+from qkd_jax.errors import ConfigError, DataError
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 from qkd_jax.settings.experiments import experiment_names
@@ -179,6 +179,8 @@ def _split(options: argparse.Namespace) -> None:
         )
     split = _opened(options, splitter=fifth_to_test)
     ids = [*split.train.ids.tolist(), *split.test.ids.tolist()]
+    if broken := [name for name in ids if "\n" in name]:
+        raise DataError(f"{broken[0]!r}: expected a name of one line, since a split file has lines")
     write_atomically(file, split_lines(ids, np.arange(len(ids)) >= len(split.train)).encode())
     print(describe(split))
     print(f"written to {file}; give it to a run: --set data.split_file={shlex.quote(str(file))}")
