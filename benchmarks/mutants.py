@@ -6,7 +6,7 @@ killed when a test fails or hangs. All happens in a copy of the last commit, in 
 interrupted campaign is continued from. Survivors are to be read by a person: some change nothing
 that a test could tell. What that person finds is written beside a survivor in the record, as its
 `reason`, and stays there when the module is tried again. After new tests were committed,
-`--survivors` tries those that survived once more.
+`--survivors` tries once more those that survived and are not the same program.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ SKIPPED = WorkResult(worker_outcome=WorkerOutcome.SKIPPED)
 
 
 def campaign(
-    module: str, count: int, seed: int, folder: Path, survivors: bool = False
+    module: str, count: int, seed: int, folder: Path, settled: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Tries mutants of a module, or goes on with what was begun in the folder.
 
@@ -68,7 +68,8 @@ def campaign(
       count: how many mutants are drawn; all if there are fewer.
       seed: of the draw.
       folder: of this module alone.
-      survivors: whether those that survived are tried again, by the tests of the last commit.
+      settled: if given, survivors are tried again by the tests of the last commit, but for those
+        with these diffs.
 
     Returns:
       How many mutants there are, were tried and killed, the survivors as `place` and `diff`, and
@@ -78,11 +79,11 @@ def campaign(
       RuntimeError: the unchanged tests fail, or the module is another than that of the survivors.
     """
     tree, original, path = folder / "tree", folder / "original.py", f"qkd_jax/{module}.py"
-    if survivors:
+    if settled is not None:
         copy_commit(tree)
         if original.read_bytes() != (tree / path).read_bytes():
             raise RuntimeError(f"{path} has changed since its mutants were drawn")
-        forget_survivors(folder / "session.sqlite")
+        forget_survivors(folder / "session.sqlite", settled)
     elif not original.exists():
         copy_commit(tree)
         shutil.copy(tree / path, original)
@@ -133,12 +134,15 @@ def copy_commit(tree: Path) -> None:
     subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
 
 
-def forget_survivors(session: Path) -> None:
-    """Makes survivors of a campaign mutants that were not tried yet."""
+def forget_survivors(session: Path, settled: Collection[str]) -> None:
+    """Makes survivors with other diffs mutants that were not tried yet."""
     with sqlite3.connect(session) as base:
-        base.execute(
-            "DELETE FROM work_results WHERE test_outcome = ?", (TestOutcome.SURVIVED.name,)
-        )
+        found = base.execute(
+            "SELECT job_id, diff FROM work_results WHERE test_outcome = ?",
+            (TestOutcome.SURVIVED.name,),
+        ).fetchall()
+        again = [(job,) for job, diff in found if changed_lines(diff) not in settled]
+        base.executemany("DELETE FROM work_results WHERE job_id = ?", again)
 
 
 def unchanged(command: str) -> float:
@@ -240,9 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mutants", type=int, default=20, help="of each module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutants")
-    parser.add_argument(
-        "--survivors", action="store_true", help="try those that survived once more"
-    )
+    parser.add_argument("--survivors", action="store_true", help="try those that survived again")
     parser.add_argument(
         "--record", type=Path, help="a JSON whose rows of these modules are replaced"
     )
@@ -255,13 +257,16 @@ def main(arguments: list[str] | None = None) -> int:
     for module in chosen:
         name = module.replace("/", "_")
         folder = options.folder.resolve() / f"seed{options.seed}" / name
-        found = campaign(module, options.mutants, options.seed, folder, options.survivors)
+        rows = json.loads(record.read_text()) if record and record.exists() else {}
+        before = rows.get(module, {}).get("survivors", ())
+        same = {s["diff"] for s in before if s.get("reason", "").startswith(SAME)}
+        settled = same if options.survivors else None
+        found = campaign(module, options.mutants, options.seed, folder, settled)
         print(f"{module:24} {found['killed']} of {found['tried']} killed", flush=True)
         for survivor in found["survivors"]:
             print(f"  {survivor['place']}\n    " + survivor["diff"].replace("\n", "\n    "))
         if record:
-            rows = json.loads(record.read_text()) if record.exists() else {}
-            keep_reasons(found["survivors"], rows.get(module, {}).get("survivors", ()))
+            keep_reasons(found["survivors"], before)
             rows[module] = {"seed": options.seed, **found}
             rows = {known: rows[known] for known in MODULES if known in rows}
             record.write_text(json.dumps(rows, indent=1) + "\n")

@@ -59,13 +59,16 @@ def test_what_no_test_looks_at_survives(repository, tmp_path):
     more = "\n\n\ndef test_double():\n    assert double(3.5) == 7\n"
     test.write_text(test.read_text().replace("import add", "import add, double") + more)
     commit(repository)
-    later = mutants.campaign("tiny", 100, 0, tmp_path / "campaign", survivors=True)
+    one, _ = found["survivors"]
+    some = mutants.campaign("tiny", 100, 0, tmp_path / "campaign", settled=[one["diff"]])
+    assert (some["tried"], some["killed"], some["survivors"]) == (3, 2, [one])
+    later = mutants.campaign("tiny", 100, 0, tmp_path / "campaign", settled=())
     assert (later["tried"], later["killed"], later["survivors"]) == (3, 3, [])
 
     (repository / "qkd_jax/tiny.py").write_text(MODULE.replace("2 * a", "a + a"))
     commit(repository)
     with pytest.raises(RuntimeError, match=r"tiny\.py has changed since its mutants were drawn"):
-        mutants.campaign("tiny", 100, 0, tmp_path / "campaign", survivors=True)
+        mutants.campaign("tiny", 100, 0, tmp_path / "campaign", settled=())
 
 
 def test_unchanged_tests_must_pass(repository, tmp_path):
