@@ -88,6 +88,20 @@ def test_shapes_are_final_from_the_start(tiny, history):
             assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == shapes
 
 
+@pytest.mark.parametrize(
+    "prototypes, whiten, rows, metrics",
+    [("drift", True, 4, 4), ("all", False, 4, 1), ("own", True, 1, 1), ("none", False, 1, 1)],
+)
+def test_rows_and_metrics_are_kept_for_the_slots_that_need_them(
+    tiny, prototypes, whiten, rows, metrics
+):
+    config = tiny.config("method=qkd", f"head.prototypes={prototypes}", f"head.whiten={whiten}")
+    memory = jax.eval_shape(lambda key: qkd.init(key, tiny.backbone, config)[1], jax.random.key(0))
+    assert len(memory["rows"]) == rows
+    parts = (memory["scatter"], memory["count"], *memory["metrics"])
+    assert [len(part) for part in parts] == 4 * [metrics]
+
+
 def test_the_backbone_is_never_written(tiny, history):
     jax.tree.map(assert_same_bytes, tiny.backbone.params, history[-1].ended.backbone.params)
 
