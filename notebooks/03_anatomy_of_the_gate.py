@@ -171,7 +171,6 @@ for name, changes in {
 # %% [markdown]
 # **What to take along.** Whitened class means carry the routing, by whatever rule they are compared: the amplitude gate,
 # the cosine and the measurement rank them alike. Nine angles lose much of the feature. From a random map, the 200 steps of
-# calibration that every trained gate had here leave the circuits at chance, where a cosine of the same angles learns:
-# fidelities of states that are far apart are all near zero, and so are their slopes. The map is what was wrong, not the
-# circuit: at the principal directions it routes about as well as the taught cosine, and nothing is trained. A better route
-# can only help where the adapters differ; `docs/results.md` measures how much.
+# calibration that every trained gate had here leave the circuits at chance, where a cosine of the same angles learns. The
+# map is what was wrong, not the circuit: at the principal directions one layer routes about as well as the taught cosine,
+# and nothing is trained. A better route can only help where the adapters differ; `docs/results.md` measures how much.
