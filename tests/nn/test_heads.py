@@ -5,6 +5,8 @@ cosine is within (D + 4) eps of float64 (2e-6); sums over n images of numbers be
 n * 16 * eps.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +128,9 @@ def test_one_image_of_each_class_has_no_scatter(images):
     features, _ = images
     few = collect(features[:3], np.arange(3), [3])
     assert not np.asarray(within_class_scatter(few)).any()
+    for share, counts in ((4e-6, False), (4e-5, True)):  # of the whole that is left
+        left = dataclasses.replace(few, outer=few.outer * (1 + share))
+        assert np.asarray(within_class_scatter(left)).any() == counts
 
 
 def test_batches_order_and_padding_do_not_matter(images):
