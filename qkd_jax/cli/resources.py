@@ -166,10 +166,12 @@ def _opened(options: argparse.Namespace, **division: Any) -> Split:
 
 
 def _split(options: argparse.Namespace) -> None:
-    """Writes a split file that tests on a fifth of a set."""
+    """Writes a split file that tests on a fifth of a set, if every example can be read."""
+    from qkd_jax.data.contents import verify
     from qkd_jax.data.sources import describe
     from qkd_jax.data.splits import fifth_to_test, split_lines
     from qkd_jax.reports.writing import write_atomically
+    from qkd_jax.runs.progress import counting
 
     file = path(options.split_file)
     if not options.split_file or file.exists():
@@ -181,6 +183,8 @@ def _split(options: argparse.Namespace) -> None:
     ids = [*split.train.ids.tolist(), *split.test.ids.tolist()]
     if broken := [name for name in ids if "\n" in name]:
         raise DataError(f"{broken[0]!r}: expected a name of one line, since a split file has lines")
+    with counting("checking", len(ids)) as advance:
+        verify(split, advance)
     write_atomically(file, split_lines(ids, np.arange(len(ids)) >= len(split.train)).encode())
     print(describe(split))
     print(f"written to {file}; give it to a run: --set data.split_file={shlex.quote(str(file))}")

@@ -278,6 +278,11 @@ def test_data_split_writes_what_a_run_reads(capsys, tmp_path):
     (tmp_path / "parts/test/a").mkdir(parents=True)
     command = ("data", "split", tmp_path / "parts", "--split-file", tmp_path / "other.tsv")
     assert "already split" in refused(capsys, *command)
+    broken = tmp_path / "whole/ü/broken.png"
+    broken.write_bytes(b"no image")
+    command = ("data", "split", tmp_path / "whole", "--split-file", tmp_path / "other.tsv")
+    assert "ü/broken.png" in refused(capsys, *command)
+    broken.unlink()
     picture(tmp_path / "whole/a b/two\nlines.png")
     command = ("data", "split", tmp_path / "whole", "--split-file", tmp_path / "other.tsv")
     assert "expected a name of one line" in refused(capsys, *command)
