@@ -40,7 +40,9 @@ MODULES = {
     "learners/qkd/fusion": f"{QKD}/test_fusion.py {QKD}",
     "learners/qkd/measurement": f"{QKD}/test_measurement.py",
     "learners/step": f"tests/learners/test_optimiser.py tests/engine/test_verbs.py {QKD}",
-    "learners/state": f"tests/learners/test_kept.py tests/engine/test_verbs.py {QKD}",
+    "learners/state": (
+        f"tests/learners/test_state.py tests/learners/test_kept.py tests/engine/test_verbs.py {QKD}"
+    ),
     "nn/heads": f"tests/nn/test_heads.py tests/learners/test_ease.py {QKD}",
     "nn/losses": f"tests/nn/test_losses.py {QKD} tests/learners/test_golden_coda_prompt.py",
     "nn/whitening": f"tests/nn/test_whitening.py {QKD}",
