@@ -12,7 +12,7 @@ timed. What it takes to compile is not counted; the notes say how long.
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.gate import blocking
 from benchmarks.pairs import Row, check, compare, table
-from qkd_jax.quantum import Circuit, Gate, apply, apply_fused
+from qkd_jax.quantum import Circuit, Gate, apply, apply_fused, to_pennylane
 
 ROTATIONS, FIXED = ("RX", "RY", "RZ", "RZZ", "CRY"), ("H", "CNOT", "CZ", "SWAP")
 ON_TWO = ("RZZ", "CRY", "CNOT", "CZ", "SWAP")
@@ -60,22 +60,6 @@ def drawn(num_qubits: int, num_gates: int) -> Circuit:
     return circuit_of(num_qubits, [(str(name), tuple(map(int, on))) for name, on in pairs])
 
 
-def pennylane(circuit: Circuit) -> Callable:
-    """The state by default.qubit, as a function that JAX compiles."""
-    import pennylane as qml
-
-    renamed = {"RZZ": "IsingZZ", "H": "Hadamard"}
-
-    @qml.qnode(qml.device("default.qubit", wires=circuit.num_qubits), interface="jax")
-    def run(parameters):
-        for gate in circuit.gates:
-            angle = () if gate.parameter is None else (parameters[gate.parameter],)
-            getattr(qml, renamed.get(gate.name, gate.name))(*angle, wires=gate.wires)
-        return qml.state()
-
-    return run
-
-
 def rows(num_qubits: int, num_layers: int, num_gates: int, pairs: int) -> Iterator[Row]:
     forms = {
         f"{num_layers} layers of RY, RZ, CNOT": layers(num_qubits, num_layers),
@@ -91,7 +75,7 @@ def rows(num_qubits: int, num_layers: int, num_gates: int, pairs: int) -> Iterat
         compiled = time.perf_counter() - began
         for peer, call in (
             ("ours, gate by gate, jit", lambda p, circuit=circuit: apply(circuit, p)),
-            ("PennyLane default.qubit, jit", pennylane(circuit)),
+            ("PennyLane default.qubit, jit", to_pennylane(circuit, interface="jax")),
         ):
             theirs = jax.jit(call)
             began = time.perf_counter()

@@ -10,6 +10,8 @@ from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.scan import Scan, Splitter, find_parts, holds_folders, shown
 from qkd_jax.errors import DataError
 
+_HOW = "to write one: python -m qkd_jax data split FOLDER --split-file FILE"
+
 
 def open_folder(
     path: str | os.PathLike, splitter: Splitter | None = None, follow_links: bool = False
@@ -70,9 +72,6 @@ def _what_is_missing(root: pathlib.Path, only: pathlib.Path | None) -> str:
         )
     found = f"other folders; {_HOW}" if any(root.iterdir()) else "an empty folder"
     return f"{expected}, or <class>/* together with a split file (data.split_file), found {found}"
-
-
-_HOW = "to write one: python -m qkd_jax data split FOLDER --split-file FILE"
 
 
 def _classes(scan: Scan, part: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
