@@ -8,9 +8,8 @@ import numpy as np
 from qkd_jax.data.examples import Split
 from qkd_jax.data.image_set import ImageSet
 from qkd_jax.data.scan import Scan, Splitter, find_parts, holds_folders, shown
+from qkd_jax.data.splits import HOW_TO_SPLIT
 from qkd_jax.errors import DataError
-
-_HOW = "to write one: python -m qkd_jax data split FOLDER --split-file FILE"
 
 
 def open_folder(
@@ -68,9 +67,10 @@ def _what_is_missing(root: pathlib.Path, only: pathlib.Path | None) -> str:
     if only:
         return (
             f"{expected}, found {only.name}/ alone. To divide the images of {only.name}/, give "
-            f"{shown(only)} as the path, together with a split file (data.split_file); {_HOW}"
+            f"{shown(only)} as the path, together with a split file (data.split_file); "
+            f"{HOW_TO_SPLIT}"
         )
-    found = f"other folders; {_HOW}" if any(root.iterdir()) else "an empty folder"
+    found = f"other folders; {HOW_TO_SPLIT}" if any(root.iterdir()) else "an empty folder"
     return f"{expected}, or <class>/* together with a split file (data.split_file), found {found}"
 
 

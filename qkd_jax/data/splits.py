@@ -30,6 +30,9 @@ KNOWN_SPLITS = {
     ),
 }
 
+# Beside a message that asks for a split file; texts are named by `texts --path FOLDER`.
+HOW_TO_SPLIT = "to write one: python -m qkd_jax data split FOLDER --split-file FILE"
+
 
 def summarise(problems: list[str]) -> str:
     """The first ten problems, one per line, and the number of the others."""

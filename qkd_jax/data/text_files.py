@@ -11,6 +11,7 @@ import numpy as np
 
 from qkd_jax.data.examples import Split
 from qkd_jax.data.scan import Scan, Splitter, find_parts, is_litter, shown
+from qkd_jax.data.splits import HOW_TO_SPLIT
 from qkd_jax.data.text_set import TextSet, plain
 from qkd_jax.errors import DataError
 
@@ -136,7 +137,8 @@ def _what_is_missing(root: pathlib.Path, only: pathlib.Path | None) -> str:
             f"{expected}, found {_name(only)} alone. A split file (data.split_file) divides its "
             "texts"
         )
-    found = "other files" if any(root.iterdir()) else "an empty folder"
+    how = HOW_TO_SPLIT.replace("FOLDER", "texts --path FOLDER")
+    found = f"other files; {how}" if any(root.iterdir()) else "an empty folder"
     return (
         f"{expected}, or <class>.txt or one table together with a split file (data.split_file), "
         f"found {found}"

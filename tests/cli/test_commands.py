@@ -287,6 +287,11 @@ def test_data_split_writes_what_a_run_reads(capsys, tmp_path):
     command = ("data", "split", tmp_path / "whole", "--split-file", tmp_path / "other.tsv")
     assert "expected a name of one line" in refused(capsys, *command)
     assert not (tmp_path / "other.tsv").exists()
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("one\ntwo\n")
+    told = refused(capsys, "data", "check", "texts", "--path", texts)
+    assert "data split texts --path FOLDER" in told
 
 
 def test_data_check_tells_what_it_found_in_words(capsys, tmp_path):
