@@ -62,19 +62,20 @@ class LearnerState:
         return self.frozen.get("teacher")
 
     @property
+    def _backbones(self) -> list[Backbone]:
+        """The own one, that of the queries, and those of the teacher."""
+        taught = [] if self.teacher is None else self.teacher._backbones
+        return [self.backbone, self.query, *taught]
+
+    @property
     def reader(self) -> Backbone:
         """The backbone whose form all inputs have: of several, that with the largest inputs."""
-        several = [self.backbone, self.query]
-        if self.teacher is not None:
-            several.append(self.teacher.reader)
-        return max(several, key=lambda backbone: backbone.spec.input_size)
+        return max(self._backbones, key=lambda backbone: backbone.spec.input_size)
 
     @property
     def resizes(self) -> bool:
         """Whether some backbone reads smaller inputs than `reader`."""
-        several = [self.backbone, self.query]
-        smaller = any(b.spec.input_size != self.reader.spec.input_size for b in several)
-        return smaller or (self.teacher is not None and self.teacher.resizes)
+        return len({backbone.spec.input_size for backbone in self._backbones}) > 1
 
     def raw(self, fields: dict[str, jax.Array]) -> Raw:
         """Inputs in the form of `reader`, for every backbone of this state."""

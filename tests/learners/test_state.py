@@ -1,11 +1,18 @@
-"""Which classes and rows count, written out for six classes in tasks of three, two and one."""
+"""Which classes and rows count, written out for six classes in tasks of three, two and one, and
+what inputs several backbones read.
+"""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import qkd_jax
 from qkd_jax.learners import state as states
+from qkd_jax.nn.backbone import Backbone
+from qkd_jax.nn.parameters import init_random
 from qkd_jax.settings.config import Shapes
 
 
@@ -27,3 +34,16 @@ def test_masks_and_labels_are_written_out(tiny):
         (states.local_labels(state, jnp.array([1, 5, 5])), [1, 0, 0]),
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("student, teacher", [(8, 16), (16, 8), (8, 8)])
+def test_inputs_have_the_form_of_the_largest_backbone(tiny, student, teacher):
+    form = tiny.backbone.spec
+    specs = [replace(form, image_size=size, grid=size // 4) for size in (student, teacher)]
+    backbones = [Backbone(init_random(jax.random.key(seed), s), s) for seed, s in enumerate(specs)]
+    config = tiny.config("method=cdl", "cdl.host=apt", "train.optimizer=adam")
+    state = qkd_jax.init_state(jax.random.key(0), backbones[0], config, teacher=backbones[1])
+    largest = max(student, teacher)
+    assert state.reader.spec.input_size == largest
+    assert state.raw({}).resize == (student != teacher)
+    assert not state.teacher.replace(frozen={"backbone": backbones[1]}).resizes
