@@ -39,7 +39,10 @@ MODULES = {
     "learners/qkd/gate": f"{QKD}/test_gate.py {QKD}",
     "learners/qkd/fusion": f"{QKD}/test_fusion.py {QKD}",
     "learners/qkd/measurement": f"{QKD}/test_measurement.py",
-    "learners/step": f"tests/learners/test_optimiser.py tests/engine/test_verbs.py {QKD}",
+    "learners/step": (
+        "tests/learners/test_optimiser.py tests/learners/test_clare.py tests/engine/test_verbs.py "
+        + QKD
+    ),
     "learners/state": (
         f"tests/learners/test_state.py tests/learners/test_kept.py tests/engine/test_verbs.py {QKD}"
     ),
