@@ -4,17 +4,21 @@
 
 QKD on a tiny random transformer and 200 synthetic classes, two for each task. After each task: the
 memory, open files and threads of the process, and the time of a step where it was fastest,
-which a busy machine disturbs least. `--write` records and draws them.
+which a busy machine disturbs least. Then the same again with one arena of glibc's allocator: by
+default it has several, each with its own holes, and memory that was given back stays in them.
+`--write` records and draws both.
 """
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from qkd_jax.runs.provenance import provenance
 RESULTS = Path(__file__).parent / "results"
 POLL = 0.02  # seconds
 IN_A_ROW = 4  # of the steps of a task
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 SHOWN = {
     "memory_mib": "memory, MiB",
     "open_files": "open files",
@@ -81,8 +86,8 @@ def fastest_steps(log: str) -> list[float]:
     return [1000 * float((t[IN_A_ROW:] - t[:-IN_A_ROW]).min()) / IN_A_ROW for t in times]
 
 
-def watched(num_tasks: int) -> list[dict[str, float]]:
-    """What the process of a run held after each task.
+def watched(num_tasks: int, environment: Mapping[str, str]) -> list[dict[str, float]]:
+    """What the process of a run held after each task, with these variables beside ours.
 
     Raises:
       RuntimeError: the run ended with an error.
@@ -96,6 +101,7 @@ def watched(num_tasks: int) -> list[dict[str, float]]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, **environment},
         )
         while len(found) < num_tasks and process.poll() is None:
             if (folder / f"predictions/after_task_{len(found)}.npz").exists():
@@ -120,7 +126,7 @@ def growth(found: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
     }
 
 
-def drawn(found: list[dict[str, float]]) -> Any:
+def drawn(found: list[dict[str, float]], one_arena: list[dict[str, float]]) -> Any:
     """The figure: one panel for each quantity, against the task."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -130,9 +136,17 @@ def drawn(found: list[dict[str, float]]) -> Any:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5), layout="constrained")
         for panel, (name, label) in zip(figure.subplots(2, 2).flat, SHOWN.items(), strict=True):
-            values = [each[name] for each in found]
-            panel.plot(range(1, len(found) + 1), values, ".", markersize=4, color=COLORS[0])
-            panel.set(title=label, xlabel="after task", ylim=(0, 1.25 * max(values)))
+            for color, run, title in (
+                (COLORS[0], found, "as it comes"),
+                (COLORS[1], one_arena, "one arena of the allocator"),
+            ):
+                values = [each[name] for each in run]
+                tasks = range(1, len(run) + 1)
+                panel.plot(tasks, values, ".", markersize=4, color=color, label=title)
+            panel.set(title=label, xlabel="after task")
+            panel.set_ylim(0, 1.25 * panel.get_ylim()[1])
+            if name == "memory_mib":
+                panel.legend(loc="lower right", frameon=False)
     return figure
 
 
@@ -143,13 +157,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="record and draw what was found")
     options = parser.parse_args(arguments)
     before = provenance()
-    found = watched(options.tasks)
-    record = {**before, "growth": growth(found), "after_task": found}
-    for name, (early, late) in record["growth"].items():
-        print(f"{SHOWN[name]:20} {early:8.1f} -> {late:8.1f}")
+    found, one_arena = (watched(options.tasks, variables) for variables in ({}, ONE_ARENA))
+    record = {
+        **before,
+        "growth": growth(found),
+        "growth_one_arena": growth(one_arena),
+        "after_task": found,
+        "after_task_one_arena": one_arena,
+    }
+    for title in ("growth", "growth_one_arena"):
+        print(title.replace("_", " "))
+        for name, (early, late) in record[title].items():
+            print(f"  {SHOWN[name]:20} {early:8.1f} -> {late:8.1f}")
     if options.write:
         (RESULTS / "long_run.json").write_text(json.dumps(record, indent=1) + "\n")
-        save_figure(RESULTS / "long_run.png", drawn(found), dpi=120)
+        save_figure(RESULTS / "long_run.png", drawn(found, one_arena), dpi=120)
 
 
 if __name__ == "__main__":
