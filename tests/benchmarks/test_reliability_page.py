@@ -62,18 +62,14 @@ def test_hostile_files():
 
 
 def test_planted_mistakes():
-    """Each survivor has a reason; of those that are not the same program a tenth at most lives."""
+    """Every file was tried, and each survivor is the same program."""
     found = record("mutants")
     assert mutants.table(found) in PAGE and mutants.reasons(found) in PAGE
     survivors = [survivor for row in found.values() for survivor in row["survivors"]]
-    same = sum(survivor["reason"].startswith(mutants.SAME) for survivor in survivors)
+    assert all(survivor["reason"].startswith(mutants.SAME) for survivor in survivors)
     tried = sum(row["tried"] for row in found.values())
-    killed = tried - len(survivors)
-    share = 100 * killed / (tried - same)
-    assert f"{killed} of {tried} were killed, {share:.0f} % of those" in WORDS and share >= 90
-    untried = [module for module in mutants.MODULES if module not in found]
-    assert ("were not tried yet" in WORDS) == bool(untried)
-    assert all(f"`{module}.py`" in PAGE for module in mutants.MODULES)
+    assert f"{tried - len(survivors)} of {tried} were killed: all that change" in WORDS
+    assert list(found) == list(mutants.MODULES)
 
 
 def test_devices():
