@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "docs/quickstart.md"
 ABOUT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*ABOUT, *sorted((ROOT / "docs").glob("*.md"))]
+LONG = ("distillation.md", "generators.md", "quantum.md")
 SETTINGS = configuration.every_setting()
 ROOMS = ("qkd_jax/", "docs/", "tests/", "experiments/", "notebooks/", "benchmarks/")
 
@@ -82,8 +83,11 @@ def test_code_of_the_quickstart_ends_in_scores(tmp_path):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page != QUICKSTART and fences(page.read_text(), "python")],
-    ids=lambda page: page.name,
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in LONG else [], id=page.name)
+        for page in PAGES
+        if page != QUICKSTART and fences(page.read_text(), "python")
+    ],
 )
 def test_code_of_the_docs_runs(page, tmp_path):
     done = run_code(page, tmp_path)

@@ -42,6 +42,7 @@ def repository(tmp_path, monkeypatch):
     return root
 
 
+@pytest.mark.slow
 def test_what_no_test_looks_at_survives(repository, tmp_path):
     found = mutants.campaign("tiny", 100, 0, tmp_path / "campaign")
     # a + b, and in the other function the number and its product; types are no places.

@@ -105,6 +105,7 @@ def test_a_run_without_a_circuit_is_refused(runs, capsys, student):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_accuracies_with_noise_go_from_the_run_s_to_those_of_no_information(
     runs, tmp_path, monkeypatch
 ):

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 MEASURED = ("oracle_accuracy", "routing_recall_at_2", "passes_per_image", "kept_bytes")
 METHODS = methods_reading(("image",))
 # Prompts, a survey of the images, sums of a fixed size, nothing trained; the others take minutes.
-DEFAULT = ("inflora", "ranpac", "simplecil")
+DEFAULT = ("ranpac", "simplecil")
 
 
 def config(method, devices):

@@ -110,7 +110,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize(
     "moments",
-    [("mid_task", "terminated"), pytest.param(tuple(MOMENTS), marks=pytest.mark.slow)],
+    [("mid_task",), pytest.param(tuple(MOMENTS), marks=pytest.mark.slow)],
 )
 def test_killed_again_and_again_ends_with_the_same_bytes(
     moments, reference, compiled, backbone, tmp_path

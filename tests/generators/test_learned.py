@@ -67,7 +67,9 @@ def draws_of(generator, memory, label, size=400, seed=5):
     return np.asarray(generator.draw(memory, jax.random.key(seed), jnp.full(size, label)))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "drifting" else pytest.mark.slow) for n in KINDS]
+)
 def test_draws_are_like_features_also_of_classes_whose_features_are_gone(name):
     generator, memories, compilations = history(name)
     assert compilations == 1

@@ -103,7 +103,17 @@ def third_task(backbone, config):
     )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['gate.kind']}-{row['gate.encoding']}")
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            marks=pytest.mark.slow if n and row["gate.encoding"] == "angle" else [],
+            id=f"{row['gate.kind']}-{row['gate.encoding']}-{n}",
+        )
+        for n, row in enumerate(ROWS)
+    ],
+)
 def test_step_end_and_prediction_are_finite(tiny, small, row):
     changes = [f"{key}={value}" for key, value in row.items()]
     config = tiny.config("method=qkd", "sparsity.weight=1", *changes)

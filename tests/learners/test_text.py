@@ -63,7 +63,7 @@ def scores_of(tiny, method, num_tokens, junk):
 
 # One of each way to read a text: an adapter per task and a gate, moments, added tokens, a prompt in
 # front. The others take minutes.
-DEFAULT = ("qkd", "inflora", "l2p", "q_tuning")
+DEFAULT = ("qkd", "l2p")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,13 @@ def test_positions_unchanged_at_the_same_grid_and_refused_for_a_wrong_one():
         resample_positions(position, 4, 3)
 
 
-@pytest.mark.parametrize(("variant", "first_block"), [("augreg", 0), ("clip", 1), ("dinov2", 2)])
+@pytest.mark.parametrize(
+    ("variant", "first_block"),
+    [
+        ("augreg", 0),
+        *(pytest.param(*form, marks=pytest.mark.slow) for form in (("clip", 1), ("dinov2", 2))),
+    ],
+)
 def test_all_ways_through_the_model_agree(key, variant, first_block):
     # The same maths in another order of float32 sums; features are of order 1.
     spec = SPECS[variant]
@@ -179,7 +185,10 @@ def test_a_new_adapter_changes_no_bit(key, variant, placement):
     np.testing.assert_allclose(adapted, compiled, atol=3e-6)
 
 
-@pytest.mark.parametrize(("variant", "stacked"), [("clip", True), ("dinov2", False)])
+@pytest.mark.parametrize(
+    ("variant", "stacked"),
+    [("clip", True), pytest.param("dinov2", False, marks=pytest.mark.slow)],
+)
 def test_gradient_equals_finite_differences(variant, stacked):
     # Central differences with step 1e-5 in float64: truncation 1e-10, rounding 1e-11.
     with jax.enable_x64(True):

@@ -36,7 +36,9 @@ def test_a_lost_mode_is_seen():
     assert judge(shape, points + 100.0) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize(
+    "field", [pytest.param(f, marks=[] if f == "drifting" else pytest.mark.slow) for f in FIELDS]
+)
 def test_every_field_moves_samples_to_the_data(field):
     """From far away a training of 300 steps leaves less than a tenth of the energy distance."""
     data = jnp.asarray(sample(SHAPES["two moons"], np.random.default_rng(1), 1000))

@@ -94,7 +94,7 @@ def exact(num_qubits, inputs, angles):
     return np.abs(states) ** 2 @ np.stack(signs, 1), states
 
 
-@pytest.mark.parametrize("num_qubits", [5, 6, 11])
+@pytest.mark.parametrize("num_qubits", [5, 6, pytest.param(11, marks=pytest.mark.slow)])
 def test_both_forms_are_the_published_matrices(num_qubits):
     inputs, angles = drawn(num_qubits)
     expected, states = exact(num_qubits, inputs, angles)
@@ -118,6 +118,7 @@ def test_counts_of_the_paper():
     assert counts == {"RX": 11, "RY": 60, "RZZ": 18, "RZ": 66, "CNOT": 34}
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_statevector():
     inputs, angles = drawn(7, batch=2)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7)), jnp.float32)

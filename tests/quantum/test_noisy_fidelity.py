@@ -76,7 +76,13 @@ def literal_probability(circuit, a, b, noise):
     return float(np.diag(rho).real @ reads_zero)
 
 
-@pytest.mark.parametrize("noise", [Noise(), Noise(0.05, 0.1), Noise(readout=0.1)])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        Noise(0.05, 0.1),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (Noise(), Noise(readout=0.1))),
+    ],
+)
 def test_equals_the_density_matrix_of_the_literal_circuit(key, noise):
     trajectories = 4000
     run = jax.jit(noisy_fidelities, static_argnums=(1, 4, 5))

@@ -434,9 +434,14 @@ def test_nan_loss_stops_and_names_task_and_step(backbone, tmp_path):
 @pytest.mark.parametrize(
     ("method", "settings", "rate"),
     [
-        ("ssiat", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
         ("mos", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
-        ("tuna", ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+        *(
+            pytest.param(
+                *(method, ("alignment.learning_rate=1e25",), "alignment.learning_rate"),
+                marks=pytest.mark.slow,
+            )
+            for method in ("ssiat", "tuna")
+        ),
         ("qkd", ("gate.calibration_rate=1e38",), "gate.calibration_rate"),
         (
             "replay",
@@ -491,6 +496,7 @@ def test_several_seeds_give_mean_and_sd(finished, backbone, tmp_path):
     assert (tmp_path / "smoke/results.md").read_text().count("simplecil") >= 1
 
 
+@pytest.mark.slow
 def test_teachers_that_see_the_image_itself_are_asked_once_per_task(
     backbone, tmp_path, monkeypatch
 ):

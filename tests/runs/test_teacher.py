@@ -160,6 +160,7 @@ def test_stopped_in_either_phase_a_run_ends_with_the_same_bytes(
         qkd_jax.load_run(stopped)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_the_same_settings_is_taken_from_the_store(
     finished, backbones, tmp_path, monkeypatch
 ):

@@ -265,8 +265,8 @@ def test_teacher_and_student_alone(golden, host):
 @pytest.mark.parametrize(
     ("form", "host"),
     [
-        *(("kdp", "coda_prompt"), ("kdp", "apt"), ("fitnets", "coda_prompt")),
-        *(("kd_token", "coda_prompt"), ("cdl_prompt", "coda_prompt")),
+        *(("kdp", "apt"), ("cdl_prompt", "coda_prompt")),
+        *slow(("kdp", "coda_prompt"), ("fitnets", "coda_prompt"), ("kd_token", "coda_prompt")),
         *slow(("kdp", "l2p"), ("kdp", "dualprompt"), ("dkd", "coda_prompt")),
         *slow(("reviewkd", "coda_prompt")),
         *slow(("cdl_prompt", "l2p"), ("kd_token", "l2p"), ("kd_token", "dualprompt")),

@@ -396,7 +396,10 @@ def test_the_query_of_both_is_the_students_feature(cdl, coda):
     assert not np.asarray(first[:, 12:]).any() and not np.asarray(second[:, 12:]).any()
 
 
-@pytest.mark.parametrize("host", ["coda_prompt", "l2p", "dualprompt"])
+@pytest.mark.parametrize(
+    "host",
+    ["l2p", *(pytest.param(h, marks=pytest.mark.slow) for h in ("coda_prompt", "dualprompt"))],
+)
 def test_a_teacher_that_is_narrower_than_its_query(cdl, tiny, host):
     """Prompted features are padded, and read without the padding."""
     config = cdl.config(host, "none")
@@ -430,6 +433,7 @@ def test_tokens_of_the_teacher(cdl):
     np.testing.assert_allclose(*(f["logits"] for f in found.values()), atol=BUDGET)
 
 
+@pytest.mark.slow
 def test_at_test_time_cdl_prompt_needs_no_transformer_of_the_teacher(cdl, tiny):
     stage = cdl.run(cdl.config("dualprompt", "cdl_prompt"), TASKS[:1], steps=1)[0]
     teacher, state = stage.teacher.ended, stage.student.ended

@@ -184,7 +184,9 @@ def test_what_a_task_left_is_read_as_it_was_whatever_comes_later(texts, request,
     assert np.abs(last[:, 0] - last[:, 2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("method", ["q_tuning", "prog_prompt"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("q_tuning", marks=pytest.mark.slow), "prog_prompt"]
+)
 def test_the_last_model_can_stand_for_all(texts, request, method):
     """`final`: one model in memory, one feature for every head, which later tasks change."""
     stages = learned(texts, method, f"{method}.evaluation=final", tasks=TASKS[:3])

@@ -200,6 +200,7 @@ def test_the_encoder_reads_the_prior_which_learns_from_the_divergence_alone(key)
     assert float(jnp.abs(by_divergence["kernel"]).max()) > 0
 
 
+@pytest.mark.slow
 def test_the_pdf_vae_gives_a_code_of_the_stated_size(key):
     pdf, vae = jax.random.normal(key, (2, 50)), PdfVae(SMALL)
 

@@ -124,10 +124,8 @@ def test_beta_rises_by_the_error_and_not_by_another_measure(tmp_path):
     assert "beta 0.024 " in lines[-1]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["pdf_vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("matrix_vae", "denoiser"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pdf_vae", "matrix_vae", "denoiser"])
 def test_each_step_is_compiled_once_and_learns(name, data, key):
     """Twelve steps with the same batches lower the loss on them; one compilation."""
     if name == "denoiser":
