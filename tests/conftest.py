@@ -57,7 +57,7 @@ os.environ["QKD_JAX_STORE"] = STORE.name
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Traces leave many small objects that live long; to walk through them often is a tenth of the time.
+# Traces leave many small objects that live long, and the collector walks through all of them.
 gc.set_threshold(100_000, 50, 100)
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)

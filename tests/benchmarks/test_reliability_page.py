@@ -99,6 +99,12 @@ def test_a_long_run():
     found = record("long_run")
     later = [task for run in ("after_task", "after_task_one_arena") for task in found[run][10:]]
     files, threads = ([task[name] for task in later] for name in ("open_files", "threads"))
+    for run in ("after_task", "after_task_one_arena"):  # nothing grows
+        for name in ("open_files", "threads"):
+            *before, last = (
+                max(t[name] for t in found[run][n : n + 10]) for n in range(10, 100, 10)
+            )
+            assert last <= max(before), (run, name)
     expected = f"{min(files)} to {max(files)} open files and {min(threads)} to {max(threads)} thr"
     assert expected in WORDS
     steps, memory = found["growth"]["step_ms"], found["growth"]["memory_mib"]

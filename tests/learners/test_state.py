@@ -41,7 +41,7 @@ def test_inputs_have_the_form_of_the_largest_backbone(tiny, student, teacher):
     form = tiny.backbone.spec
     specs = [replace(form, image_size=size, grid=size // 4) for size in (student, teacher)]
     backbones = [Backbone(init_random(jax.random.key(seed), s), s) for seed, s in enumerate(specs)]
-    config = tiny.config("method=cdl", "cdl.host=apt", "train.optimizer=adam")
+    config = tiny.config("method=cdl", "cdl.host=apt")
     state = qkd_jax.init_state(jax.random.key(0), backbones[0], config, teacher=backbones[1])
     largest = max(student, teacher)
     assert state.reader.spec.input_size == largest

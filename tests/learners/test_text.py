@@ -61,8 +61,8 @@ def scores_of(tiny, method, num_tokens, junk):
     return np.concatenate(scores)
 
 
-# One of each way to read a text: an adapter per task and a gate, moments, added tokens, a prompt in
-# front. The others take minutes.
+# Two ways to read a text: an adapter per task with a gate, and added tokens. Each of the others
+# takes seconds to compile.
 DEFAULT = ("qkd", "l2p")
 
 
