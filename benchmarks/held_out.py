@@ -12,6 +12,7 @@ best average accuracy is chosen; of equal ones the first, which on a grid is the
 whose numbers become infinite counts as the worst. `--record` keeps all of it in a JSON, where a
 method's row of the same setting is replaced, with the commit of the command; finished runs stay in
 `--runs` and are not learned again, and `environment.json` there names the commit that made them.
+Ctrl-C or SIGTERM saves the run that is learned, and the same command goes on from there.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 
 from qkd_jax.errors import QkdError
 from qkd_jax.reports.records import without_paths
-from qkd_jax.runs.loop import run
+from qkd_jax.runs.loop import Interrupted, run
 from qkd_jax.runs.plan import plan
 from qkd_jax.runs.provenance import provenance
 from qkd_jax.settings.config import Config, override
@@ -132,7 +133,10 @@ def main(arguments: list[str] | None = None) -> None:
     settings = [*PARTS.get(options.experiment, OTHERS), *options.extra]
     for method in options.methods:
         config = load_experiment(options.experiment).get_config(method)
-        found = row(override(config, *settings), options)
+        try:
+            found = row(override(config, *settings), options)
+        except Interrupted:  # told by the run itself; it is saved
+            raise SystemExit(130) from None
         print(f"{method}: {options.setting}={found['chosen']}", flush=True)
         if options.record:
             rows = json.loads(options.record.read_text()) if options.record.exists() else {}

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import held_out
 from qkd_jax.errors import QkdError
+from qkd_jax.runs.loop import Interrupted
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,17 @@ def test_the_page_shows_what_is_recorded():
     record = json.loads((root / "benchmarks" / "results" / "held_out.json").read_text())
     for rows in record.values():
         assert held_out.table(rows) in page
+
+
+def test_a_signal_ends_the_command_as_it_ends_a_run(monkeypatch, tmp_path):
+    def run(config, backbone, out, variant):
+        raise Interrupted
+
+    monkeypatch.setattr(held_out, "run", run)
+    monkeypatch.setattr(held_out, "backbone_of", lambda settings: None)
+    with pytest.raises(SystemExit) as ended:
+        held_out.main(f"renditions --methods qkd --runs {tmp_path}".split())
+    assert ended.value.code == 130
 
 
 def test_another_error_is_not_taken_for_a_bad_rate(monkeypatch, tmp_path):
