@@ -5,8 +5,8 @@
 Data: photographs as files, train/<class>/* and test/<class>/*; of each class the first 20 and 10 in
 the order of their names. B0-Inc10, order seed 1993; one epoch of batches of 8, 25 steps for each
 task. Backbone: the packaged ViT-S/14, read after 11 of its 12 blocks as in `cdl` (the last one was
-tuned for saliency), 122 tokens. Settings of every method as in `renditions`: nothing was chosen on
-this stream.
+tuned for saliency), 122 tokens. Settings of every method, rates too, as in `cifar100_few`: nothing
+was chosen on this stream.
 Expected: no run is recorded yet.
 """
 

@@ -8,6 +8,9 @@ import pytest
 from benchmarks import held_out
 from qkd_jax.errors import QkdError
 from qkd_jax.runs.loop import Interrupted
+from qkd_jax.settings.experiments import load_experiment
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -66,11 +69,23 @@ def test_the_choice_is_recorded_with_all_that_was_tried(monkeypatch, tmp_path):
 
 
 def test_the_page_shows_what_is_recorded():
-    root = Path(__file__).parents[2]
-    page = (root / "docs" / "results.md").read_text()
-    record = json.loads((root / "benchmarks" / "results" / "held_out.json").read_text())
+    page = (ROOT / "docs" / "results.md").read_text()
+    record = json.loads((ROOT / "benchmarks" / "results" / "held_out.json").read_text())
     for rows in record.values():
         assert held_out.table(rows) in page
+
+
+def test_experiments_have_the_rates_that_were_chosen():
+    record = json.loads((ROOT / "benchmarks" / "results" / "held_out.json").read_text())
+    compared = 0
+    for experiment, rows in record.items():
+        for name, row in rows.items():
+            method, setting = name.split(" ")
+            if setting == "train.learning_rate" and "-" not in method:
+                config = load_experiment(experiment).get_config(method)
+                assert config.train.learning_rate == float(row["chosen"]), (experiment, method)
+                compared += 1
+    assert compared >= 4
 
 
 def test_a_signal_ends_the_command_as_it_ends_a_run(monkeypatch, tmp_path):
