@@ -23,6 +23,8 @@ CUT = (
 RATES = {
     "qkd": 0.05,
     "aper": 0.05,
+    "clare": 0.05,
+    "coda_prompt": 0.004,
     "joint": 0.0125,
     "min": 0.00125,
     "mos": 0.2,
