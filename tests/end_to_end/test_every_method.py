@@ -21,7 +21,7 @@ from qkd_jax.weights.load import load_backbone
 
 pytestmark = [pytest.mark.floor, pytest.mark.usefixtures("compiled")]
 
-MEASURED = ("oracle_accuracy", "routing_accuracy", "passes_per_image", "kept_bytes")
+MEASURED = ("oracle_accuracy", "routing_recall_at_2", "passes_per_image", "kept_bytes")
 METHODS = methods_reading(("image",))
 # Prompts, a survey of the images, sums of a fixed size, nothing trained; the others take minutes.
 DEFAULT = ("ranpac", "simplecil")
@@ -66,14 +66,8 @@ def test_devices_and_interruptions_change_nothing(method, tmp_path, monkeypatch)
     np.testing.assert_array_equal(found.correct, expected.correct)
     assert parts["train_images"] == whole["train_images"]
     assert parts["extracted_features"] == whole["extracted_features"]
-    for name in MEASURED:
+    for name in (*MEASURED, "routing_accuracy"):
         assert parts[name] == whole[name], name
-    # Of an untrained network two tasks are often all but equally unlikely: rounding may swap the
-    # second and the third for one image.
-    one_image = 100.0 / found.total[-1].sum()
-    second = [run["routing_recall_at_2"] or 0.0 for run in (parts, whole)]
-    assert abs(second[0] - second[1]) <= 1.001 * one_image
-    assert (parts["routing_recall_at_2"] is None) == (whole["routing_recall_at_2"] is None)
     assert (whole["routing_recall_at_2"] is None) == (whole["routing_accuracy"] is None)
     assert (whole["routing_recall_at_2"] or 0) >= (whole["routing_accuracy"] or 0)
     learner = learner_of(config(method, 1))
