@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "docs/quickstart.md"
 ABOUT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*ABOUT, *sorted((ROOT / "docs").glob("*.md"))]
-LONG = ("distillation.md", "generators.md", "quantum.md")
+LONG = ("api.md", "distillation.md", "generators.md", "quantum.md")
 SETTINGS = configuration.every_setting()
 ROOMS = ("qkd_jax/", "docs/", "tests/", "experiments/", "notebooks/", "benchmarks/")
 

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from qkd_jax import cli
 from qkd_jax.cli import measure_gate_noise
 
 
+@pytest.mark.slow
 def test_accuracies_with_noise_begin_at_those_of_the_run(learned, tmp_path, monkeypatch):
     # With so many shots a fraction is its probability, as far as float32 can tell.
     monkeypatch.setattr(measure_gate_noise, "SHOTS", (1, 2**30))

@@ -10,7 +10,7 @@ import qkd_jax
 from qkd_jax import cli
 from qkd_jax.cli import measure_noise
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.slow]
 TEXT = 'a "bird" that\nsings, größer'
 SETTINGS = (
     *("backbone.name=tiny_random_text", "backbone.num_tokens=8", "data.source=texts"),
@@ -105,7 +105,6 @@ def test_a_run_without_a_circuit_is_refused(runs, capsys, student):
     assert expected in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_accuracies_with_noise_go_from_the_run_s_to_those_of_no_information(
     runs, tmp_path, monkeypatch
 ):

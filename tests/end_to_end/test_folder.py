@@ -78,7 +78,8 @@ def scores_of(out):
         return summary, dict(saved)
 
 
-@pytest.mark.parametrize("augment", ["false", pytest.param("true", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("augment", ["false", "true"])
 def test_folder_on_one_and_on_eight_devices(capsys, experiment, images, tmp_path, augment):
     """Every test image once, with its path for id; the same curve and predictions on 8 devices."""
     found = []

@@ -99,6 +99,7 @@ def one_process(compiled, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_two_hosts_are_one_run(one_process, compiled, tmp_path):
     codes, printed = end(start_hosts("ease", tmp_path, compiled))
     assert codes == [0, 0], printed

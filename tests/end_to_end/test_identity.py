@@ -349,7 +349,8 @@ def test_test_images_that_are_trained_on_are_told(runs, data):
     assert len(environment["leaked_test_images"]) == 1
 
 
-@pytest.mark.parametrize("devices", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 8))])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [3, 5, 8])
 def test_batches_need_not_divide_over_the_devices(runs, data, devices):
     """Padded and masked: the losses of one device, whatever the number."""
     assert runs(data)[0] == 0

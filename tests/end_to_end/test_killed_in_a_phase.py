@@ -83,13 +83,8 @@ def started(name, out, texts, compiled):
     )
 
 
-@pytest.mark.parametrize(
-    "name, phase",
-    [
-        pytest.param(*moment, marks=[] if moment == ("cdl", "student") else pytest.mark.slow)
-        for moment in MOMENTS
-    ],
-)
+@pytest.mark.slow  # the default suite stops a run in each phase: runs/test_teacher.py
+@pytest.mark.parametrize("name, phase", MOMENTS)
 def test_killed_in_a_phase_it_ends_with_the_same_bytes(name, phase, texts, compiled, tmp_path):
     assert main(arguments(name, tmp_path / "whole", texts)) == 0
     method, (file, seconds) = RUNS[name][0], MOMENTS[name, phase]

@@ -200,7 +200,7 @@ def checkpoints_of(folder):
     return sorted(paths, key=lambda path: int(path.name))
 
 
-@pytest.mark.parametrize("loss", ["cut", "gone"])
+@pytest.mark.parametrize("loss", ["cut", pytest.param("gone", marks=pytest.mark.slow)])
 def test_a_finished_run_that_lost_its_last_task_learns_it_again(
     loss, reference, backbone, tmp_path, caplog
 ):

@@ -52,9 +52,8 @@ OWN = {"qd_llm": ("protocol.kind=incremental", "qd_llm.qubits=5")}
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize(
-    "method", ["q_tuning", *(pytest.param(m, marks=pytest.mark.slow) for m in ("qkd", "qd_llm"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["q_tuning", "qkd", "qd_llm"])
 def test_killed_on_two_devices_it_ends_as_on_one(folder, tmp_path, monkeypatch, method):
     own = OWN.get(method, ())
     one, two = (settings(folder, f"train.devices={n}", *own, method=method) for n in (1, 2))

@@ -88,7 +88,9 @@ def test_draws_are_like_features_also_of_classes_whose_features_are_gone(name):
     assert np.asarray(memories[1].known).tolist() == [True] * 4 + [False]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "drifting" else pytest.mark.slow) for n in KINDS]
+)
 def test_a_generator_remembers_by_its_own_draws_alone(name):
     """Its memory has the size that it had before; without its draws the first classes are lost."""
     generator, memories, _ = history(name)

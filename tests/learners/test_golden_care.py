@@ -109,7 +109,7 @@ def test_both_predictions(stored, learned, passes):
     np.testing.assert_allclose(scores, stored.arrays[f"scores/{passes}"], atol=10 * BUDGET)
 
 
-@pytest.mark.parametrize("kind", ["cosface", "cross_entropy"])
+@pytest.mark.parametrize("kind", ["cosface", pytest.param("cross_entropy", marks=pytest.mark.slow)])
 def test_losses_and_gradients(stored, learned, kind):
     """`cross_entropy` is their setting for ImageNet-A, without the KL."""
     settings = f"care.perceptron_loss={kind}", f"care.distill={kind == 'cosface'}".lower()

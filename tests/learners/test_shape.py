@@ -72,7 +72,7 @@ def read_by(tiny, config, own):
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=[] if name in ("qkd", "mos") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name == "qkd" else pytest.mark.slow)
         for name in learner_names()
         if name not in ("cdl", "qd_llm")
     ],

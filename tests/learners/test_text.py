@@ -63,7 +63,7 @@ def scores_of(tiny, method, num_tokens, junk):
 
 # Two ways to read a text: an adapter per task with a gate, and added tokens. Each of the others
 # takes seconds to compile.
-DEFAULT = ("qkd", "l2p")
+DEFAULT = ("qkd",)
 
 
 @pytest.mark.parametrize(

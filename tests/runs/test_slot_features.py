@@ -22,9 +22,7 @@ METHODS = ("ease", "mos", "mote", "qkd", "tuna")
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(m, marks=[] if m in ("qkd", "tuna") else pytest.mark.slow) for m in METHODS
-    ],
+    params=[pytest.param(m, marks=[] if m == "qkd" else pytest.mark.slow) for m in METHODS],
 )
 def ended(tiny, request):
     return tiny.run(tiny.backbone, tiny.config(f"method={request.param}"))[-1].ended

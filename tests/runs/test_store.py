@@ -115,11 +115,9 @@ def test_where_nothing_can_be_written_everything_is_computed(tmp_path):
     assert read(shelf, 1, 2) == [1, 2]
 
 
-@pytest.mark.usefixtures("compiled")
-def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, monkeypatch):
-    """Another method, which shares what the frozen model says of each image. All that is predicted
-    is the same to the last byte.
-    """
+@pytest.fixture
+def ends(compiled, tmp_path, monkeypatch):
+    """What a run says and predicts, and which features it asked the engine for."""
     from qkd_jax.engine.engine import Engine
 
     monkeypatch.setenv("QKD_JAX_STORE", str(tmp_path / "store"))
@@ -151,6 +149,13 @@ def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, mon
         assert len(predicted) == 3
         return ({key: summary[key] for key in kept}, predicted), list(asked)
 
+    return ends
+
+
+def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(ends):
+    """Another method, which shares what the frozen model says of each image. All that is predicted
+    is the same to the last byte.
+    """
     first, computed = ends("first", "simplecil")
     second, computed_again = ends("second", "simplecil")
     # What is left are the passes whose speed is measured when a run ends.
@@ -160,7 +165,12 @@ def test_a_second_run_computes_no_frozen_feature_and_ends_the_same(tmp_path, mon
     shares, fewer = ends("shares", "aper")
     assert shares == alone
     assert fewer.count("frozen") == timed < everything.count("frozen")
-    # The stem of block 0 is the same for all methods with adapters from there on.
+
+
+@pytest.mark.slow
+def test_a_second_run_computes_no_stem_and_ends_the_same(ends, monkeypatch):
+    """The stem of block 0 is the same for all methods with adapters from there on."""
+    ends("first", "aper")
     alone, everything = ends("qkd alone", "qkd", data__store_gib=0)
     shares, fewer = ends("qkd shares", "qkd")
     assert shares == alone

@@ -265,7 +265,8 @@ def test_teacher_and_student_alone(golden, host):
 @pytest.mark.parametrize(
     ("form", "host"),
     [
-        *(("kdp", "apt"), ("cdl_prompt", "coda_prompt")),
+        ("kdp", "apt"),
+        *slow(("cdl_prompt", "coda_prompt")),
         *slow(("kdp", "coda_prompt"), ("fitnets", "coda_prompt"), ("kd_token", "coda_prompt")),
         *slow(("kdp", "l2p"), ("kdp", "dualprompt"), ("dkd", "coda_prompt")),
         *slow(("reviewkd", "coda_prompt")),

@@ -292,7 +292,7 @@ def test_the_loss_is_cross_entropy_plus_the_weighted_estimate(texts, history):
     np.testing.assert_allclose(terms["loss"], total, rtol=1e-6)
 
 
-@pytest.mark.parametrize("evaluation", ["snapshot", "final"])
+@pytest.mark.parametrize("evaluation", ["snapshot", pytest.param("final", marks=pytest.mark.slow)])
 def test_kept_features_stand_for_the_teacher(texts, evaluation):
     """A run computes the last model's features of a task's texts once, before its first step."""
     stages = learned(texts, "q_tuning", f"q_tuning.evaluation={evaluation}", tasks=TASKS[:3])
