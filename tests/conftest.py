@@ -15,18 +15,15 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Must stand before jax is imported: XLA reads it once. The older code generator compiles in two
 # thirds of the time, in one piece and without a search for library calls in three quarters of that.
 # Newer versions may have these settings no more, and end a process that asks for them.
-QUICK_TO_COMPILE = (
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-    "--xla_cpu_use_onednn=false",
-)
-FAST = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-KNOWN = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        *(QUICK_TO_COMPILE if FAST and KNOWN else ()),
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        " --xla_cpu_use_onednn=false"
+        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+        and tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
+        else "",
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
