@@ -180,6 +180,7 @@ def test_images_may_be_removed_if_the_user_says_so(runs, data, monkeypatch):
     assert runs(data)[0] == 1
 
 
+@pytest.mark.slow
 def test_removed_images_are_counted_once_and_may_come_back(runs, data, tmp_path):
     def told():
         return json.loads((runs.folder() / "environment.json").read_text())["removed_images"]
@@ -200,7 +201,7 @@ def test_removed_images_are_counted_once_and_may_come_back(runs, data, tmp_path)
     assert told() == ["train/c0/0.png", "train/c0/1.png"]  # the run once went on without both
 
 
-@pytest.mark.parametrize("change", ["gone", "renamed"])
+@pytest.mark.parametrize("change", ["gone", pytest.param("renamed", marks=pytest.mark.slow)])
 def test_images_keep_their_side_where_the_split_follows_from_names(runs, data, change):
     """`data.validation` holds out the last names of each class; other names hold out others."""
     settings = ("data.validation=0.4",)
@@ -271,6 +272,7 @@ def test_a_run_from_before_contents_were_compared_is_checked(runs, data):
     assert runs(data, method="simplecil")[0] == 0
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_change_a_result_may_change(runs, data):
     assert runs(data)[0] == 0
     straight = results(runs.summary())
@@ -304,6 +306,7 @@ def test_every_broken_image_is_listed_before_the_first_step(runs, data):
     assert runs(data)[0] == 0
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_later_may_be_removed(runs, data, monkeypatch):
     """The bytes of a file rot while the run stands: the refusal names it and the way to go on."""
     stop_in_the_middle(runs, data, monkeypatch)

@@ -108,7 +108,7 @@ def third_task(backbone, config):
     [
         pytest.param(
             row,
-            marks=pytest.mark.slow if n and row["gate.encoding"] == "angle" else [],
+            marks=pytest.mark.slow if row["gate.encoding"] == "angle" else [],
             id=f"{row['gate.kind']}-{row['gate.encoding']}-{n}",
         )
         for n, row in enumerate(ROWS)

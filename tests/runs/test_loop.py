@@ -447,10 +447,11 @@ def test_nan_loss_stops_and_names_task_and_step(backbone, tmp_path):
             ("alignment.generator=drifting", "drift.learning_rate=1e38", "drift.steps=3"),
             "drift.learning_rate",
         ),
-        (
+        pytest.param(
             "replay",
             ("alignment.generator=drifting", "alignment.learning_rate=1e25", "drift.steps=3"),
             "alignment.learning_rate",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -37,7 +37,13 @@ def learned(tiny, images, *settings):
     return model, everything
 
 
-@pytest.mark.parametrize("settings", [("method=inflora",), ("method=qkd", "fusion.kind=routed")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=inflora",),
+        pytest.param(("method=qkd", "fusion.kind=routed"), marks=pytest.mark.slow),
+    ],
+)
 def test_scores_are_those_of_predict(tiny, images, settings):
     """From slot features and from images; float32 sums of other batches, 1e-5 of scores near 5."""
     model, features = learned(tiny, images, *settings)

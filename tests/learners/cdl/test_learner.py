@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 
 import qkd_jax
-from qkd_jax.errors import ConfigError
 from qkd_jax.learners import passes
 from qkd_jax.learners.cdl.learner import HOSTS
 from qkd_jax.learners.cdl.settings import FORMS, CdlSettings
 from qkd_jax.learners.shape import Context, feature_width, learner_of
 from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode_all
-from qkd_jax.nn.parameters import init_random
 from qkd_jax.nn.vit import ViTSpec
+
+# The default suite has the authors' numbers (test_golden.py), what is refused (test_settings.py) and
+# a run that is stopped in each phase (runs/test_teacher.py).
+pytestmark = pytest.mark.slow
 
 BUDGET = 6e-6
 # Two classes in each task: with one, cross-entropy is constant and moves nothing.
@@ -101,7 +103,6 @@ def outputs_of(backbone, image, tokens, attention, kd):
     return norm(params["norm"], x)
 
 
-@pytest.mark.slow  # the default suite has the authors' numbers: test_golden.py
 @pytest.mark.parametrize("host", ["coda", "l2p", "apt"])
 def test_forward_against_loops(cdl, tiny, host, request):
     """Features of class token (L2P: of its prompts) and token for distillation, and scores."""
@@ -263,10 +264,7 @@ def test_frozen_parts_stay_as_they_were(cdl, tiny, coda):
 
 @pytest.mark.parametrize(
     "form",
-    [
-        "cdl_prompt",
-        *(pytest.param(form, marks=pytest.mark.slow) for form in ("kdp", "fitnets", "dkd")),
-    ],
+    ["cdl_prompt", "kdp", "fitnets", "dkd"],
 )
 def test_no_gradient_reaches_the_teacher(cdl, form):
     """Even where a caller does not stop it, as the step does."""
@@ -397,7 +395,7 @@ def test_the_query_of_both_is_the_students_feature(cdl, coda):
 
 @pytest.mark.parametrize(
     "host",
-    ["l2p", *(pytest.param(h, marks=pytest.mark.slow) for h in ("coda_prompt", "dualprompt"))],
+    ["l2p", "coda_prompt", "dualprompt"],
 )
 def test_a_teacher_that_is_narrower_than_its_query(cdl, tiny, host):
     """Prompted features are padded, and read without the padding."""
@@ -432,7 +430,6 @@ def test_tokens_of_the_teacher(cdl):
     np.testing.assert_allclose(*(f["logits"] for f in found.values()), atol=BUDGET)
 
 
-@pytest.mark.slow
 def test_at_test_time_cdl_prompt_needs_no_transformer_of_the_teacher(cdl, tiny):
     stage = cdl.run(cdl.config("dualprompt", "cdl_prompt"), TASKS[:1], steps=1)[0]
     teacher, state = stage.teacher.ended, stage.student.ended
@@ -445,80 +442,6 @@ def test_at_test_time_cdl_prompt_needs_no_transformer_of_the_teacher(cdl, tiny):
     other = jax.tree.map(lambda a: a + 1, teacher.trainable)
     moved = cdl.scores(state.taught_by(teacher.replace(trainable=other)), images)
     assert np.abs(moved - expected)[:, [4, 1]].max() > 1e-4
-
-
-def test_teachers_settings():
-    config = qkd_jax.override(
-        qkd_jax.Config(method="cdl"),
-        *("cdl.host=apt", "apt.merge=0.2", "teacher.image_size=224", "teacher.name=dinov2_vit_s14"),
-        *("train.learning_rate=0.1", "train.epochs=3", "seed=5", "data.augment=true"),
-    )
-    teacher = learner_of(config).teacher.config(config)
-    assert (teacher.method, teacher.seed, teacher.apt.merge) == ("apt", 5, 0.2)
-    assert teacher.backbone == config.teacher and teacher.backbone.image_size == 224
-    assert teacher.train == config.train and teacher.data.augment
-    assert teacher.shapes == qkd_jax.Shapes()
-    config = qkd_jax.override(config, "cdl.teacher_rate=0.02")
-    assert learner_of(config).teacher.config(config).train.learning_rate == 0.02
-
-
-def test_the_student_that_learns_alone_is_the_same_for_all_that_are_taught(cdl):
-    """By it the report finds the run to compare with."""
-    teacher = learner_of(cdl.config("l2p", "kdp")).teacher
-    expected = teacher.alone(cdl.config("l2p", "none"))
-    assert expected.cdl == CdlSettings(host="l2p", form="none")
-    for settings in (("cdl.alpha=0.3",), ("teacher.name=augreg", "cdl.teacher_rate=0.1")):
-        assert teacher.alone(cdl.config("l2p", "dkd", *settings)) == expected
-    assert teacher.alone(cdl.config("l2p", "kdp", "l2p.pool=7")) != expected
-    assert teacher.alone(cdl.config("apt", "kdp")) != expected
-
-
-def test_hosts_start_as_in_the_code_of_coda_prompt():
-    config = qkd_jax.Config(method="cdl")
-    l2p, dual, coda = config.l2p, config.dualprompt, config.coda_prompt
-    assert (l2p.form, l2p.pool, l2p.length, l2p.top_k, l2p.blocks) == ("gtripl", 30, 20, 5, 1)
-    assert (dual.form, dual.expert_length, dual.general_length) == ("gtripl", 20, 6)
-    assert (coda.pool, coda.length, coda.penalty) == (100, 8, 0.0)
-    assert (l2p.start, dual.start, l2p.key_loss, dual.key_loss) == ("unit", "unit", "mean", "mean")
-
-
-def test_settings_that_do_not_fit_are_named(cdl, tiny):
-    def start(*settings):
-        config = qkd_jax.override(cdl.config("coda_prompt", "kdp"), *settings)
-        return cdl.start(config)
-
-    for settings, message in (
-        (("cdl.form=cdl_prompt", "cdl.host=apt"), "cdl.host: expected l2p, dualprompt or coda"),
-        (("cdl.form=cdl_prompt", "cdl.query=own"), "cdl.query: expected student"),
-        (("cdl.kd_length=3",), "cdl.kd_length: expected an even number"),
-        (("cdl.map_length=3",), "cdl.map_length: expected an even number"),
-        (("cdl.test_weight=-0.5",), "cdl.test_weight: expected -1"),
-        (("cdl.temperature=0",), "cdl.temperature: expected above 0"),
-        (
-            ("cdl.form=cdl_prompt", "cdl.host=l2p", "l2p.form=official"),
-            "l2p.form: expected gtripl.* found official",
-        ),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            start(*settings)
-    # Tokens that cannot be compared one by one, told before the teacher learns anything.
-    small = dict(width=16, num_heads=2, mlp_width=16, image_size=8)
-    for form, spec, message in (
-        (
-            "fitnets",
-            ViTSpec(depth=3, patch_size=2, grid=4, **small),
-            r"teacher.image_size: expected .* \(5\).* found 17",
-        ),
-        (
-            "reviewkd",
-            ViTSpec(depth=1, patch_size=4, grid=2, **small),
-            r"teacher.name: expected at least 2 blocks.* found 1",
-        ),
-    ):
-        config = qkd_jax.override(cdl.config("coda_prompt", "kdp"), f"cdl.form={form}")
-        teacher = Backbone(init_random(jax.random.key(5), spec), spec)
-        with pytest.raises(ConfigError, match=message):
-            qkd_jax.init_state(jax.random.key(7), tiny.backbone, config, teacher=teacher)
 
 
 def test_every_setting_is_read(cdl, monkeypatch):

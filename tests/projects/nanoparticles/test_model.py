@@ -31,6 +31,9 @@ SMALL = Sizes(
 PDF = np.sin(np.arange(24) / 4).astype(np.float32)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def model():
     key = jax.random.key(0)
