@@ -23,8 +23,8 @@ from qkd_jax.nn.backbone import Backbone
 from qkd_jax.nn.encode import encode_all
 from qkd_jax.nn.vit import ViTSpec
 
-# The default suite has the authors' numbers (test_golden.py), what is refused (test_settings.py) and
-# a run that is stopped in each phase (runs/test_teacher.py).
+# The default suite has the authors' numbers (test_golden.py), what is refused (test_settings.py),
+# and a run that is stopped in each phase (runs/test_teacher.py).
 pytestmark = pytest.mark.slow
 
 BUDGET = 6e-6
