@@ -10,9 +10,8 @@ seed 1993 whose other settings are those of the experiment. A number is looked f
 `--start`, a factor above and a factor below, and further while an end of the grid is the best. The
 best average accuracy is chosen; of equal ones the first, which on a grid is the smallest. A run
 whose numbers become infinite counts as the worst. `--record` keeps all of it in a JSON, where a
-method's row of the same setting is replaced, with the commit of the command; finished runs stay in
-`--runs` and are not learned again, and `environment.json` there names the commit that made them.
-Ctrl-C or SIGTERM saves the run that is learned, and the same command goes on from there.
+method's row of the same setting is replaced, with the commit that each run was made with; finished
+runs stay in `--runs` and are not learned again. Ctrl-C or SIGTERM saves the run that is learned, and the same command goes on from there.
 """
 
 import argparse
@@ -23,9 +22,9 @@ from typing import Any
 
 from qkd_jax.errors import QkdError
 from qkd_jax.reports.records import without_paths
+from qkd_jax.runs.folder import run_folder
 from qkd_jax.runs.loop import Interrupted, run
 from qkd_jax.runs.plan import plan
-from qkd_jax.runs.provenance import provenance
 from qkd_jax.settings.config import Config, override
 from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import backbone_of
@@ -81,14 +80,22 @@ def accuracies(config: Config, out: Path, variant: str) -> list[float] | None:
     return [round(summary[f"{name}_accuracy"], 2) for name in ("average", "last")]
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit that a run was made with, which a command that finds it finished may not have."""
+    made = json.loads((folder / "environment.json").read_text())
+    return f"{made['commit']} and changes" if made["dirty"] else made["commit"]
+
+
 def row(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """All values that were tried of one method, and the one that is chosen."""
     found: dict = {}
+    commits: dict = {}
 
     def score(value: Any) -> float:
         tried = override(config, f"{options.setting}={value}", where_read=True)
         name = "-".join([*options.variant, f"{options.setting}={value}"])
         found[value] = accuracies(tried, options.runs, name)
+        commits[value] = commit_of(run_folder(options.runs, tried, name))
         print(f"{config.method} {name}: {found[value]}", flush=True)
         return found[value][0] if found[value] else -1.0
 
@@ -100,6 +107,7 @@ def row(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         "examples": len(plan(config).data.test),
         "accuracies": {str(value): found[value] for value in scores},
         "chosen": str(chosen(scores)),
+        "commits": {str(value): commits[value] for value in scores},
     }
 
 
@@ -141,9 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.record:
             rows = json.loads(options.record.read_text()) if options.record.exists() else {}
             name = " ".join(["-".join([method, *options.variant]), options.setting])
-            code = {key: provenance()[key] for key in ("commit", "dirty")}
             shown = without_paths(settings)
-            rows.setdefault(options.experiment, {})[name] = {"settings": shown, **found, **code}
+            rows.setdefault(options.experiment, {})[name] = {"settings": shown, **found}
             options.record.write_text(json.dumps(rows, indent=1) + "\n")
 
 

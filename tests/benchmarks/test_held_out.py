@@ -7,10 +7,19 @@ import pytest
 
 from benchmarks import held_out
 from qkd_jax.errors import QkdError
+from qkd_jax.runs.folder import run_folder
 from qkd_jax.runs.loop import Interrupted
 from qkd_jax.settings.experiments import load_experiment
 
 ROOT = Path(__file__).parents[2]
+
+
+def made_with(commit, config, out, variant):
+    """What a run leaves of the code that it was made with."""
+    folder = run_folder(out, config, variant)
+    folder.mkdir(parents=True)
+    made = {"commit": commit, "dirty": commit == "2"}
+    (folder / "environment.json").write_text(json.dumps(made))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +55,7 @@ def test_the_choice_is_recorded_with_all_that_was_tried(monkeypatch, tmp_path):
 
     def run(config, backbone, out, variant):
         seen.append((config, variant))
+        made_with(str(len(seen)), config, out, variant)
         if averages[config.train.learning_rate] is None:
             raise QkdError("task 1, step 3: expected finite numbers, found loss nan")
         return {"average_accuracy": averages[config.train.learning_rate], "last_accuracy": 70.0}
@@ -63,6 +73,8 @@ def test_the_choice_is_recorded_with_all_that_was_tried(monkeypatch, tmp_path):
     assert row["accuracies"] == {
         "0.0125": [60.0, 70.0], "0.05": [81.0, 70.0], "0.2": [80.0, 70.0], "0.8": None,
     }  # fmt: skip
+    # Each run's own, since a command finds finished runs of other commits: not the command's.
+    assert row["commits"] == {"0.0125": "4", "0.05": "1", "0.2": "2 and changes", "0.8": "3"}
     assert row["examples"] == 100  # two held-out styles of 50 classes
     assert {config.data.validation for config, _ in seen} == {0.34}
     assert len({variant for _, variant in seen}) == 4
@@ -113,6 +125,7 @@ def test_values_that_are_words_are_tried_in_their_order(monkeypatch, tmp_path):
     averages = {"random": 80.0, "previous": 80.0}
 
     def run(config, backbone, out, variant):
+        made_with("1", config, out, variant)
         return {"average_accuracy": averages[config.adapter.start], "last_accuracy": 70.0}
 
     monkeypatch.setattr(held_out, "run", run)
