@@ -10,8 +10,9 @@ seed 1993 whose other settings are those of the experiment. A number is looked f
 `--start`, a factor above and a factor below, and further while an end of the grid is the best. The
 best average accuracy is chosen; of equal ones the first, which on a grid is the smallest. A run
 whose numbers become infinite counts as the worst. `--record` keeps all of it in a JSON, where a
-method's row of the same setting is replaced, with the commit that each run was made with; finished
-runs stay in `--runs` and are not learned again. Ctrl-C or SIGTERM saves the run that is learned, and the same command goes on from there.
+method's row of the same setting is replaced, with the commit that each run was made with. Finished
+runs stay in `--runs` and are not learned again; Ctrl-C or SIGTERM saves the run that is learned,
+and the same command goes on from there.
 """
 
 import argparse
