@@ -8,7 +8,8 @@ steps for each task, as photographs in `folder` were learned. Settings of every 
 `renditions`, but for the rates: they were chosen on held-out training images of this stream, since
 those of `renditions` are too high here for half of the methods (docs/results.md). `care` and
 `facet` still have the rates of `renditions`.
-Expected: no run is recorded yet.
+Expected: 47.6 average and 37.7 last accuracy with `qkd`, 40.1 and 29.7 with `ranpac`, means of two
+seeds (docs/results.md).
 """
 
 import dataclasses

@@ -31,6 +31,7 @@ CDL_RATES = {
 VARIANTS = {
     "qkd-bfloat16": f"backbone.compute_dtype=bfloat16 {LATE}",
     "qkd-late": LATE,
+    "qkd-uniform": "gate.kind=uniform",
     "replay-class-means": "alignment.statistics=mean",
     "replay-covariance": "",
     "replay-shared": "alignment.statistics=shared",
