@@ -61,8 +61,7 @@ def scores_of(tiny, method, num_tokens, junk):
     return np.concatenate(scores)
 
 
-# Two ways to read a text: an adapter per task with a gate, and added tokens. Each of the others
-# takes seconds to compile.
+# An adapter per task with a gate. Each of the others takes seconds to compile.
 DEFAULT = ("qkd",)
 
 
