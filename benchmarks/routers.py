@@ -16,6 +16,8 @@ when the logits of all slots are mixed by the weights (`mixed`). Routers:
     uniform       every slot counts the same; what "chosen" is for a slot drawn at random
     oracle        the true task: more than this no router can reach
     newest        the last slot for every image
+
+Beside them `answer`, from the run's predictions: how often its class is one of the right task.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from qkd_jax.learners.qkd.gate import GateSettings
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import LearnerState
 from qkd_jax.nn.losses import entropy
+from qkd_jax.reports.predictions import read_predictions
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import Plan, plan
@@ -135,8 +138,16 @@ def rows(state: LearnerState, planned: Plan, train: np.ndarray, test: np.ndarray
     return {"images": len(labels), "slots": right.sum(axis=0).tolist(), "routers": counts}
 
 
-def table(recorded: dict[str, Any]) -> str:
-    """The table of docs/results.md, in percent of the test images."""
+def right_task(run: Path) -> float:
+    """Percent of the test images for which the run's last answer is a class of the right task."""
+    found = read_predictions(run)
+    task_of_class = np.full(found.label.max() + 1, -1)
+    task_of_class[found.label] = found.task
+    return float(100 * np.mean(task_of_class[found.predicted[-1]] == found.task))
+
+
+def table(recorded: dict[str, Any], answers: dict[str, float]) -> str:
+    """The table of docs/results.md, in percent of the test images; `answers` by `right_task`."""
     lines = [
         "| router | stream | right task | chosen slot | mixed |",
         "| --- | --- " + "| ---: " * 3 + "|",
@@ -145,6 +156,7 @@ def table(recorded: dict[str, Any]) -> str:
         for stream, found in recorded.items():
             cells = (100 * n / found["images"] for n in found["routers"][router].values())
             lines.append(f"| {router} | {stream} | {' | '.join(f'{c:.1f}' for c in cells)} |")
+    lines += [f"| answer | {stream} | {found:.1f} | – | – |" for stream, found in answers.items()]
     return "\n".join(lines)
 
 
@@ -159,7 +171,7 @@ def main() -> None:
     planned = plan(state.config)
     found = rows(state, planned, *slot_features(state, planned))
     name = options.name or state.config.experiment
-    print(table({name: found}))
+    print(table({name: found}, {name: right_task(options.run)}))
     if options.record:
         recorded = json.loads(options.record.read_text()) if options.record.exists() else {}
         code = {key: provenance()[key] for key in ("commit", "dirty")}

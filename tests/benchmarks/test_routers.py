@@ -20,13 +20,26 @@ ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "routers.json").read_text())
 
 
+def run_of(stream):
+    return ROOT / "results" / stream / "qkd" / "seed1993"
+
+
 def test_the_page_shows_what_is_recorded():
-    assert routers.table(RECORD) in (ROOT / "docs" / "results.md").read_text()
+    answers = {stream: routers.right_task(run_of(stream)) for stream in RECORD}
+    assert routers.table(RECORD, answers) in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_task_of_an_answer(tmp_path):
+    label, task = np.array([2, 0, 3, 1, 0]), np.array([1, 0, 1, 0, 0])
+    predicted = np.array([[-1, 0, -1, 1, 1], [3, 1, 0, 2, 0]])
+    names = {"label": label, "task": task, "predicted": predicted}
+    np.savez(tmp_path / "predictions.npz", images="x", **names)
+    assert routers.right_task(tmp_path) == 60.0
 
 
 @pytest.mark.parametrize("stream", RECORD)
 def test_the_gate_s_row_is_the_recorded_run_s(stream):
-    summary = ROOT / "results" / stream / "qkd" / "seed1993" / "summary.json"
+    summary = run_of(stream) / "summary.json"
     run, images = json.loads(summary.read_text()), RECORD[stream]["images"]
     counts = RECORD[stream]["routers"]["fidelity"]
     assert 100 * counts["mixed"] / images == pytest.approx(run["last_accuracy"])
