@@ -2,7 +2,7 @@
 
 import argparse
 
-from qkd_jax.cli.arguments import add_command, path
+from qkd_jax.cli.arguments import add_command, path, seeds_of
 from qkd_jax.errors import DataError
 
 
@@ -38,6 +38,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     rank.add_argument("folders", type=path, nargs="+", help="results/<stream>, one or more")
     rank.add_argument("--methods", required=True, help="as in 'qkd mos ranpac'")
     rank.add_argument("--measure", default="average", choices=["average", "last"])
+    rank.add_argument("--seeds", default="", help="as in '1993 1994'; without, every one")
     rank.add_argument("--seed", default=0, type=int, help="of the bootstrap samples")
 
 
@@ -69,6 +70,7 @@ def _rank(options: argparse.Namespace) -> None:
     from qkd_jax.reports.ranks import ranking, ranking_table
 
     methods = options.methods.replace(",", " ").split()
-    found = ranking(options.folders, methods, options.measure, options.seed)
+    seeds = seeds_of(options.seeds) if options.seeds else ()
+    found = ranking(options.folders, methods, options.measure, options.seed, seeds)
     print(f"{options.measure} accuracy, with 95 % intervals over test images and seeds\n")
     print(ranking_table(found), end="")

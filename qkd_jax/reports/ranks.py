@@ -49,18 +49,27 @@ def _seeds(method: Path) -> dict[int, Path]:
     }
 
 
-def outcomes(folder: Path, methods: Sequence[str], measure: str) -> dict[str, np.ndarray]:
-    """For each method the `comparison` values [S, N] of its seeds in results/<stream>.
+def outcomes(
+    folder: Path, methods: Sequence[str], measure: str, seeds: Sequence[int] = ()
+) -> dict[str, np.ndarray]:
+    """For each method the `comparison` values [S, N] of its seeds in results/<stream>, or of the
+    `seeds` alone.
 
     Raises:
       DataError: a method has no runs there or no predictions, or others have other seeds or test
-        images.
+        images, or one of the `seeds` is missing.
     """
     found, images, seeds_of = {}, {}, {}
     for method in methods:
         runs = _seeds(folder / method)
         if not runs:
             raise DataError(f"{folder / method}: expected runs, seed<k>, found none")
+        if missing := sorted(set(seeds) - set(runs)):
+            raise DataError(
+                f"{folder / method}: expected seeds {_listed(seeds)}, found none of "
+                f"{_listed(missing)}"
+            )
+        runs = {seed: run for seed, run in runs.items() if not seeds or seed in seeds}
         read = {seed: _predictions(runs[seed]) for seed in sorted(runs)}
         seeds_of[method] = tuple(read)
         images[method] = {predictions.images for predictions in read.values()}
@@ -70,7 +79,8 @@ def outcomes(folder: Path, methods: Sequence[str], measure: str) -> dict[str, np
         if seeds_of[method] != seeds_of[methods[0]]:
             raise DataError(
                 f"{folder}: expected the same seeds of all methods, found {methods[0]} with "
-                f"{seeds_of[methods[0]]} and {method} with {seeds_of[method]}"
+                f"{_listed(seeds_of[methods[0]])} and {method} with {_listed(seeds_of[method])}; "
+                "name those that all have, as in --seeds '1993 1994'"
             )
         if len(images[method] | images[methods[0]]) > 1:
             raise DataError(
@@ -81,7 +91,11 @@ def outcomes(folder: Path, methods: Sequence[str], measure: str) -> dict[str, np
 
 
 def ranking(
-    folders: Sequence[Path], methods: Sequence[str], measure: str = "average", seed: int = 0
+    folders: Sequence[Path],
+    methods: Sequence[str],
+    measure: str = "average",
+    seed: int = 0,
+    seeds: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Accuracies, mean ranks and differences to the best method, with 95 % bootstrap intervals.
 
@@ -90,6 +104,7 @@ def ranking(
       methods: two or more.
       measure: "average" over tasks, or "last".
       seed: of the bootstrap samples.
+      seeds: of the runs that count; without, every one.
 
     Returns:
       "streams", "methods" (lowest mean rank first), "measure", "critical_difference"; and for each
@@ -101,7 +116,7 @@ def ranking(
     """
     if len(set(methods)) < 2 or len(set(methods)) < len(methods):
         raise DataError(f"methods: expected two different ones or more, found {', '.join(methods)}")
-    values = [outcomes(Path(folder), methods, measure) for folder in folders]
+    values = [outcomes(Path(folder), methods, measure, seeds) for folder in folders]
     samples = [resampled(seed + k, *stream[methods[0]].shape) for k, stream in enumerate(values)]
     accuracy = np.array([[stream[m].mean() for m in methods] for stream in values])
     draws = np.array(
@@ -160,6 +175,10 @@ def ranking_table(found: dict[str, Any]) -> str:
 
 def _cell(shown: Interval, digits: int) -> str:
     return f"{shown.value:.{digits}f} [{shown.low:.{digits}f}, {shown.high:.{digits}f}]"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _predictions(run: Path) -> Predictions:

@@ -55,14 +55,27 @@ def test_the_command_prints_the_table(streams, capsys):
     assert len({line.count("|") for line in rows}) == 1
 
 
+def test_only_the_seeds_that_are_asked_for_count(streams, capsys):
+    record(streams[0] / "ours" / "seed3", 0.1)
+    record(streams[0] / "more" / "seed1", 0.7)
+    record(streams[0] / "more" / "seed2", 0.7)
+    found = ranking(streams[:1], ["ours", "more"], seeds=(1, 2))
+    assert [found["accuracy"][m][0].value for m in ("ours", "more")] == pytest.approx([90, 70])
+    command = ["rank", str(streams[0]), "--methods", "ours more", "--seeds", "2 1"]
+    assert main(command) == 0
+    assert ranking_table(found) in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_refused(streams, tmp_path):
     with pytest.raises(DataError, match="nothing: expected runs, seed<k>, found none"):
         ranking(streams, ["ours", "nothing"])
     with pytest.raises(DataError, match="expected two different ones or more, found ours"):
         ranking(streams, ["ours"])
     record(tmp_path / "one" / "more" / "seed1", 0.5)
-    with pytest.raises(DataError, match=r"expected the same seeds .* ours with \(1, 2\) and more"):
+    with pytest.raises(DataError, match=r"same seeds .* ours with 1, 2 and more with 1;"):
         ranking(streams[:1], ["ours", "more"])
+    with pytest.raises(DataError, match="more: expected seeds 1, 2, found none of 2"):
+        ranking(streams[:1], ["ours", "more"], seeds=(1, 2))
     record(tmp_path / "one" / "more" / "seed2", 0.5, images="others")
     with pytest.raises(DataError, match="expected the same test images in all runs"):
         ranking(streams[:1], ["ours", "more"])
