@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.errors import ConfigError, DataError, QkdError
-from qkd_jax.runs.folder import exclusive
+from qkd_jax.runs.lock import exclusive
 
 WORDS = ("data", "train", "sample", "evaluate")
 NEEDED = ("ase", "xraydb", "diffpy.utils")

@@ -105,8 +105,8 @@ def _eval(options: argparse.Namespace) -> None:
     from qkd_jax.engine.compiled_programs import keep_compiled_programs
     from qkd_jax.reports.writing import write_atomically
     from qkd_jax.runs.exported import load_trained
-    from qkd_jax.runs.folder import encoded_arrays
     from qkd_jax.runs.tested import tested
+    from qkd_jax.runs.writer import encoded_arrays
 
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # before anything is computed

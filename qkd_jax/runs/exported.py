@@ -47,7 +47,8 @@ def export_run(
       ConfigError: `target` is the run folder.
       CheckpointError, WeightsError: as `load_run`.
     """
-    from qkd_jax.runs.folder import encoded_json, fingerprints
+    from qkd_jax.runs.folder import fingerprints
+    from qkd_jax.runs.writer import encoded_json
 
     target = in_utf8(expanded(target), "target")
     trained = load_run(folder, weights=weights, teacher_weights=teacher_weights)

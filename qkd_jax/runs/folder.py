@@ -1,17 +1,13 @@
 """The folder of a run: begun once, continued only by the same run, consistent after any kill."""
 
 import dataclasses
-import io
 import json
 import logging
-import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +29,7 @@ from qkd_jax.reports.ledger import LEDGER, NOTED, Ledger, missing_files, needs_l
 from qkd_jax.runs.manifest import damage_of
 from qkd_jax.runs.plan import Plan
 from qkd_jax.runs.provenance import provenance, versions
+from qkd_jax.runs.writer import encoded_arrays, encoded_json
 from qkd_jax.settings import config as configuration
 from qkd_jax.settings.config import Config
 
@@ -397,108 +394,6 @@ def fingerprints(backbone: Backbone, teacher: Backbone | None = None) -> dict[st
     return found if teacher is None else found | {"teacher_fingerprint": fingerprint(teacher)}
 
 
-def trimmed_log(text: str, task: int, step: int) -> str:
-    """A log without the lines after the restored state, which will be written again."""
-    kept = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-            seen = (record["task"], record["step"]) <= (task, step)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            break  # a line cut off by a kill
-        if seen:
-            kept.append(line)
-    return "".join(line + "\n" for line in kept)
-
-
-class Writer:
-    """Writes the files of one learner of a run; on all hosts but the first it writes nothing.
-
-    Args:
-      ledger: of the run.
-      name: of the learner's own folder in that of the run; "" for none.
-    """
-
-    def __init__(self, ledger: Ledger, name: str = "", writes: bool = True):
-        self._ledger, self._name, self.writes = ledger, name, writes
-
-    def write(self, contents: dict[str, bytes]) -> None:
-        """Writes files, each of them whole or not at all."""
-        if self.writes:
-            self._ledger.write({self._own(name): part for name, part in contents.items()})
-
-    def has(self, name: str) -> bool:
-        return (self._ledger.folder / self._own(name)).exists()
-
-    def log(self, name: str) -> TextIO:
-        """A file to append lines to, each of which is written at once."""
-        if not self.writes:
-            return open(os.devnull, "a")
-        path = self._ledger.folder / self._own(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a", buffering=1)
-
-    def keep_log(self, name: str) -> None:
-        """Makes sure of what was appended to a log so far."""
-        if self.writes:
-            self._ledger.grow(self._own(name))
-
-    def trim_log(self, name: str, task: int, step: int) -> None:
-        """Drops lines of a log after the restored state."""
-        if self.writes and self.has(name):
-            path = self._ledger.folder / self._own(name)
-            text = trimmed_log(path.read_text(errors="replace"), task, step)
-            self.write({name: text.encode()})
-
-    def _own(self, name: str) -> str:
-        return f"{self._name}/{name}" if self._name else name
-
-
-@contextmanager
-def exclusive(folder: Path, locks: bool = True) -> Iterator[None]:
-    """Locks a run folder for one process; of several hosts only the first one does so."""
-    if not locks:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        _lock(lock, folder, alone=True)
-        for left in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
-            left.unlink(missing_ok=True)  # what a kill within a write left
-        yield
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Locks a run folder for reading, against a process that trains in it.
-
-    Several processes may read at once. Nothing is written; a copy without a lock file is read
-    without a lock.
-    """
-    try:
-        lock = open(folder / ".lock")
-    except OSError:
-        yield
-        return
-    with lock:
-        _lock(lock, folder, alone=False)
-        yield
-
-
-def _lock(lock: TextIO, folder: Path, alone: bool) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        does = "running in" if not alone else "running in or reading"
-        raise CheckpointError(
-            f"another process is {does} {folder}; stop it (what it learned is saved) or wait"
-        ) from None
-    except OSError as error:  # some network and cloud folders have no locks
-        logger.warning("%s cannot be locked (%s); start no second process there", folder, error)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
@@ -513,15 +408,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if wrong := problem(path.name, value):
         raise CheckpointError(f"{path} is damaged ({wrong}); restore it from a copy")
     return value
-
-
-def encoded_json(value: Any) -> bytes:
-    """The content of a JSON file."""
-    return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def encoded_arrays(arrays: dict[str, np.ndarray]) -> bytes:
-    """The content of a compressed npz file: the same bytes for the same arrays."""
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()

@@ -29,13 +29,13 @@ from qkd_jax.runs.evaluation import (
     predictions,
     shown_examples,
 )
-from qkd_jax.runs.folder import Writer, encoded_arrays, encoded_json
 from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import Plan
 from qkd_jax.runs.progress import NullProgress, told_task
 from qkd_jax.runs.slot_features import SlotFeatures
 from qkd_jax.runs.store import package_code
 from qkd_jax.runs.tracking import Tracker
+from qkd_jax.runs.writer import Writer, encoded_arrays, encoded_json
 from qkd_jax.settings.config import digest, end_rate
 from qkd_jax.settings.plugins import loaded_plugins
 

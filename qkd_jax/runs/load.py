@@ -55,7 +55,7 @@ def load_run(
     """
     # Imported here, so that `import qkd_jax` does not import orbax.
     from qkd_jax.runs.checkpoint import Checkpoints
-    from qkd_jax.runs.folder import reading
+    from qkd_jax.runs.lock import reading
 
     check_system()
     folder = in_utf8(expanded(folder, CheckpointError), "folder", CheckpointError)

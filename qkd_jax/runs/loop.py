@@ -22,16 +22,16 @@ from qkd_jax.runs.folder import (
     begin_folder,
     begun_run,
     continue_folder,
-    encoded_json,
-    exclusive,
     run_folder,
 )
 from qkd_jax.runs.learning import Learning
+from qkd_jax.runs.lock import exclusive
 from qkd_jax.runs.model import Model
 from qkd_jax.runs.plan import plan
 from qkd_jax.runs.progress import NullProgress, Progress, counting
 from qkd_jax.runs.signals import StopRequest
 from qkd_jax.runs.tracking import need_trackers, new_trackers
+from qkd_jax.runs.writer import encoded_json
 from qkd_jax.settings.config import Config, digest
 
 logger = logging.getLogger("qkd_jax")

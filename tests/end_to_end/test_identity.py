@@ -11,7 +11,7 @@ from PIL import Image
 
 from qkd_jax import cli
 from qkd_jax.reports.ledger import Ledger
-from qkd_jax.runs.folder import exclusive
+from qkd_jax.runs.lock import exclusive
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

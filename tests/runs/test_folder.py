@@ -7,19 +7,11 @@ import pytest
 from qkd_jax.data.contents import read_contents
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.runs import folder
-from qkd_jax.runs.folder import begin_folder, begun_run, continue_folder, trimmed_log
+from qkd_jax.runs.folder import begin_folder, begun_run, continue_folder
 from qkd_jax.runs.plan import plan
 from qkd_jax.runs.provenance import provenance
 from qkd_jax.settings.config import Config, override
 from qkd_jax.weights.load import load_backbone
-
-
-def test_trimming_the_log_drops_what_will_be_written_again():
-    lines = [json.dumps({"task": t, "step": s}) for t in (0, 1) for s in (1, 2, 3)]
-    torn = "\n".join([*lines, '{"task": 1, "st'])
-    assert trimmed_log(torn, 1, 2).splitlines() == lines[:5]
-    assert trimmed_log("\n".join([*lines[:2], "\0\0\0"]), 1, 2).splitlines() == lines[:2]
-    assert trimmed_log(torn, -1, 0) == ""
 
 
 @pytest.mark.parametrize("method, told", [("qkd", {"circuit.txt"}), ("mos", set())])

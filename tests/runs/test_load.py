@@ -15,7 +15,7 @@ from qkd_jax.errors import CheckpointError
 from qkd_jax.reports.ledger import Ledger
 from qkd_jax.runs import load
 from qkd_jax.runs.checkpoint import Checkpoints
-from qkd_jax.runs.folder import exclusive, reading
+from qkd_jax.runs.lock import exclusive, reading
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment

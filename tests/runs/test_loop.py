@@ -24,7 +24,7 @@ from qkd_jax.runs import learning
 from qkd_jax.runs.batches import training_batches
 from qkd_jax.runs.checkpoint import Checkpoints
 from qkd_jax.runs.evaluation import halves
-from qkd_jax.runs.folder import exclusive
+from qkd_jax.runs.lock import exclusive
 from qkd_jax.runs.loop import plan, run, run_folder
 from qkd_jax.runs.model import Model
 from qkd_jax.runs.progress import NullProgress
