@@ -7,8 +7,9 @@
 Part of the training examples is held out (`data.validation`) and the rest is learned from, of the
 first classes (`PARTS`; `--set` changes both); the test set is not read. Every value is a run with
 seed 1993 whose other settings are those of the experiment. A number is looked for on a grid:
-`--start`, a factor above and a factor below, and further while an end of the grid is the best. The
-best average accuracy is chosen; of equal ones the first, which on a grid is the smallest. A run
+`--start`, a factor above and a factor below, and further while an end of the grid is the best, up
+to five steps from `--start` (where a method does best untrained, no rate is too small). The best
+average accuracy is chosen; of equal ones the first, which on a grid is the smallest. A run
 whose numbers become infinite counts as the worst. `--record` keeps all of it in a JSON, where a
 method's row of the same setting is replaced, with the commit that each run was made with. Finished
 runs stay in `--runs` and are not learned again; Ctrl-C or SIGTERM saves the run that is learned,
@@ -36,11 +37,12 @@ PARTS = {
     "glosses": ("data.validation=0.2", "data.num_classes=20"),
 }
 OTHERS = ("data.validation=0.2", "data.num_classes=50")
+FARTHEST = 5  # steps from the start of a grid
 
 
 def searched(score: Callable[[float], float], start: float, factor: float) -> dict[float, float]:
     """Scores on the grid start * factor**k, in ascending order: `start` and its neighbours, and
-    beyond an end as long as the end is the best of all.
+    beyond an end as long as the end is the best of all, to `FARTHEST` steps from `start`.
     """
     scores: dict[float, float] = {}
 
@@ -52,12 +54,11 @@ def searched(score: Callable[[float], float], start: float, factor: float) -> di
     for step in range(low, high + 1):
         look(step)
     while (best := chosen(scores)) in (min(scores), max(scores)):
-        if best == min(scores):
-            low -= 1
-            look(low)
-        else:
-            high += 1
-            look(high)
+        step = low - 1 if best == min(scores) else high + 1
+        if abs(step) > FARTHEST:
+            break
+        look(step)
+        low, high = min(low, step), max(high, step)
         scores = dict(sorted(scores.items()))
     return scores
 

@@ -44,6 +44,14 @@ def test_the_grid_goes_on_until_its_best_value_has_neighbours(best, grid):
     assert held_out.chosen(scores) == best
 
 
+def test_a_grid_whose_end_stays_the_best_ends_after_five_steps():
+    flat = held_out.searched(lambda value: 1.0, start=1.0, factor=10.0)
+    assert list(flat) == [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0]
+    assert held_out.chosen(flat) == 1e-5
+    rising = held_out.searched(lambda value: value, start=1.0, factor=10.0)
+    assert list(rising) == [0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
+
+
 def test_of_equal_values_the_smallest_is_chosen():
     scores = held_out.searched(lambda value: min(value, 1.0), start=2.0, factor=2.0)
     assert list(scores) == [0.5, 1.0, 2.0, 4.0]
