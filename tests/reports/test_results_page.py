@@ -16,7 +16,10 @@ from qkd_jax.reports.tables import format_number
 
 ROOT = Path(__file__).parents[2]
 # Headings that are not the experiment's name.
-TITLES = {"cifar100_few": "CIFAR-100, few images"}
+TITLES = {
+    "cifar100_few": "CIFAR-100, few images",
+    "caltech101_few": "Caltech-101, few images",
+}
 EXPERIMENTS = sorted(path.name for path in (ROOT / "results").iterdir() if path.is_dir())
 COLUMNS = (
     *("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy"),
