@@ -141,9 +141,10 @@ def rows(state: LearnerState, planned: Plan, train: np.ndarray, test: np.ndarray
 def right_task(run: Path) -> float:
     """Percent of the test images for which the run's last answer is a class of the right task."""
     found = read_predictions(run)
-    task_of_class = np.full(found.label.max() + 1, -1)
+    answer = found.predicted[-1]
+    task_of_class = np.full(max(found.label.max(), answer.max()) + 1, -1)
     task_of_class[found.label] = found.task
-    return float(100 * np.mean(task_of_class[found.predicted[-1]] == found.task))
+    return float(100 * np.mean(task_of_class[answer] == found.task))
 
 
 def table(recorded: dict[str, Any], answers: dict[str, float]) -> str:

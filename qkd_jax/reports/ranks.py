@@ -66,8 +66,7 @@ def outcomes(
             raise DataError(f"{folder / method}: expected runs, seed<k>, found none")
         if missing := sorted(set(seeds) - set(runs)):
             raise DataError(
-                f"{folder / method}: expected seeds {_listed(seeds)}, found none of "
-                f"{_listed(missing)}"
+                f"{folder / method}: expected seeds {_listed(seeds)}, found no {_listed(missing)}"
             )
         runs = {seed: run for seed, run in runs.items() if not seeds or seed in seeds}
         read = {seed: _predictions(runs[seed]) for seed in sorted(runs)}

@@ -31,7 +31,7 @@ def test_the_page_shows_what_is_recorded():
 
 def test_the_task_of_an_answer(tmp_path):
     label, task = np.array([2, 0, 3, 1, 0]), np.array([1, 0, 1, 0, 0])
-    predicted = np.array([[-1, 0, -1, 1, 1], [3, 1, 0, 2, 0]])
+    predicted = np.array([[-1, 0, -1, 1, 1], [3, 1, 4, 2, 0]])
     names = {"label": label, "task": task, "predicted": predicted}
     np.savez(tmp_path / "predictions.npz", images="x", **names)
     assert routers.right_task(tmp_path) == 60.0

@@ -74,7 +74,7 @@ def test_what_cannot_be_compared_is_refused(streams, tmp_path):
     record(tmp_path / "one" / "more" / "seed1", 0.5)
     with pytest.raises(DataError, match=r"same seeds .* ours with 1, 2 and more with 1;"):
         ranking(streams[:1], ["ours", "more"])
-    with pytest.raises(DataError, match="more: expected seeds 1, 2, found none of 2"):
+    with pytest.raises(DataError, match="more: expected seeds 1, 2, found no 2"):
         ranking(streams[:1], ["ours", "more"], seeds=(1, 2))
     record(tmp_path / "one" / "more" / "seed2", 0.5, images="others")
     with pytest.raises(DataError, match="expected the same test images in all runs"):
