@@ -113,7 +113,7 @@ def _ranks(folder: Path, methods: list[str]) -> dict[str, Any] | None:
 
     return {
         "left_out": [method for method in methods if method not in ranked],
-        "critical": f"{found['critical_difference']:.2f}",
+        "critical": found["critical_difference"],
         "streams": found["streams"],
         "heads": (
             "method",

@@ -106,9 +106,10 @@ def ranking(
       seeds: of the runs that count; without, every one.
 
     Returns:
-      "streams", "methods" (lowest mean rank first), "measure", "critical_difference"; and for each
-      method "rank" (an `Interval`), "accuracy" and "behind" (an `Interval` for each stream, in
-      percent; behind the first method, paired by image and seed, zeros for itself).
+      "streams", "methods" (lowest mean rank first), "measure", "critical_difference" (None for one
+      stream, on which no difference of ranks would be large enough); and for each method "rank" (an
+      `Interval`), "accuracy" and "behind" (an `Interval` for each stream, in percent; behind the
+      first method, paired by image and seed, zeros for itself).
 
     Raises:
       DataError: see `outcomes`; or fewer than two methods.
@@ -135,7 +136,9 @@ def ranking(
         "measure": measure,
         "streams": [Path(folder).name for folder in folders],
         "methods": [methods[m] for m in order],
-        "critical_difference": critical_difference(len(methods), len(folders)),
+        "critical_difference": critical_difference(len(methods), len(folders))
+        if len(folders) > 1
+        else None,
         "rank": {methods[m]: interval(ranks[m], drawn_ranks[:, m]) for m in order},
         "accuracy": {methods[m]: intervals(accuracy[:, m], draws[:, m]) for m in order},
         "behind": {
@@ -168,7 +171,8 @@ def ranking_table(found: dict[str, Any]) -> str:
     lines += [
         f"| {m} | {' | '.join(_cell(i, 1) for i in found['behind'][m])} |" for m in methods[1:]
     ]
-    lines += ["", f"Critical difference of mean ranks: {found['critical_difference']:.2f}."]
+    if (critical := found["critical_difference"]) is not None:
+        lines += ["", f"Critical difference of mean ranks: {critical:.2f}."]
     return "\n".join(lines) + "\n"
 
 

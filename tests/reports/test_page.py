@@ -551,6 +551,8 @@ def test_the_page_of_a_comparison_ranks_those_that_can_be(tmp_path):
     text = (tmp_path / "more/report.html").read_text()
     assert "so not ranked: c." in text
     assert "Average accuracy over more, toy, with" in text
+    assert "more than 1.39 apart (Nemenyi)." in text
+    assert "Nemenyi" not in (tmp_path / "toy/report.html").read_text()  # of one stream
     assert "<td>a</td>" in text
     # Of one stream alone: two methods that are ranked, and the 12.5 % that both get wrong.
     assert re.search(r'data-value="87.5">87.5 \[[\d.]+, [\d.]+\]', text)

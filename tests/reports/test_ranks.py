@@ -53,6 +53,13 @@ def test_the_command_prints_the_table(streams, capsys):
     rows = said.split("\n\n")[1].splitlines()
     assert rows[0] == "| method | mean rank | one | two |" and rows[2].startswith("| ours | 1.00 [")
     assert len({line.count("|") for line in rows}) == 1
+    assert said.endswith(f"Critical difference of mean ranks: {1.96 / np.sqrt(2):.2f}.\n")
+
+
+def test_one_stream_has_no_critical_difference(streams):
+    found = ranking(streams[:1], ["ours", "base"])
+    assert found["critical_difference"] is None
+    assert "Critical" not in ranking_table(found)
 
 
 def test_only_the_seeds_that_are_asked_for_count(streams, capsys):

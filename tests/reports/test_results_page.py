@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qkd_jax.cli import main
 from qkd_jax.reports.files import read_run
 from qkd_jax.reports.ledger import LEDGER
 from qkd_jax.reports.predictions import PACKED
@@ -227,3 +229,22 @@ def test_recorded_accuracies_follow_from_the_recorded_matrices(experiment):
         assert run.summary["accuracy_curve"] == pytest.approx(curve.tolist(), abs=1e-9)
         assert run.summary["finished"] is True
         assert not re.search(r'"/|\.\./', json.dumps([run.config, run.environment])), folder
+
+
+def rank_commands():
+    """(arguments of `rank`, what is shown below) for each such command in docs/results.md."""
+    page = (ROOT / "docs/results.md").read_text()
+    blocks = re.findall(r"```\n(python -m qkd_jax rank .*)\n```\n\n(.*?)(?=\n## |\Z)", page, re.S)
+    return [(shlex.split(command)[3:], below) for command, below in blocks]
+
+
+@pytest.mark.parametrize(("arguments", "below"), rank_commands())
+def test_a_command_that_ranks_is_followed_by_what_it_prints(arguments, below, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(arguments) == 0
+    _, printed = capsys.readouterr().out.split("\n\n", 1)
+    assert below.startswith(printed)
+
+
+def test_every_command_that_ranks_is_found():
+    assert len(rank_commands()) == (ROOT / "docs/results.md").read_text().count("qkd_jax rank ") > 1

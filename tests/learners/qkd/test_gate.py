@@ -1,52 +1,31 @@
-"""The gate: relevance, angles, task states and calibration against NumPy, PennyLane, closed forms.
-
-Error budgets, eps = 1.2e-7: a projection of D = 12 products of numbers below 4 is off by 50 eps,
-tanh and pi keep that below 200 eps, and a fidelity of Q = 3 such angles below 2000 eps = 2e-4.
-Softmax and log-sum-exp add a few eps. `EXACT` is for formulas without a circuit.
-"""
+"""The gate: relevance as a distribution over tasks, its work, and settings that are refused."""
 
 import dataclasses
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax import quantum
 from qkd_jax.errors import ConfigError
 from qkd_jax.learners.qkd import gate
 from qkd_jax.learners.qkd.gate import GateSettings
 from qkd_jax.settings.config import Config, override
-
-BUDGET, EXACT = 2e-4, 2e-5
-WIDTH, TASKS, QUBITS = 12, 4, 3
-KINDS = ("quantum", "pqk", "cosine", "rbf", "mlp", "attention", "uniform")
-
-
-def settings(**changes):
-    """Nothing that a test asserts is left to a default."""
-    fixed = dict(
-        kind="quantum",
-        num_qubits=QUBITS,
-        num_layers=2,
-        reupload=True,
-        theta_scale=0.5,
-        theta_side="both",
-        last_axis="y",
-        encoding="angle",
-        angle_map="linear",
-        angle_range=float(np.pi),
-        states="weights",
-        stack="weights",
-        rank=12,
-        score="fidelity",
-        temperature=1.0,
-        calibration_steps=0,
-        calibration_batch=16,
-        calibration_rate=0.05,
-    )
-    return GateSettings(**(fixed | changes))
+from tests.learners.qkd.gate_cases import (
+    ANCHORS,
+    EXACT,
+    KINDS,
+    OPEN,
+    OWNER,
+    QUERY,
+    TASKS,
+    WIDTH,
+    draw,
+    params_of,
+    relevance_of,
+    settings,
+    similarity,
+)
 
 
 def test_the_defaults_are_those_of_the_recorded_runs():
@@ -78,26 +57,6 @@ def test_the_defaults_are_those_of_the_recorded_runs():
         "freeze_after": -1,
         "shrinkage": 0.6,
     }
-
-
-def draw(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
-
-
-def params_of(config, seed=0):
-    return gate.init_gate(jax.random.key(seed), config, WIDTH, TASKS)
-
-
-def relevance_of(config, query, anchors, owner, open_tasks, params=None):
-    params = params_of(config) if params is None else params
-    run = jax.jit(gate.relevance, static_argnums=1)
-    return run(params, config, query, anchors, jnp.asarray(owner), jnp.asarray(open_tasks))
-
-
-similarity = jax.jit(gate.similarity, static_argnums=1)
-feature_states = jax.jit(jax.vmap(quantum.feature_state, in_axes=(None, 0, None)), static_argnums=0)
-QUERY, ANCHORS, OWNER = draw(5, WIDTH), draw(6, WIDTH, seed=1), [0, 1, 1, 2, -1, 0]
-OPEN = [True, True, False, False]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,176 +179,6 @@ def test_work_grows_with_the_classes_and_not_with_classes_times_tasks():
     assert max(sizes(traced.jaxpr)) < size * many / 4
 
 
-def numpy_angles(params, vectors, name="map"):
-    unit = np.float64(vectors) / np.linalg.norm(np.float64(vectors), axis=1, keepdims=True)
-    return np.pi * np.tanh(np.sqrt(WIDTH) * unit @ np.float64(params[name]))
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"num_layers": 1}, {"reupload": False}, {"angle_map": "separate"}]
-)
-def test_fidelities_equal_pennylane(changes):
-    """The whole chain: features -> angles in float64 NumPy -> states by PennyLane -> |<.|.>|^2."""
-    config = settings(**changes)
-    params, query, anchors = params_of(config), draw(2, WIDTH), draw(2, WIDTH, seed=1)
-    _, p = similarity(params, config, query, anchors)
-    circuit = quantum.feature_circuit(gate.feature_map(config))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run = quantum.to_pennylane(circuit)
-        theta = np.float64(params["theta"]).ravel()
-        states = [
-            [np.asarray(run(np.concatenate([a, theta]))) for a in numpy_angles(params, v, name)]
-            for v, name in (
-                (query, "map"),
-                (anchors, "anchor_map" if "angle_map" in changes else "map"),
-            )
-        ]
-    expected = [[abs(np.vdot(a, b)) ** 2 for b in states[1]] for a in states[0]]
-    np.testing.assert_allclose(p, expected, atol=BUDGET)
-
-
-def test_theta_on_the_query_side_only():
-    config = settings(theta_side="query")
-    params = params_of(config)
-    _, p = similarity(params, config, QUERY, ANCHORS)
-    a, b = numpy_angles(params, QUERY), numpy_angles(params, ANCHORS)
-    psi = feature_states(gate.feature_map(config), jnp.asarray(a, jnp.float32), params["theta"])
-    phi = feature_states(gate.feature_map(config), jnp.asarray(b, jnp.float32), 0 * params["theta"])
-    expected = np.abs(np.float64(psi) @ np.float64(phi).T) ** 2
-    np.testing.assert_allclose(p, expected, atol=BUDGET)
-
-
-def test_log_fidelity_is_the_log_of_the_fidelity():
-    params = params_of(settings())
-    raw, p = similarity(params, settings(score="log_fidelity"), QUERY, ANCHORS)
-    np.testing.assert_allclose(raw, np.log(np.float64(p) + 1e-6), atol=EXACT)
-
-
-def test_angles_lie_in_their_range_and_spread():
-    """Without the factor sqrt(D) all angles would be near 0 and every fidelity near 1."""
-    config = settings(angle_range=1.5)
-    width, params = 768, gate.init_gate(jax.random.key(0), config, 768, TASKS)
-    vectors = draw(64, width)
-    found = np.asarray(gate.angles(params, config, vectors, "query"))
-    assert found.shape == (64, QUBITS) and np.abs(found).max() <= 1.5
-    # Each input of tanh has about unit variance: tanh of it has a standard deviation of 0.63.
-    assert 0.8 < found.std() < 1.1
-    np.testing.assert_allclose(
-        found, gate.angles(params, config, 1000.0 * vectors, "query"), atol=EXACT
-    )
-    fidelities = np.asarray(similarity(params, config, vectors, vectors)[1])
-    assert fidelities[~np.eye(64, dtype=bool)].mean() < 0.9
-
-
-def test_angle_maps_without_parameters():
-    vectors = draw(2, 14)
-    scaled = np.sqrt(14) * np.float64(vectors)
-    scaled /= np.linalg.norm(np.float64(vectors), axis=1, keepdims=True)
-    first = gate.angles({}, settings(angle_map="first_q"), vectors, "query")
-    np.testing.assert_allclose(first, np.pi * np.tanh(scaled[:, :3]), atol=EXACT)
-    pool = gate.angles({}, settings(angle_map="pool"), vectors, "query")
-    means = scaled[:, :12].reshape(2, 3, 4).mean(2) * 2  # sqrt(4) keeps the variance
-    np.testing.assert_allclose(pool, np.pi * np.tanh(means), atol=EXACT)
-    for angle_map in ("first_q", "pool"):
-        assert "map" not in params_of(settings(angle_map=angle_map))
-
-
-def test_separate_maps_tell_the_sides_apart():
-    config = settings(angle_map="separate")
-    params = params_of(config)
-    for side, name in (("query", "map"), ("anchor", "anchor_map")):
-        found = gate.angles(params, config, QUERY, side)
-        np.testing.assert_allclose(found, numpy_angles(params, QUERY, name), atol=EXACT)
-
-
-def numpy_cosine(a, b):
-    a, b = np.float64(a), np.float64(b)
-    return a @ b.T / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
-
-
-def test_amplitude_fidelity_is_the_squared_cosine():
-    config = settings(encoding="amplitude", num_qubits=4)
-    _, p = similarity({}, config, QUERY, ANCHORS)
-    np.testing.assert_allclose(p, numpy_cosine(QUERY, ANCHORS) ** 2, atol=EXACT)
-
-
-def test_cosine_gate():
-    raw, p = similarity({}, settings(kind="cosine", encoding="amplitude"), QUERY, ANCHORS)
-    np.testing.assert_allclose(raw, numpy_cosine(QUERY, ANCHORS), atol=EXACT)
-    np.testing.assert_allclose(p, (1 + numpy_cosine(QUERY, ANCHORS)) / 2, atol=EXACT)
-    params = params_of(settings(kind="cosine"))
-    raw, _ = similarity(params, settings(kind="cosine"), QUERY, ANCHORS)
-    expected = numpy_cosine(numpy_angles(params, QUERY), numpy_angles(params, ANCHORS))
-    np.testing.assert_allclose(raw, expected, atol=BUDGET)
-
-
-def test_gaussian_kernel_gate():
-    """exp(-gamma |a - b|^2), of the angles or of unit vectors."""
-    config = settings(kind="rbf", kernel_width=0.7, score="log_fidelity")
-    params = params_of(config)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-        jnp.shape, params_of(settings(kind="cosine"))
-    )
-
-    def kernel(a, b):
-        return np.exp(-0.7 * ((a[:, None] - b[None]) ** 2).sum(-1))
-
-    evidence, p = similarity(params, config, QUERY, ANCHORS)
-    expected = kernel(numpy_angles(params, QUERY), numpy_angles(params, ANCHORS))
-    np.testing.assert_allclose(p, expected, atol=BUDGET)
-    np.testing.assert_allclose(evidence, np.log(expected + gate.FIDELITY_FLOOR), rtol=1e-4)
-    _, p = similarity(
-        {}, settings(kind="rbf", encoding="amplitude", kernel_width=0.7), QUERY, ANCHORS
-    )
-    expected = np.exp(-1.4 * (1 - numpy_cosine(QUERY, ANCHORS)))
-    np.testing.assert_allclose(p, expected, atol=EXACT)
-
-
-def test_projected_kernel_gate_against_reduced_density_matrices():
-    """exp(-gamma sum_j |rho_j(a) - rho_j(b)|_F^2) with rho_j the 2 x 2 state of qubit j."""
-    config = settings(kind="pqk", kernel_width=0.7)
-    params = params_of(config)
-    _, p = similarity(params, config, QUERY, ANCHORS)
-
-    def reduced(vectors):
-        states = feature_states(
-            gate.feature_map(config),
-            jnp.asarray(numpy_angles(params, vectors), jnp.float32),
-            params["theta"],
-        )
-        states = np.complex128(states).reshape(-1, *[2] * QUBITS)
-        return np.stack(
-            [
-                np.einsum("niab,njab->nij", moved, moved.conj())
-                for moved in (np.moveaxis(states, 1 + j, 1) for j in range(QUBITS))
-            ],
-            axis=1,
-        )
-
-    a, b = reduced(QUERY), reduced(ANCHORS)
-    distance = (np.abs(a[:, None] - b[None]) ** 2).sum((2, 3, 4))
-    np.testing.assert_allclose(p, np.exp(-0.7 * distance), atol=BUDGET)
-
-
-def test_mlp_and_attention_against_numpy():
-    scaled = [
-        np.sqrt(WIDTH) * np.float64(v) / np.linalg.norm(np.float64(v), axis=1, keepdims=True)
-        for v in (QUERY, ANCHORS)
-    ]
-    params = params_of(settings(kind="mlp"))
-    a, b = (np.tanh(v @ np.float64(params["map"])) for v in scaled)
-    raw, p = similarity(params, settings(kind="mlp"), QUERY, ANCHORS)
-    np.testing.assert_allclose(raw, (a * np.float64(params["out"])) @ b.T, atol=BUDGET)
-    np.testing.assert_allclose(p, 1 / (1 + np.exp(-np.float64(raw))), atol=EXACT)
-    config = settings(kind="attention", num_qubits=8)
-    params = params_of(config)
-    a, b = scaled[0] @ np.float64(params["map"]), scaled[1] @ np.float64(params["anchor_map"])
-    raw, _ = similarity(params, config, QUERY, ANCHORS)
-    assert params["map"].shape == (WIDTH, 4)
-    np.testing.assert_allclose(raw, a @ b.T / 2, atol=BUDGET)
-
-
 def test_parameter_counts_are_matched():
     """At D = 768 and 9 qubits: one map of 768 x 9, plus 18 angles or 9 output weights.
 
@@ -418,105 +207,6 @@ def test_theta_starts_uniform_in_its_range():
     assert theta.shape == (40, 9) and theta.min() >= 0 and theta.max() < 2 * np.pi
     # 360 draws: the mean is off by at most 4 sigma = 4 * 1.81 / 19.
     assert abs(theta.mean() - np.pi) < 0.39 and abs(theta.std() - 2 * np.pi / 12**0.5) < 0.25
-
-
-def adapter(seed, blocks=2, bottleneck=3):
-    generator = np.random.default_rng(seed)
-    down = generator.normal(size=(blocks, WIDTH, bottleneck)).astype(np.float32)
-    up = generator.normal(size=(blocks, bottleneck, WIDTH)).astype(np.float32)
-    return jax.tree.map(jnp.asarray, {"down": {"kernel": down}, "up": {"kernel": up}})
-
-
-def numpy_embedding(trained, start, stack, rank, signs=None):
-    down, up = (np.float64(trained[side]["kernel"]) for side in ("down", "up"))
-    if stack == "delta":
-        down = down - np.float64(start["down"]["kernel"])
-        up = up - np.float64(start["up"]["kernel"])
-    if stack == "product":
-        matrix = np.concatenate([(down[b] @ up[b]).T for b in range(len(down))], axis=1)
-    else:
-        matrix = np.concatenate([*down, *(u.T for u in up)], axis=1)
-    u, s, v = np.linalg.svd(matrix, full_matrices=False)
-    flip = np.ones(len(s)) if signs is None else signs[: len(s)]
-    u, v = u * flip, v * flip[:, None]
-    row = (u[:, :rank] * s[:rank]) @ v[:rank] @ np.ones(matrix.shape[1])
-    return row / np.linalg.norm(row)
-
-
-@pytest.mark.parametrize("stack", ["weights", "delta", "product"])
-@pytest.mark.parametrize("rank", [1, 4, 12])
-def test_task_embedding_against_float64_svd(stack, rank):
-    """The Gram matrix squares the condition: singular values s_r, s_r+1 that differ by a part g are
-    told apart with an error of eps (s_1 / s_r)^2 / g, below 2e-4 for these matrices."""
-    trained, start = adapter(1), adapter(2)
-    config = settings(stack=stack, rank=rank)
-    found = jax.jit(gate.task_embedding, static_argnums=2)(trained, start, config)
-    expected = numpy_embedding(trained, start, stack, rank)
-    np.testing.assert_allclose(found, expected, atol=2e-4)
-    flipped = numpy_embedding(trained, start, stack, rank, signs=np.resize([1, -1, -1], 12))
-    np.testing.assert_allclose(expected, flipped, atol=1e-12)  # signs of an SVD cancel
-    assert abs(float(jnp.linalg.norm(found)) - 1) < 1e-6
-
-
-def toy(seed=0):
-    """Six well separated class means in three tasks, little noise."""
-    means = 3 * draw(6, WIDTH, seed=seed)
-    return means, jnp.array([0, 0, 1, 1, 2, 2]), 0.3 * jnp.eye(WIDTH)
-
-
-def routing_loss(params, config, seed=5):
-    means, owner, factor = toy()
-    labels = np.resize(np.arange(6), 60)
-    query = means[labels] + draw(60, WIDTH, seed=seed) @ factor.T
-    states, owners = gate.anchor_states(params, means, owner)
-    found = relevance_of(config, query, states, owners, [True, True, True, False], params)
-    return -np.asarray(found.log_weights)[np.arange(60), np.asarray(owner)[labels]].mean()
-
-
-def calibrated(config, params, key=0):
-    means, owner, factor = toy()
-    run = jax.jit(gate.calibrate, static_argnums=(2, 8))
-    return run(jax.random.key(key), params, config, means, owner, factor, means, owner, TASKS)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"kind": "quantum", "score": "log_fidelity", "temperature": 0.5},
-        {"kind": "cosine", "temperature": 0.3},
-        {"kind": "mlp"},
-        {"kind": "quantum", "score": "log_fidelity", "states": "learned"},
-    ],
-)
-def test_calibration_learns_to_route(changes):
-    config = settings(calibration_steps=60, calibration_noise=1.0, **changes)
-    params = params_of(config)
-    taught, again = calibrated(config, params), calibrated(config, params)
-    before, after = routing_loss(params, config), routing_loss(taught, config)
-    assert after < 0.8 * before, (before, after)
-    jax.tree.map(np.testing.assert_array_equal, taught, again)
-    assert any(
-        (np.asarray(a) != np.asarray(b)).any()
-        for a, b in zip(
-            jax.tree.leaves(taught), jax.tree.leaves(calibrated(config, params, 1)), strict=True
-        )
-    )
-
-
-def test_calibration_without_steps_touches_nothing():
-    config = settings(calibration_steps=0)
-    params = params_of(config)
-    assert calibrated(config, params) is not None
-    jax.tree.map(np.testing.assert_array_equal, calibrated(config, params), params)
-
-
-def test_learned_states_stand_for_the_tasks():
-    config = settings(states="learned")
-    params = params_of(config)
-    states, owner = gate.anchor_states(params, ANCHORS, jnp.asarray(OWNER))
-    assert states.shape == (TASKS, WIDTH) and owner.tolist() == [0, 1, 2, 3]
-    given, _ = gate.anchor_states(params_of(settings()), ANCHORS, jnp.asarray(OWNER))
-    assert given is ANCHORS
 
 
 @pytest.mark.parametrize(
