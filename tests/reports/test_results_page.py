@@ -234,8 +234,8 @@ def test_recorded_accuracies_follow_from_the_recorded_matrices(experiment):
 def rank_commands():
     """(arguments of `rank`, what is shown below) for each such command in docs/results.md."""
     page = (ROOT / "docs/results.md").read_text()
-    blocks = re.findall(r"```\n(python -m qkd_jax rank .*)\n```\n\n(.*?)(?=\n## |\Z)", page, re.S)
-    return [(shlex.split(command)[3:], below) for command, below in blocks]
+    blocks = re.finditer(r"```\n(python -m qkd_jax rank .*)\n```\n\n", page)
+    return [(shlex.split(block[1])[3:], page[block.end() :]) for block in blocks]
 
 
 @pytest.mark.parametrize(("arguments", "below"), rank_commands())
