@@ -54,17 +54,27 @@ def image_values(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return (right * (label.size / counts)).mean(axis=0)
 
 
-def resampled(seed: int, num_seeds: int, num_images: int, draws: int = DRAWS) -> Resampled:
+def resampled(seed: int, num_seeds: int, tasks: np.ndarray, draws: int = DRAWS) -> Resampled:
     """Bootstrap samples of seeds and of images, independently of one another.
 
+    Images are resampled within each task. Else a sample with many images of the first task, which
+    are tested most often and add most to an average, would have an accuracy above 1.
+
     With one seed only images are resampled, and intervals then say nothing about seeds.
+
+    Args:
+      tasks: int [N], the task of each image.
     """
     generator = np.random.default_rng(seed)
-    parts = (
-        generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
-        for count in (num_seeds, num_images)
-    )
-    return Resampled(*parts)
+
+    def counts(size):
+        return generator.multinomial(size, np.full(size, 1 / size), size=draws)
+
+    seeds = counts(num_seeds) / num_seeds
+    images = np.empty((draws, len(tasks)))
+    for task in np.unique(tasks):
+        images[:, tasks == task] = counts(int((tasks == task).sum())) / len(tasks)
+    return Resampled(seeds, images)
 
 
 def resampled_means(values: np.ndarray, samples: Resampled) -> np.ndarray:

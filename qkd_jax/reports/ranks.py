@@ -51,15 +51,15 @@ def _seeds(method: Path) -> dict[int, Path]:
 
 def outcomes(
     folder: Path, methods: Sequence[str], measure: str, seeds: Sequence[int] = ()
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """For each method the `comparison` values [S, N] of its seeds in results/<stream>, or of the
-    `seeds` alone.
+    `seeds` alone; and the tasks [N] of the images.
 
     Raises:
       DataError: a method has no runs there or no predictions, or others have other seeds or test
         images, or one of the `seeds` is missing.
     """
-    found, images, seeds_of = {}, {}, {}
+    found, images, seeds_of, tasks = {}, {}, {}, np.empty(0, int)
     for method in methods:
         runs = _seeds(folder / method)
         if not runs:
@@ -74,6 +74,7 @@ def outcomes(
         images[method] = {predictions.images for predictions in read.values()}
         rows = slice(None) if measure == "average" else slice(-1, None)
         found[method] = np.stack([image_values(p.label, p.predicted[rows]) for p in read.values()])
+        tasks = next(iter(read.values())).task  # those of all, as is seen below
     for method in methods:
         if seeds_of[method] != seeds_of[methods[0]]:
             raise DataError(
@@ -86,7 +87,7 @@ def outcomes(
                 f"{folder}: expected the same test images in all runs, found others in {method} "
                 f"than in {methods[0]}"
             )
-    return found
+    return found, tasks
 
 
 def ranking(
@@ -116,8 +117,12 @@ def ranking(
     """
     if len(set(methods)) < 2 or len(set(methods)) < len(methods):
         raise DataError(f"methods: expected two different ones or more, found {', '.join(methods)}")
-    values = [outcomes(Path(folder), methods, measure, seeds) for folder in folders]
-    samples = [resampled(seed + k, *stream[methods[0]].shape) for k, stream in enumerate(values)]
+    read = [outcomes(Path(folder), methods, measure, seeds) for folder in folders]
+    values = [stream for stream, _ in read]
+    samples = [
+        resampled(seed + k, len(stream[methods[0]]), tasks)
+        for k, (stream, tasks) in enumerate(read)
+    ]
     accuracy = np.array([[stream[m].mean() for m in methods] for stream in values])
     draws = np.array(
         [

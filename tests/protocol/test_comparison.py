@@ -42,7 +42,7 @@ def test_the_interval_of_an_accuracy_is_that_of_the_normal_distribution():
     the steps of a count.
     """
     values = np.arange(400)[None] < 300
-    samples = resampled(0, 1, 400, draws=4000)
+    samples = resampled(0, 1, np.zeros(400, int), draws=4000)
     np.testing.assert_allclose(samples.images.sum(axis=1), 1.0, rtol=1e-12)
     found = interval(0.75, resampled_means(values, samples))
     deviation = np.sqrt(0.75 * 0.25 / 400)
@@ -51,14 +51,31 @@ def test_the_interval_of_an_accuracy_is_that_of_the_normal_distribution():
     assert found.high == pytest.approx(0.75 + 1.96 * deviation, abs=tolerance)
 
 
+def test_every_sample_has_as_many_images_of_each_task():
+    """So an answer that is always right has accuracy 1 in each, although images of the first task
+    add 4 times as much to an average over stages as those of the last.
+    """
+    tasks = np.repeat([2, 0, 1], [10, 40, 30])
+    samples = resampled(0, 1, tasks, draws=50)
+    for task in range(3):
+        share = samples.images[:, tasks == task].sum(axis=1)
+        np.testing.assert_allclose(share, (tasks == task).mean(), rtol=1e-12)
+    assert samples.images.std() > 0.8 / len(tasks)  # drawn with replacement
+    tested = tasks <= np.arange(3)[:, None]
+    values = image_values(np.zeros(80, int), np.where(tested, 0, -1))[None]
+    assert values.max() > 4 * values.min()
+    np.testing.assert_allclose(resampled_means(values, samples), 1.0, rtol=1e-12)
+
+
 def test_seeds_widen_the_interval_and_pairing_narrows_that_of_a_difference():
     draws = np.random.default_rng(0)
     easy = draws.random(500) < 0.7
     # With one seed all is right, with the other what is easy: images alone see little of that.
     values = np.stack([np.ones(500, bool), easy])
-    samples = resampled(1, 2, 500)
+    one_task = np.zeros(500, int)
+    samples = resampled(1, 2, one_task)
     both = interval(0, resampled_means(values, samples))
-    images = interval(0, resampled_means(values.mean(axis=0, keepdims=True), resampled(1, 1, 500)))
+    images = interval(0, resampled_means(values.mean(axis=0)[None], resampled(1, 1, one_task)))
     assert both.high - both.low > 3 * (images.high - images.low)
     # Two methods that differ in ten images of 500: four deviations of about sqrt(10) / 500.
     other = values ^ (np.arange(500) < 10)
