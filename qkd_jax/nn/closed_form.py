@@ -43,7 +43,7 @@ import scipy.linalg
 
 from qkd_jax.nn.heads import head_logits, unit
 from qkd_jax.nn.moments import add_moments, class_means, empty_moments, within_class_scatter
-from qkd_jax.nn.whitening import Metric, whiten
+from qkd_jax.nn.whitening import Metric, isotropic_share, whiten
 from qkd_jax.settings.sections import ClassifierConfig
 
 ROWS = 1024  # of z at once, in float64
@@ -195,7 +195,7 @@ def _solve_whitened(settings, drawn, sums, key):
     means, size = class_means(moments.count, moments.total), len(moments.outer)
     sigma = within_class_scatter(moments) / max(moments.count.sum(), 1.0)
     variance = max(np.trace(sigma) / size, 1e-6)
-    share = settings.shrinkage
+    share = isotropic_share(settings.shrinkage, settings.prior, moments.count.sum(), size)
     isotropic = max(share, 1e-3) * variance * np.eye(size)
     factor = np.linalg.cholesky((1.0 - share) * sigma + isotropic)
     whitener = scipy.linalg.solve_triangular(factor, np.eye(size), lower=True)

@@ -5,7 +5,7 @@ class means and whitened by the pooled covariance within classes, shrunk towards
 identity. Sums over features are all that it needs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,19 +30,33 @@ def identity_metric(width: int) -> Metric:
     return Metric(jnp.zeros(width), jnp.eye(width))
 
 
-def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: float) -> jax.Array:
+def isotropic_share(shrinkage: float, prior: float, count: Any, width: int) -> Any:
+    """The share s of the isotropic part: `shrinkage`, or where that is 0 what the number of images
+    asks for, s = prior D / (prior D + n).
+
+    This is the posterior mean of a covariance whose conjugate prior, inverse Wishart with an
+    isotropic mean, weighs as much as `prior` images for each dimension.
+
+    Args:
+      count: n, number of images; a float or an array [].
+      width: D.
+    """
+    return shrinkage if shrinkage > 0 else prior * width / (prior * width + count)
+
+
+def shrunk_factor(scatter: jax.Array, count: jax.Array, shrinkage: Any) -> jax.Array:
     """[D, D] lower triangular F with F F^T = (1 - s) Sigma + s tr(Sigma) / D I.
 
     Args:
       scatter: [D, D], sum over images of (h - class mean)(h - class mean)^T.
       count: [], number of images; Sigma = scatter / count.
-      shrinkage: s in [0, 1].
+      shrinkage: s in [0, 1]; a float or an array [].
     """
     width = scatter.shape[0]
     sigma = scatter / jnp.maximum(count, 1.0)
     # With one image per class there is no scatter: the floor keeps F regular.
     mean_variance = jnp.maximum(jnp.trace(sigma) / width, 1e-6)
-    isotropic = max(shrinkage, 1e-3) * mean_variance * jnp.eye(width)
+    isotropic = jnp.maximum(shrinkage, 1e-3) * mean_variance * jnp.eye(width)
     return jnp.linalg.cholesky((1.0 - shrinkage) * sigma + isotropic)
 
 
@@ -51,7 +65,7 @@ def learned_metric(
     count: jax.Array,
     class_means: jax.Array,
     members: jax.Array,
-    shrinkage: float,
+    shrinkage: Any,
 ) -> Metric:
     """The metric of the classes where `members` (bool [C]) holds.
 

@@ -162,7 +162,7 @@ def from_dict(values: Any) -> Config:
     """The inverse of `to_dict`; reads the config.json of earlier versions too.
 
     Those held every method's settings, and the shapes beside the sections; settings that the method
-    does not read are left out.
+    does not read are left out, and so are those of a classifier where the method has its own.
 
     Raises:
       ConfigError: unknown keys or ill-typed values.
@@ -198,6 +198,8 @@ def from_dict(values: Any) -> Config:
             read(str(name), value)
     if problems:
         raise ConfigError("bad settings:\n  " + "\n  ".join(problems))
+    if changes.get("classifier.kind", "own") == "own":
+        changes = {key: v for key, v in changes.items() if not key.startswith("classifier.")}
     return _changed(config, changes)
 
 

@@ -110,7 +110,10 @@ class ClassifierConfig:
     # M of rls, ranpac, klda, anacp; 8 M^2 bytes are kept for each projection.
     projection_dim: int = setting(0, low=0, zero="as published")
     ridge: float = setting(0.0, low=0, zero="as published")  # of rls, klda, anacp
-    shrinkage: float = setting(0.6, low=0, high=1)  # of whitened: share of the isotropic part
+    # Of whitened: share of the isotropic part in the covariance. By the number of images, it weighs
+    # as much as `prior` of them for each dimension (`nn.whitening.isotropic_share`).
+    shrinkage: float = setting(0.0, low=0, high=1, zero="by the number of images")
+    prior: float = setting(0.5, above=0)
     kernel_gamma: float = setting(1e-4, above=0)  # of klda: its kernel is exp(-gamma |x - y|^2)
     num_projections: int = setting(3, low=1)  # of anacp
     # Of lr_rgda: factors of the class's covariance, of the mean one and of the identity, and how

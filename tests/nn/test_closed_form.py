@@ -2,6 +2,7 @@
 what the formulas say, in plain NumPy.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -20,7 +21,7 @@ from qkd_jax.nn.moments import (
     empty_moments,
     within_class_scatter,
 )
-from qkd_jax.nn.whitening import learned_metric, whiten
+from qkd_jax.nn.whitening import isotropic_share, learned_metric, whiten
 from qkd_jax.settings.sections import ClassifierConfig
 
 WIDTH, CLASSES = 6, 5
@@ -47,9 +48,10 @@ def stored(sums):
     return jax.tree.map(as_float64, pairs, is_leaf=lambda leaf: isinstance(leaf, Pair))
 
 
-def scores_of(kind, tasks, features, labels, queries):
-    """Scores after tasks, each a list of rows of `features`."""
+def scores_of(kind, tasks, features, labels, queries, **changes):
+    """Scores after tasks, each a list of rows of `features`, with changed settings."""
     chosen, drawn = drawn_of(kind)
+    chosen = dataclasses.replace(chosen, **changes)
     head = HEADS[kind]
     sums = head.empty(chosen, drawn, CLASSES, WIDTH)
     for rows in tasks:
@@ -63,9 +65,10 @@ def scores_of(kind, tasks, features, labels, queries):
 
 
 @functools.cache
-def batch_scores(kind):
+def batch_scores(kind, **changes):
     features, labels = inputs()
-    return scores_of(kind, [np.arange(len(labels))], features, labels, features[::7])
+    every = np.arange(len(labels))
+    return scores_of(kind, [every], features, labels, features[::7], **changes)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -108,17 +111,19 @@ def test_a_pair_keeps_48_bits():
     np.testing.assert_allclose(as_float64(as_pair(values)), values, rtol=2.0**-48)
 
 
-def test_whitened_is_the_metric_of_the_whitened_head():
+@pytest.mark.parametrize("shrinkage", [0.6, 0.0])
+def test_whitened_is_the_metric_of_the_whitened_head(shrinkage):
     """`nn.whitening` computes it in float32: eps times the condition of the covariance, below 10
     here.
     """
     features, labels = inputs()
-    found = batch_scores("whitened")
+    found = batch_scores("whitened", shrinkage=shrinkage)
     moments = add_moments(empty_moments(CLASSES, WIDTH), features, labels)
     means = jnp.asarray(moments.total / moments.count[:, None], jnp.float32)
     scatter = jnp.asarray(within_class_scatter(moments), jnp.float32)
     count = jnp.float32(len(labels))
-    metric = learned_metric(scatter, count, means, jnp.ones(CLASSES, bool), 0.6)
+    share = isotropic_share(shrinkage, 0.5, count, WIDTH)
+    metric = learned_metric(scatter, count, means, jnp.ones(CLASSES, bool), share)
     a, b = np.asarray(whiten(metric, features[::7])), np.asarray(whiten(metric, means))
     cosine = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
     np.testing.assert_allclose(found, cosine, atol=100 * 1.2e-7)

@@ -4,7 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.nn.whitening import identity_metric, learned_metric, shrunk_factor, whiten
+from qkd_jax.nn.whitening import (
+    identity_metric,
+    isotropic_share,
+    learned_metric,
+    shrunk_factor,
+    whiten,
+)
 
 WIDTH = 12
 # Sums of 40 products of numbers near 1 and a factor with a condition below 10: some 100 eps.
@@ -36,6 +42,21 @@ def test_the_learned_metric_is_the_shrunk_covariance():
     )
     one = learned_metric(*moments, jnp.asarray(stored), jnp.arange(5) == 1, 0.6)
     np.testing.assert_array_equal(one.centre, stored[1])
+
+
+def test_the_isotropic_part_is_the_mean_of_the_posterior():
+    """By the formula for the inverse Wishart: with nu - D - 1 = m, a prior mean P and n images the
+    posterior mean is (m P + scatter) / (m + n); here m = prior D and P has the images' variance.
+    """
+    draws = np.random.default_rng(0).normal(size=(30, WIDTH))
+    scatter, m = draws.T @ draws, 0.5 * WIDTH
+    prior = np.trace(scatter) / 30 / WIDTH * np.eye(WIDTH)
+    expected = (m * prior + scatter) / (m + 30)
+    share = isotropic_share(0.0, 0.5, 30, WIDTH)
+    assert share == 6 / 36 and isotropic_share(0.6, 0.5, 30, WIDTH) == 0.6
+    factor = np.float64(shrunk_factor(jnp.asarray(scatter, jnp.float32), jnp.float32(30), share))
+    np.testing.assert_allclose(factor @ factor.T, expected, atol=EXACT)
+    assert isotropic_share(0.0, 0.5, jnp.float32(0), WIDTH) == 1  # without images
 
 
 def test_the_metric_of_nothing_is_regular():

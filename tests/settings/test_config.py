@@ -166,10 +166,13 @@ def test_files_of_earlier_versions_are_understood():
     then = {**now, **now.pop("shapes"), "ease": {"alpha": 0.5, "complement": True}}
     then["adapter"] = {name: v for name, v in now["adapter"].items() if name != "start"}
     then["train"] = {**now["train"], "adapter_start": "previous"}
+    then["classifier"] = {"kind": "own", "shrinkage": 0.6}  # a default of before, not read
     del then["shapes"]
     assert to_dict(from_dict(then)) == to_dict(
         override(Config(shapes=Shapes(5, 3, 2, 9)), "adapter.start=previous")
     )
+    read = from_dict({"classifier": {"kind": "whitened", "shrinkage": 0.6}})
+    assert read.classifier.shrinkage == 0.6
     ease = from_dict({**then, "method": "ease"})
     assert ease.ease.alpha == 0.5 and ease.shapes == Shapes(5, 3, 2, 9)
     assert {name for name, _ in ease.own} == {"adapter", "ease", "head"}

@@ -32,7 +32,7 @@ VARIANTS = {
     "qkd-bfloat16": f"backbone.compute_dtype=bfloat16 {LATE}",
     "qkd-late": LATE,
     "qkd-uniform": "gate.kind=uniform",
-    "simplecil-whitened": "classifier.kind=whitened",
+    "simplecil-whitened": "classifier.kind=whitened classifier.shrinkage=0.6",
     "replay-class-means": "alignment.statistics=mean",
     "replay-covariance": "",
     "replay-shared": "alignment.statistics=shared",

@@ -58,8 +58,10 @@ class GateSettings:
     whiten: bool = True  # compare in the metric of the stored within-class covariance
     # Task index after which training no longer moves the gate; -1 = never.
     freeze_after: int = setting(-1, low=-1)
-    # Share of the isotropic part in the stored covariance.
-    shrinkage: float = setting(0.6, low=0, high=1)
+    # Share of the isotropic part in the stored covariance. By the number of images, it weighs as
+    # much as `prior` of them for each dimension (`nn.whitening.isotropic_share`).
+    shrinkage: float = setting(0.6, low=0, high=1, zero="by the number of images")
+    prior: float = setting(0.5, above=0)
 
 
 # The kinds that compare a query and an anchor by a kernel of what `encoding` makes of them.

@@ -60,7 +60,13 @@ from qkd_jax.nn.losses import (
     feature_distillation,
     sparsity,
 )
-from qkd_jax.nn.whitening import identity_metric, learned_metric, shrunk_factor, whiten
+from qkd_jax.nn.whitening import (
+    identity_metric,
+    isotropic_share,
+    learned_metric,
+    shrunk_factor,
+    whiten,
+)
 from qkd_jax.settings.ranges import setting
 
 
@@ -361,7 +367,7 @@ def finish(state, statistics, key):
 
 def _learned_metrics(state, memory):
     """The metric of each slot, from the classes that its adapter has seen."""
-    owner, shrinkage = state.task_of_class, state.config.gate.shrinkage
+    owner = state.task_of_class
 
     def one(slot):
         members = (owner >= slot) & (owner >= 0)
@@ -369,11 +375,18 @@ def _learned_metrics(state, memory):
         members = jnp.where(members.sum() == 1, owner >= 0, members)
         rows = memory["rows"][jnp.minimum(slot, len(memory["rows"]) - 1)]
         means = jnp.where(slot == 0, memory["class_means"], rows)
+        count = memory["count"][slot]
         return learned_metric(
-            memory["scatter"][slot], memory["count"][slot], means, members, shrinkage
+            memory["scatter"][slot], count, means, members, _isotropic_share(state, count)
         )
 
     return lax.map(one, jnp.arange(len(memory["count"])))
+
+
+def _isotropic_share(state, count):
+    """Share of the isotropic part in a covariance of so many images."""
+    config, width = state.config.gate, state.backbone.spec.width
+    return isotropic_share(config.shrinkage, config.prior, count, width)
 
 
 def _row_metrics(state):
@@ -386,7 +399,8 @@ def _taught_gate(state, key):
     config, memory = state.config, state.memory
     factor = jnp.eye(state.backbone.spec.width)  # whitened noise has unit covariance
     if not config.gate.whiten:
-        factor = shrunk_factor(memory["scatter"][0], memory["count"][0], config.gate.shrinkage)
+        count = memory["count"][0]
+        factor = shrunk_factor(memory["scatter"][0], count, _isotropic_share(state, count))
     means, before = gate_inputs(state, memory["class_means"]), state.trainable["gate"]
     taught = gate.calibrate(
         key,

@@ -37,6 +37,7 @@ DEFAULTS = {
     "gate.temperature": 1.0,
     "gate.whiten": True,
     "gate.shrinkage": 0.6,
+    "gate.prior": 0.5,
     "gate.freeze_after": -1,
     "gate.calibration_rate": 0.01,
     "gate.calibration_noise": 2.0,
@@ -288,11 +289,15 @@ class Learner:
     def metric(self, slot):
         """(c_slot, F_slot): the mean of the class means, and F F^T = (1 - a) Sigma + a tr(Sigma)/D
         I with the covariance Sigma within the classes that the slot has seen. If that is one class,
-        the centre is the mean of the rows of all classes in that slot.
+        the centre is the mean of the rows of all classes in that slot. Without a fixed share,
+        a = b D / (b D + n) after n images.
         """
         groups, a = self.features_by_class(slot), self.s["gate.shrinkage"]
         spread = np.concatenate([f - f.mean(0) for f in groups.values()])
         sigma = spread.T @ spread / len(spread)
+        if a == 0:
+            images = self.s["gate.prior"] * len(sigma)
+            a = images / (images + len(spread))
         shrunk = (1 - a) * sigma + a * np.trace(sigma) / len(sigma) * np.eye(len(sigma))
         means = [f.mean(0) for f in groups.values()]
         if len(means) == 1:

@@ -56,6 +56,7 @@ def test_the_defaults_are_those_of_the_recorded_runs():
         "whiten": True,
         "freeze_after": -1,
         "shrinkage": 0.6,
+        "prior": 0.5,
     }
 
 
@@ -227,6 +228,7 @@ def test_theta_starts_uniform_in_its_range():
         ("calibration_noise", (0,), (-0.1,)),
         ("freeze_after", (-1,), (-2,)),
         ("shrinkage", (0, 1), (-0.1, 1.1)),
+        ("prior", (0.1,), (0,)),
     ],
 )
 def test_settings_have_the_values_that_make_sense(name, taken, refused):

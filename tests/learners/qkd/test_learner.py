@@ -34,6 +34,7 @@ METHOD = (
     "gate.kind=quantum",
     "gate.states=class",
     "gate.whiten=true",
+    "gate.shrinkage=0.6",
     "head.whiten=true",
     "gate.score=log_fidelity",
     "gate.temperature=0.5",

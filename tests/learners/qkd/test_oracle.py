@@ -174,7 +174,7 @@ RUNS = {
         "distillation.target": "features",
         "sparsity.kind": "l1_softmax",
     },
-    "measurement": {"gate.kind": "measurement", "gate.copies": 2},
+    "measurement": {"gate.kind": "measurement", "gate.copies": 2, "gate.shrinkage": 0.0},
 }
 TRIED = {
     "adapter.start": QkdAdapterSpec,
