@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 TITLES = {
     "cifar100_few": "CIFAR-100, few images",
     "caltech101_few": "Caltech-101, few images",
+    "cifar100_more": "CIFAR-100, more images of each class",
 }
 EXPERIMENTS = sorted(path.name for path in (ROOT / "results").iterdir() if path.is_dir())
 COLUMNS = (
