@@ -98,9 +98,10 @@ def test_scores_are_those_of_the_rule(tiny, joined):
 
 def test_whitened_on_the_frozen_feature_is_simplecil_whitened(tiny):
     """One covariance by two ways, float32 and float64: its condition is below 100 here."""
+    fixed = ("classifier.kind=whitened", "classifier.shrinkage=0.6")
     found, expected = (
-        tiny.run(tiny.backbone, tiny.config("method=simplecil", setting))[-1].ended
-        for setting in ("classifier.kind=whitened", "simplecil.whiten=true")
+        tiny.run(tiny.backbone, tiny.config("method=simplecil", *settings))[-1].ended
+        for settings in (fixed, ("simplecil.whiten=true", "simplecil.shrinkage=0.6"))
     )
     images = tiny.batch(tiny.tasks[1], 9)["image"]
     found, expected = (np.asarray(qkd_jax.predict(state, images)) for state in (found, expected))
