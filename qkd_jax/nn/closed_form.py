@@ -189,7 +189,13 @@ def _of_moments(draw, vectors, solve, scores, rule, **parts) -> ClosedForm:
 
 
 def _solve_whitened(settings, drawn, sums, key):
-    """As `nn.whitening.learned_metric`, in float64."""
+    """As `nn.whitening.learned_metric`, in float64.
+
+    Related: Deep SLDA (Hayes and Kanan, CVPRW 2020, arXiv 1909.01520) also has one running
+    covariance, but scores by the linear discriminant, which depends on lengths; FeCAM (Goswami et
+    al., NeurIPS 2023, arXiv 2309.14062) has a covariance for each class, a power transform of the
+    feature, and scores by Mahalanobis distance.
+    """
     (moments,) = sums["moments"]
     seen = moments.count > 0
     means, size = class_means(moments.count, moments.total), len(moments.outer)

@@ -32,6 +32,11 @@ from qkd_jax.settings.sections import (
 
 # Settings that had another name in earlier versions.
 RENAMED = {"train.adapter_start": "adapter.start"}
+# Settings that are gone, and those that do the same. Files that had them switched off are read.
+REPLACED = {
+    "simplecil.whiten": "classifier.kind=whitened",
+    "simplecil.shrinkage": "classifier.shrinkage, with classifier.kind=whitened",
+}
 
 
 @dataclass(frozen=True)
@@ -172,14 +177,18 @@ def from_dict(values: Any) -> Config:
         raise ConfigError(f"config: expected an object of settings, found {found}")
     config = Config(method=values.get("method", Config.method))
     kinds = _kinds(config.method) | {f"shapes.{name}": int for name in _types(Shapes)}
-    sections = {key.partition(".")[0] for key in (*every_setting(), *kinds) if "." in key}
+    known = (*every_setting(), *kinds, *REPLACED)
+    sections = {key.partition(".")[0] for key in known if "." in key}
     changes: dict[str, Any] = {}
     problems = []
 
     def read(key: str, value: Any) -> None:
         key = RENAMED.get(key, f"shapes.{key}" if key in _types(Shapes) else key)
         value = tuple(value) if isinstance(value, list) else value
-        if key not in kinds:
+        if key in REPLACED:
+            if value is True:
+                problems.append(str(not_read(key, [config.method])))
+        elif key not in kinds:
             if not readers_of(key):
                 problems.append(str(not_read(key, [config.method])))
         elif not _fits(value, kinds[key]):
@@ -287,6 +296,8 @@ def not_read(key: str, methods: Iterable[str]) -> ConfigError:
     shapes = _types(Shapes)
     if key in RENAMED:
         return ConfigError(f"setting {key!r}: expected its new name {RENAMED[key]}, found the old")
+    if key in REPLACED:
+        return ConfigError(f"setting {key!r}: expected {REPLACED[key]}, which does the same now")
     if key == "method":
         return ConfigError(
             "method: expected in --method NAME or Config(method=NAME), since it decides which "

@@ -96,18 +96,6 @@ def test_scores_are_those_of_the_rule(tiny, joined):
     assert (scores[:, [3, 6]] == -np.inf).all()
 
 
-def test_whitened_on_the_frozen_feature_is_simplecil_whitened(tiny):
-    """One covariance by two ways, float32 and float64: its condition is below 100 here."""
-    fixed = ("classifier.kind=whitened", "classifier.shrinkage=0.6")
-    found, expected = (
-        tiny.run(tiny.backbone, tiny.config("method=simplecil", *settings))[-1].ended
-        for settings in (fixed, ("simplecil.whiten=true", "simplecil.shrinkage=0.6"))
-    )
-    images = tiny.batch(tiny.tasks[1], 9)["image"]
-    found, expected = (np.asarray(qkd_jax.predict(state, images)) for state in (found, expected))
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
 def test_a_method_without_features_says_so(texts):
     config = texts.config_of("method=qd_llm", "classifier.kind=rls")
     with pytest.raises(ConfigError, match=r"classifier\.kind: expected own, since .* qd_llm"):

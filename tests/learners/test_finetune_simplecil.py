@@ -71,7 +71,7 @@ def test_simplecil_needs_no_class_order(tiny, simple):
 
 @pytest.fixture(scope="module")
 def whitened(tiny):
-    config = tiny.config("method=simplecil", "simplecil.whiten=true", "simplecil.shrinkage=0.3")
+    config = tiny.config("method=simplecil", "classifier.kind=whitened", "classifier.shrinkage=0.3")
     return tiny.run(tiny.backbone, config)
 
 
@@ -115,11 +115,6 @@ def test_whitened_simplecil_with_one_image_a_class(tiny, whitened):
     scores = np.asarray(qkd_jax.predict(state, batch["image"]))[:, list(tiny.tasks[0].classes)]
     # Two class means lie on opposite sides of their mean.
     np.testing.assert_allclose(scores, cosines(offsets, offsets), atol=10 * BUDGET)
-
-
-def test_the_shrinkage_is_a_share():
-    with pytest.raises(ConfigError, match=r"shrinkage: expected 0 to 1, found 1\.5"):
-        qkd_jax.override(qkd_jax.Config(method="simplecil"), "simplecil.shrinkage=1.5")
 
 
 def test_simplecil_trains_nothing(tiny, simple):

@@ -22,7 +22,6 @@ SETTINGS = {
     "qkd": PROJECTED,
     "q_tuning": ("q_tuning.queue_size=2",),
     "ranpac": ("ranpac.projection_dim=16", "max_task_images=8"),
-    "simplecil": ("simplecil.whiten=true",),
 }
 
 
@@ -88,4 +87,4 @@ def test_a_section_that_is_not_read_is_found(tiny):
     config = tiny.config("method=simplecil")
     own = (*config.own, ("head", HeadSettings()))
     unread = settings_of(own) - read_by(tiny, config, own)
-    assert unread == {"head.kind", "head.scale", "simplecil.shrinkage"}
+    assert unread == {"head.kind", "head.scale"}

@@ -100,6 +100,7 @@ def test_override_applies_in_order_and_leaves_the_rest():
             "train.adapter_start=previous",
             ["'train.adapter_start': expected its new name adapter.start"],
         ),
+        ("simplecil.whiten=true", ["'simplecil.whiten': expected classifier.kind=whitened"]),
     ],
 )
 def test_override_refuses_with_the_name_and_a_hint(assignment, words):
@@ -167,12 +168,15 @@ def test_files_of_earlier_versions_are_understood():
     then["adapter"] = {name: v for name, v in now["adapter"].items() if name != "start"}
     then["train"] = {**now["train"], "adapter_start": "previous"}
     then["classifier"] = {"kind": "own", "shrinkage": 0.6}  # a default of before, not read
+    then["simplecil"] = {"whiten": False, "shrinkage": 0.6}  # gone, and switched off
     del then["shapes"]
     assert to_dict(from_dict(then)) == to_dict(
         override(Config(shapes=Shapes(5, 3, 2, 9)), "adapter.start=previous")
     )
     read = from_dict({"classifier": {"kind": "whitened", "shrinkage": 0.6}})
     assert read.classifier.shrinkage == 0.6
+    with pytest.raises(ConfigError, match=r"simplecil\.whiten.: expected classifier\.kind"):
+        from_dict({"method": "simplecil", "simplecil": {"whiten": True, "shrinkage": 0.6}})
     ease = from_dict({**then, "method": "ease"})
     assert ease.ease.alpha == 0.5 and ease.shapes == Shapes(5, 3, 2, 9)
     assert {name for name, _ in ease.own} == {"adapter", "ease", "head"}
