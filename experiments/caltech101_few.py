@@ -18,7 +18,14 @@ from qkd_jax.settings.experiments import load_experiment
 
 SMALL = ("backbone.name=dinov2_vit_s14", "backbone.image_size=154", "backbone.blocks=11")
 
-RATES = {"qkd": 0.000781, "mos": 0.05, "ranpac": 4.88e-05, "ssiat": 0.01}
+RATES = {
+    "qkd": 0.000781,
+    "aper": 0.00313,
+    "joint": 0.05,
+    "mos": 0.05,
+    "ranpac": 4.88e-05,
+    "ssiat": 0.01,
+}
 
 
 def get_config(method: str = "qkd") -> Config:
