@@ -32,22 +32,22 @@ from qkd_jax.nn.vit import ViTSpec
 
 GATE = "gate.kind gate.encoding gate.angle_map gate.states gate.stack gate.score gate.theta_side"
 GATE += " gate.last_axis gate.reupload gate.whiten gate.freeze_after"
-REST = " head.kind head.prototypes head.whiten distillation.columns distillation.target"
-REST += " distillation.teacher_view"
+REST = " head.kind head.prototypes head.whiten head.covariance"
+REST += " distillation.columns distillation.target distillation.teacher_view"
 REST += " sparsity.kind train.optimizer adapter.placement adapter.input"
 COLUMNS = (GATE + REST).split()
 TABLE = """
-quantum angle linear class weights log_fidelity both y true true -1 cosine all true seen logits training entropy sgd parallel residual
-quantum angle separate weights delta fidelity query x true false 0 linear none false all logits training l1_softmax adam parallel norm
-quantum angle first_q learned weights log_fidelity query z false true 2 cosine own true own logits training l1_scores sgd sequential residual
-quantum amplitude linear class product fidelity both y true true 5 cosine all false seen features training entropy sgd parallel residual
-pqk angle pool weights product log_fidelity both x true false -1 linear own false all features test l1_scores adam parallel residual
-rbf amplitude linear class weights fidelity both y true true -1 cosine none true seen logits test entropy sgd parallel residual
-cosine angle linear learned weights fidelity both y true false -1 linear all true own logits training l1_scores sgd parallel residual
-mlp angle linear class weights fidelity both y true true -1 cosine drift true all features test entropy sgd parallel residual
-attention angle linear weights weights fidelity both y true false -1 linear own true own features training entropy sgd parallel residual
-measurement amplitude linear class weights fidelity both y true true -1 cosine drift true seen logits training entropy sgd parallel residual
-uniform angle linear class weights fidelity both y true true -1 cosine drift false all logits training l1_scores sgd parallel residual
+quantum angle linear class weights log_fidelity both y true true -1 cosine all true all seen logits training entropy sgd parallel residual
+quantum angle separate weights delta fidelity query x true false 0 linear none false all all logits training l1_softmax adam parallel norm
+quantum angle first_q learned weights log_fidelity query z false true 2 cosine own true all own logits training l1_scores sgd sequential residual
+quantum amplitude linear class product fidelity both y true true 5 cosine all false seen seen features training entropy sgd parallel residual
+pqk angle pool weights product log_fidelity both x true false -1 linear own false all all features test l1_scores adam parallel residual
+rbf amplitude linear class weights fidelity both y true true -1 cosine none true all seen logits test entropy sgd parallel residual
+cosine angle linear learned weights fidelity both y true false -1 linear all true all own logits training l1_scores sgd parallel residual
+mlp angle linear class weights fidelity both y true true -1 cosine drift true seen all features test entropy sgd parallel residual
+attention angle linear weights weights fidelity both y true false -1 linear own true all own features training entropy sgd parallel residual
+measurement amplitude linear class weights fidelity both y true true -1 cosine drift true all seen logits training entropy sgd parallel residual
+uniform angle linear class weights fidelity both y true true -1 cosine drift false all all logits training l1_scores sgd parallel residual
 """  # noqa: E501
 ROWS = [dict(zip(COLUMNS, line.split(), strict=True)) for line in TABLE.split("\n") if line]
 

@@ -89,10 +89,13 @@ class QkdHeadSettings(HeadSettings):
     each (adapter, class): the class mean under every adapter known when the class is learned, and
     for later adapters the mean under its own; `drift` moves the latter by how much similar classes
     moved.
+    `covariance`: the classes whose spread is the metric of an adapter. `seen` are those that came
+    with it or later; `all` are the older ones too, as each spread under its own task's adapter.
     """
 
     prototypes: Literal["none", "own", "all", "drift"] = "drift"
     whiten: bool = True  # at test, compare in the metric of the stored within-class covariance
+    covariance: Literal["all", "seen"] = "all"
 
 
 @dataclass(frozen=True)
@@ -344,15 +347,18 @@ def finish(state, statistics, key):
     if config.head.prototypes == "drift":
         rows = complemented(rows, state, sharpness=DRIFT_SHARPNESS, drift=True)
     vector = gate.task_embedding(state.trainable["adapter"], memory["start"], config.gate)
+    scatter, count = memory["scatter"], memory["count"]
+    if config.head.covariance == "all" and len(count) > 1:
+        scatter, count = (_carried_on(sums, state.task) for sums in (scatter, count))
     # Later slots have no features of this task.
-    known = (jnp.arange(len(memory["count"])) <= state.task).astype(jnp.float32)
+    known = (jnp.arange(len(count)) <= state.task).astype(jnp.float32)
     memory = {
         **memory,
         "rows": rows,
         "task_states": memory["task_states"].at[state.task].set(vector),
         "class_means": memory["class_means"].at[columns].set(means[0], mode="drop"),
-        "scatter": memory["scatter"] + within_class_scatter(statistics) * known[:, None, None],
-        "count": memory["count"] + statistics.count.sum() * known,
+        "scatter": scatter + within_class_scatter(statistics) * known[:, None, None],
+        "count": count + statistics.count.sum() * known,
     }
     state = state.replace(memory={**memory, "metrics": _learned_metrics(state, memory)})
     if config.head.whiten:
@@ -365,8 +371,14 @@ def finish(state, statistics, key):
     return state.replace(trainable={**state.trainable, "gate": _taught_gate(state, key)})
 
 
+def _carried_on(sums, task):
+    """`sums` [S, ...] of all slots, where that of a new task starts from the last task's."""
+    last = jnp.where(task > 0, sums[jnp.maximum(task - 1, 0)], 0.0)
+    return sums.at[task].set(last)
+
+
 def _learned_metrics(state, memory):
-    """The metric of each slot, from the classes that its adapter has seen."""
+    """The metric of each slot, centred at the classes that its adapter has seen."""
     owner = state.task_of_class
 
     def one(slot):

@@ -25,6 +25,7 @@ DEFAULTS = {
     "head.scale": 20.0,
     "head.prototypes": "drift",
     "head.whiten": True,
+    "head.covariance": "all",
     "gate.kind": "quantum",
     "gate.copies": 3,
     "gate.ridge": 1e-3,
@@ -36,7 +37,7 @@ DEFAULTS = {
     "gate.score": "log_fidelity",
     "gate.temperature": 1.0,
     "gate.whiten": True,
-    "gate.shrinkage": 0.6,
+    "gate.shrinkage": 0.0,
     "gate.prior": 0.5,
     "gate.freeze_after": -1,
     "gate.calibration_rate": 0.01,
@@ -288,12 +289,19 @@ class Learner:
 
     def metric(self, slot):
         """(c_slot, F_slot): the mean of the class means, and F F^T = (1 - a) Sigma + a tr(Sigma)/D
-        I with the covariance Sigma within the classes that the slot has seen. If that is one class,
-        the centre is the mean of the rows of all classes in that slot. Without a fixed share,
-        a = b D / (b D + n) after n images.
+        I with the covariance Sigma within the classes that the slot has seen, and with "all" within
+        the older ones in their own slots. If the slot has seen one class, the centre is the mean of
+        the rows of all classes in that slot. Without a fixed share, a = b D / (b D + n) after n
+        images.
         """
         groups, a = self.features_by_class(slot), self.s["gate.shrinkage"]
-        spread = np.concatenate([f - f.mean(0) for f in groups.values()])
+        spreads = [f - f.mean(0) for f in groups.values()]
+        if self.s["head.covariance"] == "all":
+            for i, task in enumerate(self.tasks[:slot]):
+                f = self.feature(task.images, i)
+                own = [f[task.labels == c] for c in task.classes]
+                spreads += [f - f.mean(0) for f in own]
+        spread = np.concatenate(spreads)
         sigma = spread.T @ spread / len(spread)
         if a == 0:
             images = self.s["gate.prior"] * len(sigma)

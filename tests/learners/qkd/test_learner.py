@@ -217,13 +217,12 @@ def test_what_a_finished_task_leaves(tiny, history):
     np.testing.assert_allclose(memory["rows"][:2, c], means[:2], atol=BUDGET)
     # Later slots borrow the row of the task's own slot.
     np.testing.assert_allclose(memory["rows"][2:, c], np.stack([means[1]] * 2), atol=BUDGET)
-    centred = features - means
-    added = np.asarray(memory["scatter"] - history[0].ended.memory["scatter"])
+    centred, older = features - means, np.asarray(history[0].ended.memory["scatter"][0])
+    # Both slots have both tasks: slot 1 the first one's as that was in slot 0; later ones nothing.
     for slot in range(2):
-        expected = centred[:, slot].T @ centred[:, slot]
-        np.testing.assert_allclose(added[slot], expected, atol=BUDGET)
-    # Slot 0 has seen both tasks, slot 1 its own, later ones nothing.
-    np.testing.assert_array_equal(memory["count"], [16.0, 8.0, 0.0, 0.0])
+        expected = older + centred[:, slot].T @ centred[:, slot]
+        np.testing.assert_allclose(memory["scatter"][slot], expected, atol=BUDGET)
+    np.testing.assert_array_equal(memory["count"], [16.0, 16.0, 0.0, 0.0])
     assert not np.asarray(memory["scatter"])[2:].any()
     embedding = gate.task_embedding(
         stage.trained.trainable["adapter"],
