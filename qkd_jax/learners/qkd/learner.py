@@ -95,7 +95,7 @@ class QkdHeadSettings(HeadSettings):
 
     prototypes: Literal["none", "own", "all", "drift"] = "drift"
     whiten: bool = True  # at test, compare in the metric of the stored within-class covariance
-    covariance: Literal["all", "seen"] = "all"
+    covariance: Literal["seen", "all"] = "seen"
 
 
 @dataclass(frozen=True)

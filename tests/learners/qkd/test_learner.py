@@ -36,6 +36,7 @@ METHOD = (
     "gate.whiten=true",
     "gate.shrinkage=0.6",
     "head.whiten=true",
+    "head.covariance=all",
     "gate.score=log_fidelity",
     "gate.temperature=0.5",
     "head.prototypes=all",

@@ -149,7 +149,7 @@ RUNS = {
         "gate.whiten": "false",
         "adapter.start": "random",
         "head.prototypes": "all",
-        "head.covariance": "seen",
+        "head.covariance": "all",
         "distillation.columns": "all",
         "sparsity.kind": "l1_scores",
     },
@@ -159,7 +159,6 @@ RUNS = {
         "gate.stack": "product",
         "gate.rank": 3,
         "gate.freeze_after": 1,
-        "gate.shrinkage": 0.6,
         "head.prototypes": "own",
         "distillation.columns": "own",
         "distillation.temperature": 2.0,
@@ -176,7 +175,12 @@ RUNS = {
         "distillation.target": "features",
         "sparsity.kind": "l1_softmax",
     },
-    "measurement": {"gate.kind": "measurement", "gate.copies": 2},
+    "measurement": {
+        "gate.kind": "measurement",
+        "gate.copies": 2,
+        "gate.shrinkage": 0.0,
+        "head.covariance": "all",
+    },
 }
 TRIED = {
     "adapter.start": QkdAdapterSpec,
