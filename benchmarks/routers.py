@@ -54,13 +54,6 @@ def slot_features(state: LearnerState, planned: Plan) -> tuple[np.ndarray, np.nd
     return train.values[:, 0], test.values
 
 
-def logits_of_slots(state: LearnerState, features: jax.Array) -> jax.Array:
-    """[N, T, C] of features [N, T, D]."""
-    slots = jnp.arange(features.shape[1])
-    of_slot = jax.vmap(lambda s, f: fusion.logits_in(state, s, f), in_axes=(0, 1), out_axes=1)
-    return of_slot(slots, features)
-
-
 def own_entropy(logits: jax.Array, owner: jax.Array) -> jax.Array:
     """[N, T]: of the softmax over the classes of task t, in slot t."""
     slots = jnp.arange(logits.shape[1])
@@ -88,7 +81,7 @@ def ridge(train: np.ndarray, tasks: np.ndarray, test: np.ndarray) -> np.ndarray:
 def routers(state: LearnerState, planned: Plan, train: np.ndarray, test: jax.Array) -> dict:
     """Weights [N, T] of each router, and the logits [N, T, C] that they mix."""
     owner, learned = state.task_of_class, fusion.learned(state)
-    logits = logits_of_slots(state, test)
+    logits = fusion.logits_in_all(state, test)
     fidelity = fusion.route(state, state.trainable["gate"], test[:, 0], learned).weights
     query, (vectors, _) = fusion.gate_inputs(state, test[:, 0]), fusion.anchors(state)
     settings = GateSettings(kind="measurement")
@@ -117,15 +110,15 @@ def rows(state: LearnerState, planned: Plan, train: np.ndarray, test: np.ndarray
     """Counts of images: `routed` right, answered right by the `chosen` slot and by the `mixed`
     logits, for each router; with a uniform one, `routed` and `chosen` are means over the slots.
     """
-    found = routers(state, planned, train, jnp.asarray(test))
+    test = jnp.asarray(test)
+    found = routers(state, planned, train, test)
     labels, seen = planned.data.test.labels, state.task_of_class >= 0
     logits = jnp.where(seen, found["logits"], -jnp.inf)
     right = np.asarray(jnp.argmax(logits, axis=2)) == labels[:, None]  # [N, T]
     images, counts = np.arange(len(labels)), {}
     for name, weights in found["weights"].items():
         chosen = np.argmax(weights, axis=1)
-        mixed = jnp.einsum("nt,ntc->nc", weights, jnp.where(seen, found["logits"], 0.0))
-        mixed = jnp.argmax(jnp.where(seen, mixed, -jnp.inf), axis=1)
+        mixed = jnp.argmax(fusion.fused_scores(state, test, weights), axis=1)
         counts[name] = {
             "routed": int(np.sum(chosen == found["tasks"])),
             "chosen": int(np.sum(right[images, chosen])),

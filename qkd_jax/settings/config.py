@@ -37,6 +37,8 @@ REPLACED = {
     "simplecil.whiten": "classifier.kind=whitened",
     "simplecil.shrinkage": "classifier.shrinkage, with classifier.kind=whitened",
 }
+# Settings that came later, and what runs of before did.
+BEFORE = {"head.covariance": "seen", "fusion.frozen_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,10 @@ def from_dict(values: Any) -> Config:
             read(str(name), value)
     if problems:
         raise ConfigError("bad settings:\n  " + "\n  ".join(problems))
+    for key, value in BEFORE.items():
+        section, _, leaf = key.partition(".")
+        if key in kinds and section in values and leaf not in values[section]:
+            changes[key] = value
     if changes.get("classifier.kind", "own") == "own":
         changes = {key: v for key, v in changes.items() if not key.startswith("classifier.")}
     return _changed(config, changes)

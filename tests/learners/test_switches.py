@@ -127,8 +127,8 @@ def test_step_end_and_prediction_are_finite(tiny, small, row):
         state = verbs.join(held, moving)
         features_by_slot = jnp.swapaxes(features, 0, 1)[:, :2]
         outer = jnp.stack([jnp.eye(8) * 9.0] * num_metrics(config))
-        statistics = ClassStatistics(features_by_slot, jnp.ones(2), outer)
-        state = learner.finish(learner.freeze(state), statistics, jax.random.key(1))
+        sums = ClassStatistics(features_by_slot, jnp.ones(2), outer), ()
+        state = learner.finish(learner.freeze(state), sums, jax.random.key(1))
         scores, weights = learner.score(state, features)
         return moving, metrics, state.memory, scores, weights
 

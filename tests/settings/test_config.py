@@ -173,6 +173,8 @@ def test_files_of_earlier_versions_are_understood():
     assert to_dict(from_dict(then)) == to_dict(
         override(Config(shapes=Shapes(5, 3, 2, 9)), "adapter.start=previous")
     )
+    del now["fusion"]["frozen_weight"], now["head"]["covariance"]  # then there were none
+    assert (from_dict(now).fusion.frozen_weight, from_dict(now).head.covariance) == (0.0, "seen")
     read = from_dict({"classifier": {"kind": "whitened", "shrinkage": 0.6}})
     assert read.classifier.shrinkage == 0.6
     with pytest.raises(ConfigError, match=r"simplecil\.whiten.: expected classifier\.kind"):

@@ -7,6 +7,9 @@ Relevance alpha [B, T] comes from the feature under the first task's adapter. Th
     block_mix  adapters mixed by alpha in every block: one more pass, however many tasks
     routed     the logits of the k most relevant adapters of each image, alpha renormalised over
                them: k more passes, however many tasks
+
+The frozen model has a part in the answer too, of weight `fusion.frozen_weight` (`qkd.frozen`): one
+more pass.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from qkd_jax.learners.qkd import gate, measurement
+from qkd_jax.learners.qkd import frozen, gate, measurement
 from qkd_jax.learners.task_adapters import adapter_of, chosen_adapters, encode_with
 from qkd_jax.learners.task_heads import mask_unseen
 from qkd_jax.nn.adapters import mixed_adapter
@@ -31,6 +34,8 @@ class FusionSettings:
 
     kind: Literal["logits", "block_mix", "routed"] = "logits"
     top_k: int = setting(2, low=1)
+    # The frozen model's part in the answer, beside that of the adapters.
+    frozen_weight: float = setting(0.0, low=0, high=1, zero="none, and no pass of it")
 
 
 def gate_inputs(state, vectors):
@@ -90,9 +95,17 @@ def score_with_task(state, features, tasks):
 
 def fused_scores(state, features, relevance):
     """Scores [B, C] of features [B, S, D] with alpha [B, T]."""
+    fused = jnp.einsum("bt,btc->bc", relevance, logits_in_all(state, features))
+    if frozen.is_read(state.config):
+        fused = frozen.joined(state, fused, features[:, frozen.slot_of(state.config)])
+    return mask_unseen(state, fused)
+
+
+def logits_in_all(state, features):
+    """z^(i) [B, T, C] of features [B, S, D] in the slots of all adapters."""
     tasks = jnp.arange(state.config.shapes.max_tasks)
     of_slot = jax.vmap(lambda slot, f: logits_in(state, slot, f), in_axes=(0, 1), out_axes=1)
-    return mask_unseen(state, jnp.einsum("bt,btc->bc", relevance, of_slot(tasks, features)))
+    return of_slot(tasks, features[:, : len(tasks)])
 
 
 def predict(state, inputs):
@@ -110,7 +123,10 @@ def predict_with_task(state, inputs, tasks):
 def answer(state, inputs, relevance):
     """Scores [B, C] of inputs with alpha [B, T]."""
     logits = {"block_mix": mixed_logits, "routed": routed_logits}[state.config.fusion.kind]
-    return mask_unseen(state, logits(state, inputs, relevance))
+    fused = logits(state, inputs, relevance)
+    if frozen.is_read(state.config):
+        fused = frozen.joined(state, fused, encode_with(state, None, inputs))
+    return mask_unseen(state, fused)
 
 
 def _all_for(state, tasks):
@@ -119,9 +135,12 @@ def _all_for(state, tasks):
 
 
 def passes(config):
-    """The passes of an image in `predict`: one for alpha, and those that alpha asks for."""
+    """The passes of an image in `predict`: one for alpha, those that alpha asks for, and that of
+    the frozen model.
+    """
     mixed = config.fusion.kind == "block_mix"
-    return 2 if mixed else 1 + min(config.fusion.top_k, config.shapes.max_tasks)
+    adapted = 2 if mixed else 1 + min(config.fusion.top_k, config.shapes.max_tasks)
+    return adapted + frozen.is_read(config)
 
 
 def most_relevant(weights, count):

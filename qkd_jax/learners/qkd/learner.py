@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from qkd_jax.errors import ConfigError
-from qkd_jax.learners.ease import extract, freeze
-from qkd_jax.learners.qkd import gate, measurement
+from qkd_jax.learners.ease import freeze
+from qkd_jax.learners.qkd import frozen, gate, measurement
 from qkd_jax.learners.qkd.fusion import (
     FusionSettings,
     anchors,
@@ -29,7 +29,7 @@ from qkd_jax.learners.qkd.fusion import (
     score,
     score_with_task,
 )
-from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, Sums, add_classes, class_columns, register
 from qkd_jax.learners.state import local_labels, old_classes, valid_task_classes
 from qkd_jax.learners.task_adapters import (
     adapter_of,
@@ -186,6 +186,8 @@ def init(key, backbone, config):
         memory["whitened_rows"] = jnp.zeros_like(memory["rows"])
     if config.gate.kind == "measurement":
         memory["measurement"] = jnp.zeros((config.shapes.num_classes,) * 2)
+    if frozen.is_read(config):
+        memory["frozen"] = frozen.empty(config, width)
     return trainable, memory
 
 
@@ -224,6 +226,8 @@ def teachers_of(state, gate_params, inputs, batch):
     """
     config, tasks = state.config, jnp.arange(state.config.shapes.max_tasks)
     kept, old = batch.get("features"), tasks < state.task
+    if kept is not None:
+        kept = kept[:, : len(tasks)]  # without the frozen model's
     if config.distillation.top_k in range(1, len(tasks)):
         if kept is None:
             query = encode_with(state, adapter_of(state, 0), inputs)
@@ -327,15 +331,38 @@ def _distil_logits(state, trainable, feature, teachers):
     return distillation(taught, student, columns, teachers.weights, config.distillation.temperature)
 
 
-def statistics(config, num_slots, width):
-    """Empty class sums, with second moments for the metrics."""
-    classes = config.shapes.max_task_classes
-    return empty_statistics(num_slots, classes, width, num_metrics(config))
+def extract(state, inputs, slot, features):
+    """The feature under a slot's adapter; zeros stand for the frozen model."""
+    last = frozen.slot_of(state.config) - 1
+    adapter = adapter_of(state, jnp.minimum(slot, last))
+    if frozen.is_read(state.config):
+        adapter = jax.tree.map(lambda a: jnp.where(slot > last, 0.0, a), adapter)
+    return encode_with(state, adapter, inputs)
 
 
-def finish(state, statistics, key):
+def empty_sums(config, num_slots, width):
+    """Class sums of the adapters' slots, with second moments for the metrics; those of the frozen
+    model's, if it is read.
+    """
+    adapters, classes = config.shapes.max_tasks, config.shapes.max_task_classes
+    own = empty_statistics(adapters, classes, width, num_metrics(config))
+    return own, frozen.empty_sums(config, width) if frozen.is_read(config) else ()
+
+
+def add_to_sums(state, sums, features, labels, mask):
+    """`sums` with a batch added: features [B, S, D] with labels [B]."""
+    own, of_frozen = sums
+    adapted = features[:, : state.config.shapes.max_tasks]
+    own = add_classes(state, own, adapted, labels, mask)
+    if frozen.is_read(state.config):
+        of_frozen = frozen.add(state, of_frozen, features, labels, mask)
+    return own, of_frozen
+
+
+def finish(state, sums, key):
     """Head rows, task state (Eq. 3-4), statistics and metrics; then the gate is calibrated."""
     config, memory = state.config, state.memory
+    statistics, of_frozen = sums
     means, columns = class_means(statistics), class_columns(state)
     rows = memory["rows"]
     if config.head.prototypes == "none":
@@ -360,6 +387,8 @@ def finish(state, statistics, key):
         "scatter": scatter + within_class_scatter(statistics) * known[:, None, None],
         "count": count + statistics.count.sum() * known,
     }
+    if frozen.is_read(config):
+        memory["frozen"] = frozen.with_task(state, of_frozen)
     state = state.replace(memory={**memory, "metrics": _learned_metrics(state, memory)})
     if config.head.whiten:
         whitened = jax.vmap(whiten)(_row_metrics(state), rows)
@@ -426,8 +455,8 @@ def _taught_gate(state, key):
     )
     if config.gate.freeze_after < 0:
         return taught
-    frozen = state.task > config.gate.freeze_after
-    return jax.tree.map(lambda a, b: jnp.where(frozen, a, b), before, taught)
+    kept = state.task > config.gate.freeze_after
+    return jax.tree.map(lambda a, b: jnp.where(kept, a, b), before, taught)
 
 
 def slots(config):
@@ -435,14 +464,17 @@ def slots(config):
     alone when a task ends.
     """
 
+    unmoved = [frozen.slot_of(config)] if frozen.is_read(config) else []
+
     def every(task):
-        return range(task + 1)
+        return [*range(task + 1), *unmoved]
 
     return Slots(
         score=every,
-        finish=every if num_row_slots(config) > 1 else lambda task: sorted({0, task}),
+        finish=every if num_row_slots(config) > 1 else lambda task: sorted({0, task, *unmoved}),
         loss=range,
         loss_view=config.distillation.teacher_view,
+        frozen=unmoved[0] if unmoved else None,
     )
 
 
@@ -464,7 +496,7 @@ LEARNER = register(
         score=score,
         slots=slots,
         score_with_task=score_with_task,
-        sums=Sums(empty=statistics),
+        sums=Sums(empty=empty_sums, add=add_to_sums),
         predict=lambda config: None if config.fusion.kind == "logits" else predict,
         predict_with_task=lambda config: (
             None if config.fusion.kind == "logits" else predict_with_task

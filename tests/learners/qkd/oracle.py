@@ -47,6 +47,7 @@ DEFAULTS = {
     "distillation.columns": "seen",
     "distillation.temperature": 1.0,
     "distillation.target": "logits",
+    "fusion.frozen_weight": 0.0,
     "sparsity.kind": "entropy",
     "sparsity.weight": 0.05,
     "train.learning_rate": 0.05,
@@ -102,6 +103,7 @@ def encode(vit, images, adapter, scale, kept=None):
     """Features [B, D] of the class token: x <- x + MLP(LN2(x)) + scale up(relu(down(x))).
 
     adapter: {"down.kernel": [L, D, R], "down.bias": [L, R], "up.kernel": [L, R, D], "up.bias"}.
+      None = the frozen model.
     kept: dropout's factors [B, L, N, R] on the hidden units; None = no dropout.
     """
     w, pixels, side = vit.weights, (images - vit.mean) / vit.deviation, vit.patch
@@ -114,11 +116,13 @@ def encode(vit, images, adapter, scale, kept=None):
     for index, block in enumerate(w["blocks"]):
         x = x + attention(block, layer_norm(block["norm1"], x, vit.eps), vit.heads)
         wide = dense(block["fc1"], layer_norm(block["norm2"], x, vit.eps))
+        x_in, x = x, x + dense(block["fc2"], wide * sigmoid(1.702 * wide))
+        if adapter is None:
+            continue
         one = {name: array[index] for name, array in adapter.items()}
-        hidden = x @ one["down.kernel"] + one["down.bias"]
+        hidden = x_in @ one["down.kernel"] + one["down.bias"]
         hidden = np.where(hidden.real > 0, hidden, 0) * (1 if kept is None else kept[:, index])
-        added = hidden @ one["up.kernel"] + one["up.bias"]
-        x = x + dense(block["fc2"], wide * sigmoid(1.702 * wide)) + scale * added
+        x = x + scale * (hidden @ one["up.kernel"] + one["up.bias"])
     return layer_norm(w["norm"], x[:, 0], vit.eps)
 
 
@@ -294,23 +298,28 @@ class Learner:
         the rows of all classes in that slot. Without a fixed share, a = b D / (b D + n) after n
         images.
         """
-        groups, a = self.features_by_class(slot), self.s["gate.shrinkage"]
+        groups = self.features_by_class(slot)
         spreads = [f - f.mean(0) for f in groups.values()]
         if self.s["head.covariance"] == "all":
             for i, task in enumerate(self.tasks[:slot]):
                 f = self.feature(task.images, i)
                 own = [f[task.labels == c] for c in task.classes]
                 spreads += [f - f.mean(0) for f in own]
-        spread = np.concatenate(spreads)
+        means = [f.mean(0) for f in groups.values()]
+        if len(means) == 1:
+            means = self.rows(slot)[sorted(self.owner())]
+        return np.mean(means, axis=0), self.factor(spreads)
+
+    def factor(self, spreads):
+        """F of the features' offsets from their class means, [n, D] for each class."""
+        spread, a = np.concatenate(spreads), self.s["gate.shrinkage"]
         sigma = spread.T @ spread / len(spread)
         if a == 0:
             images = self.s["gate.prior"] * len(sigma)
             a = images / (images + len(spread))
-        shrunk = (1 - a) * sigma + a * np.trace(sigma) / len(sigma) * np.eye(len(sigma))
-        means = [f.mean(0) for f in groups.values()]
-        if len(means) == 1:
-            means = self.rows(slot)[sorted(self.owner())]
-        return np.mean(means, axis=0), np.linalg.cholesky(shrunk)
+        return np.linalg.cholesky(
+            (1 - a) * sigma + a * np.trace(sigma) / len(sigma) * np.eye(len(sigma))
+        )
 
     def white(self, slot, vectors):
         """F^-1 (v - c) of vectors [..., D]."""
@@ -499,7 +508,9 @@ class Learner:
                 self.params[n] = self.params[n] - move
 
     def score(self, images):
-        """(z [B, C], alpha [B, T]): z = sum_i alpha_i z^(i), -inf for classes not seen."""
+        """(z [B, C], alpha [B, T]): z = (1 - w) sum_i alpha_i z^(i) + w z^(frozen), -inf for
+        classes not seen.
+        """
         t, owner = len(self.tasks), self.owner()
         query, (anchors, of_anchor) = self.read(self.feature(images, 0)), self.anchors()
         alpha, _ = relevance(self.params, self.s, query, anchors, of_anchor, t)
@@ -512,4 +523,20 @@ class Learner:
                 slot = 0 if shared else i
                 f, rows = self.white(slot, f), self.white(slot, rows)
             z[:, columns] += alpha[:, [i]] * self.params["head.scale"] * (unit(f) @ unit(rows).T)
+        if w := self.s["fusion.frozen_weight"]:
+            frozen = self.params["head.scale"] * self.frozen_cosines(images)
+            z[:, columns] = (1 - w) * z[:, columns] + w * frozen
         return z, alpha
+
+    def frozen_cosines(self, images):
+        """[B, seen classes]: to the class means of all images, without an adapter."""
+        groups = {}
+        for task in self.tasks:
+            f = encode(self.vit, task.images, None, None)
+            groups |= {c: f[task.labels == c] for c in task.classes}
+        means = np.stack([groups[c].mean(0) for c in sorted(groups)])
+        feature = encode(self.vit, images, None, None)
+        if self.s["head.whiten"]:
+            inverse = np.linalg.inv(self.factor([f - f.mean(0) for f in groups.values()]))
+            feature, means = ((v - means.mean(0)) @ inverse.T for v in (feature, means))
+        return unit(feature) @ unit(means).T

@@ -172,6 +172,7 @@ RUNS = {
         "gate.temperature": 0.3,
         "head.prototypes": "none",
         "head.whiten": "false",
+        "fusion.frozen_weight": 0.25,
         "distillation.target": "features",
         "sparsity.kind": "l1_softmax",
     },
@@ -180,6 +181,7 @@ RUNS = {
         "gate.copies": 2,
         "gate.shrinkage": 0.0,
         "head.covariance": "all",
+        "fusion.frozen_weight": 0.3,
     },
 }
 TRIED = {
