@@ -21,6 +21,8 @@ SMALL = ("backbone.name=dinov2_vit_s14", "backbone.image_size=154", "backbone.bl
 RATES = {
     "qkd": 0.000781,
     "aper": 0.00313,
+    "clare": 0.05,
+    "facet": 0.05,
     "joint": 0.05,
     "mos": 0.05,
     "ranpac": 4.88e-05,

@@ -100,6 +100,14 @@ FURTHER = {
             "trainable_parameters",
         ),
     ),
+    "The frozen model beside the adapters": (
+        "cifar100_few",
+        r"qkd-joined",
+        (
+            *("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy"),
+            "trainable_parameters",
+        ),
+    ),
     "A run with equal weights": (
         "cifar100_few",
         r"qkd-uniform",

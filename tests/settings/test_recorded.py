@@ -32,6 +32,7 @@ VARIANTS = {
     "qkd-bfloat16": f"backbone.compute_dtype=bfloat16 {LATE}",
     "qkd-late": LATE,
     "qkd-uniform": "gate.kind=uniform",
+    "qkd-joined": "gate.shrinkage=0 head.covariance=all fusion.frozen_weight=0.25",
     "simplecil-whitened": "classifier.kind=whitened",
     "simplecil-whitened-fixed": "classifier.kind=whitened classifier.shrinkage=0.6",
     "replay-class-means": "alignment.statistics=mean",
