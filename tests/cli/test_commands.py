@@ -143,16 +143,16 @@ def test_a_record_does_not_say_where_on_this_machine_a_run_was(finished, tmp_pat
 def test_variant_names_a_folder_of_its_own(tmp_path, capsys):
     more = [
         "--variant",
-        "wide",
+        "whitened",
         "--no-report",
         "--out",
         tmp_path,
         "--set",
-        "simplecil.shrinkage=0.5",
+        "classifier.kind=whitened",
     ]
     assert call(capsys, "run", "smoke", *QUICK, *more)[0] == 0
-    folder = tmp_path / "smoke/simplecil-wide/seed1993"
-    assert json.loads((folder / "config.json").read_text())["simplecil"]["shrinkage"] == 0.5
+    folder = tmp_path / "smoke/simplecil-whitened/seed1993"
+    assert json.loads((folder / "config.json").read_text())["classifier"]["kind"] == "whitened"
     assert not (folder / "report.html").exists()
 
 

@@ -56,7 +56,7 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
     # A folder that holds a run with other settings.
     shutil.copytree(folders["simplecil", 1], folders["simplecil", 2])
     values = json.loads((folders["simplecil", 2] / "config.json").read_text())
-    values |= {"seed": 2, "simplecil": values["simplecil"] | {"shrinkage": 0.5}}
+    values |= {"seed": 2, "classifier": values["classifier"] | {"kind": "rls"}}
     content = json.dumps(values).encode()
     Ledger(folders["simplecil", 2]).read().write({"config.json": content})
 
@@ -74,7 +74,7 @@ def test_a_comparison_skips_continues_runs_and_lists(tmp_path, compiled, monkeyp
     assert "3/4  simplecil seed 2: failed" in out
     assert "4/4  finetune seed 2: average" in out
     assert "1 of 4 runs failed:\n  simplecil seed 2: " in error
-    assert "simplecil.shrinkage: 0.5 -> 0.6" in error
+    assert "classifier.kind: 'rls' -> 'own'" in error
     for seed in (1, 2):
         summary = json.loads((folders["finetune", seed] / "summary.json").read_text())
         assert summary["finished"] is True

@@ -57,11 +57,11 @@ def stopped(tmp_path, monkeypatch, capsys):
     """The folder of a run that was interrupted after its first task."""
     with monkeypatch.context() as patch:
         patch.setattr(loop.hosts, "any_of", lambda asked: True)
-        settings = ["--set", "train.devices=1", "--set", "simplecil.shrinkage=0.5"]
-        run = ["run", "smoke", "--method", "simplecil", *settings, "--variant", "half"]
+        settings = ["--set", "train.devices=1", "--set", "classifier.kind=whitened"]
+        run = ["run", "smoke", "--method", "simplecil", *settings, "--variant", "whitened"]
         code, _, error = call(capsys, *run, "--out", tmp_path / "runs")
     assert code == 130 and "saved in" in error
-    return tmp_path / "runs/smoke/simplecil-half/seed1993"
+    return tmp_path / "runs/smoke/simplecil-whitened/seed1993"
 
 
 def test_resume_needs_nothing_but_the_folder(stopped, capsys, monkeypatch):
@@ -69,16 +69,16 @@ def test_resume_needs_nothing_but_the_folder(stopped, capsys, monkeypatch):
     code, out, _ = call(capsys, "resume", "seed1993", "--no-report", "--set", "train.task_chunk=2")
     assert code == 0 and "continuing after task 1" in out
     summary = json.loads((stopped / "summary.json").read_text())
-    assert summary["finished"] and summary["variant"] == "half"
+    assert summary["finished"] and summary["variant"] == "whitened"
     config = json.loads((stopped / "config.json").read_text())
-    assert config["simplecil"]["shrinkage"] == 0.5 and config["train"]["task_chunk"] == 2
+    assert config["classifier"]["kind"] == "whitened" and config["train"]["task_chunk"] == 2
 
 
 def test_resume_refuses_what_is_no_run_or_another_one(stopped, capsys, tmp_path):
     code, _, error = call(capsys, "resume", tmp_path)
     assert code == 1 and "expected a run folder" in error and "no config.json" in error
-    code, _, error = call(capsys, "resume", stopped, "--set", "simplecil.shrinkage=0.1")
-    assert code == 1 and "simplecil.shrinkage: 0.5 -> 0.1" in error
+    code, _, error = call(capsys, "resume", stopped, "--set", "classifier.kind=rls")
+    assert code == 1 and "classifier.kind: 'whitened' -> 'rls'" in error
     moved = shutil.move(stopped, stopped.with_name("seed7"))
     code, _, error = call(capsys, "resume", moved)
     assert code == 1 and "expected a folder smoke/simplecil[-variant]/seed1993" in error

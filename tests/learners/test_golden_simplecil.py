@@ -8,7 +8,7 @@ and in it `replace_fc`, on utils/inc_net.py `SimpleVitNet`, whose transformer is
 classes, two to five images a class, and the logits of `SimpleVitNet.forward` on eight images after
 each. The scale of their head, backbone/linears.py `CosineLinear`, stays at its start of 1, for
 nothing is trained: logits are cosines. The best leads by more than 0.11. They differ from ours in
-nothing that is pinned here; `simplecil.whiten` is not theirs and off.
+nothing that is pinned here.
 
 Error budget, eps = 1.2e-7. A feature: two blocks of six products and norms in a row, each rounding
 sums of 12 to 48 numbers by about 5 eps, in all 60 eps of the largest entry. Its mean over a class
