@@ -206,7 +206,8 @@ def memory_rows(tasks: tuple[int, ...]) -> Iterator[Row]:
             max_tasks=num_tasks,
             max_task_classes=CLASSES_A_TASK,
         )
-        config = override(Config(method="qkd", shapes=shapes), f"head.prototypes={prototypes}")
+        own = (f"head.prototypes={prototypes}", "fusion.frozen_weight=0")
+        config = override(Config(method="qkd", shapes=shapes), *own)
 
         def state(key):
             return verbs.init_state(key, Backbone(init_random(key, spec), spec), config)

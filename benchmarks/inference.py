@@ -45,6 +45,7 @@ def learned_state(spec: ViTSpec, num_tasks: int, *settings: str) -> LearnerState
         f"backbone.image_size={spec.image_size}",
         f"adapter.bottleneck={BOTTLENECK}",
         "adapter.first_block=0",
+        "fusion.frozen_weight=0",  # adapters are measured
         "data.augment=false",
         *settings,
     )

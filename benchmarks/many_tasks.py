@@ -55,6 +55,7 @@ def measure(
         Config(method="qkd", shapes=shapes),
         *(f"backbone.image_size={SIDE}", "data.augment=false"),
         *("adapter.bottleneck=16", "fusion.kind=routed", "fusion.top_k=2"),
+        "fusion.frozen_weight=0",  # adapters are measured
         *settings,
     )
     backbone = Backbone(init_random(jax.random.key(0), SPEC), SPEC)

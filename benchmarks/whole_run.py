@@ -99,7 +99,8 @@ def batch_of(part: ImageSet, pixels: dict, rows: np.ndarray, mask: np.ndarray) -
 
 def rows(experiment: str, settings: tuple[str, ...], backbone_of) -> Iterator[Row]:
     # Nothing of earlier runs is found on disk: the peer has no such help.
-    config = override(load_experiment(experiment).get_config("qkd"), "data.store_gib=0", *settings)
+    own = ("data.store_gib=0", "fusion.frozen_weight=0")  # which the other loop has not
+    config = override(load_experiment(experiment).get_config("qkd"), *own, *settings)
     backbone = backbone_of(config.backbone.image_size)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -116,7 +116,7 @@ def third_task(backbone, config):
 )
 def test_step_end_and_prediction_are_finite(tiny, small, row):
     changes = [f"{key}={value}" for key, value in row.items()]
-    config = tiny.config("method=qkd", "sparsity.weight=1", *changes)
+    config = tiny.config("method=qkd", "sparsity.weight=1", "fusion.frozen_weight=0", *changes)
     state, batch = third_task(small, config), tiny.batch(tiny.tasks[2])
     held, moving = split(state)
     learner = learner_of(config)

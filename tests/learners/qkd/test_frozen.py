@@ -63,7 +63,7 @@ def test_routed_to_all_is_the_full_fusion(ended, images, weight):
 
 
 def test_adapters_are_trained_as_without_it(tiny, ended):
-    plain = tiny.run(tiny.backbone, tiny.config("method=qkd", "gate.shrinkage=0"))[-1].ended
+    plain = tiny.run(tiny.backbone, tiny.config(*METHOD, "fusion.frozen_weight=0"))[-1].ended
     assert "frozen" not in plain.memory
     for name in ("adapters", "rows", "scatter"):
         jax.tree.map(np.testing.assert_array_equal, ended.memory[name], plain.memory[name])

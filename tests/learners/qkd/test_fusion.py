@@ -22,7 +22,8 @@ BUDGET = 1e-4
 @pytest.fixture(scope="module")
 def ended(tiny):
     """Three learned tasks of four; two relevances are never equal."""
-    return tiny.run(tiny.backbone, tiny.config("method=qkd", "gate.temperature=0.3"))[-1].ended
+    config = tiny.config("method=qkd", "gate.temperature=0.3", "fusion.frozen_weight=0")
+    return tiny.run(tiny.backbone, config)[-1].ended
 
 
 def with_fusion(state, *settings):

@@ -44,6 +44,7 @@ METHOD = (
     "distillation.target=logits",
     "sparsity.kind=entropy",
     "fusion.kind=logits",
+    "fusion.frozen_weight=0",
     "adapter.start=random",
 )
 KEYS = {
