@@ -206,7 +206,7 @@ def memory_rows(tasks: tuple[int, ...]) -> Iterator[Row]:
             max_tasks=num_tasks,
             max_task_classes=CLASSES_A_TASK,
         )
-        own = (f"head.prototypes={prototypes}", "fusion.frozen_weight=0")
+        own = (f"head.prototypes={prototypes}", "fusion.frozen_weight=0")  # adapters are measured
         config = override(Config(method="qkd", shapes=shapes), *own)
 
         def state(key):

@@ -10,18 +10,13 @@ in QKD's head: this is the part of QKD that needs no adapter.
 import jax.numpy as jnp
 
 from qkd_jax.learners.features import pooled_feature
-from qkd_jax.learners.shape import Learner, Slots, Sums, class_columns, register
+from qkd_jax.learners.shape import Learner, Slots, class_columns, register
 from qkd_jax.learners.task_heads import mask_unseen
-from qkd_jax.nn.heads import class_means, empty_statistics, head_logits
+from qkd_jax.nn.heads import class_means, head_logits
 
 
 def init(key, backbone, config):
     return {}, {"rows": jnp.zeros((config.shapes.num_classes, backbone.spec.width))}
-
-
-def statistics(config, num_slots, width):
-    """Empty class sums, without second moments."""
-    return empty_statistics(num_slots, config.shapes.max_task_classes, width, num_outer=0)
 
 
 def finish(state, statistics, key):
@@ -50,6 +45,5 @@ LEARNER = register(
         extract=extract,
         score=score,
         slots=Slots(score=lambda task: (0,), frozen=0),
-        sums=Sums(empty=statistics),
     )
 )

@@ -8,8 +8,8 @@ Relevance alpha [B, T] comes from the feature under the first task's adapter. Th
     routed     the logits of the k most relevant adapters of each image, alpha renormalised over
                them: k more passes, however many tasks
 
-The frozen model has a part in the answer too, of weight `fusion.frozen_weight` (`qkd.frozen`): one
-more pass.
+With `fusion.frozen_weight` the frozen model has a part in the answer too (`qkd.frozen`): one more
+pass.
 """
 
 from dataclasses import dataclass
