@@ -1,6 +1,7 @@
 """What sets of images and of texts have in common: labels, ids, class names, and their checks."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -11,7 +12,7 @@ from qkd_jax.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledSet:
+class LabelledSet(ABC):
     """N labelled examples; a subclass has their contents and gives the rest of `Examples`.
 
     Raises:
@@ -57,14 +58,14 @@ class LabelledSet:
             **self._contents_at(indices),
         )
 
+    @abstractmethod
     def _contents_at(self, indices: np.ndarray) -> dict[str, Any]:
         """The subclass's fields with the contents at `indices` int64 [n]."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def _joined_contents(parts: Sequence[Self]) -> dict[str, Any]:
         """The subclass's fields with the contents of all parts, one after the other."""
-        raise NotImplementedError
 
 
 def concatenate(parts: Sequence[LabelledSet], name: str) -> LabelledSet:
