@@ -28,7 +28,7 @@ SETTINGS = {
 TEXTS = ("q_tuning", "prog_prompt", "prompt_per_task")
 # Method -> the slots whose features its answer reads for task t, of those after the last task 2.
 READS = {
-    "qkd": lambda t: {t},
+    "qkd": lambda t: {t, 4},  # and the frozen model
     "ease": lambda t: {t},
     "mote": lambda t: {t},
     "mos": lambda t: {0, t},  # the prototypes stay

@@ -149,7 +149,8 @@ RUNS = {
         "gate.whiten": "false",
         "adapter.start": "random",
         "head.prototypes": "all",
-        "head.covariance": "all",
+        "head.covariance": "seen",
+        "fusion.frozen_weight": 0.0,
         "distillation.columns": "all",
         "sparsity.kind": "l1_scores",
     },
@@ -172,16 +173,13 @@ RUNS = {
         "gate.temperature": 0.3,
         "head.prototypes": "none",
         "head.whiten": "false",
-        "fusion.frozen_weight": 0.25,
         "distillation.target": "features",
         "sparsity.kind": "l1_softmax",
     },
     "measurement": {
         "gate.kind": "measurement",
         "gate.copies": 2,
-        "gate.shrinkage": 0.0,
-        "head.covariance": "all",
-        "fusion.frozen_weight": 0.3,
+        "gate.shrinkage": 0.6,
     },
 }
 TRIED = {
