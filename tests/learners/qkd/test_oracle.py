@@ -159,6 +159,7 @@ RUNS = {
         "gate.states": "weights",
         "gate.stack": "product",
         "gate.rank": 3,
+        "gate.shrinkage": 0.6,
         "gate.freeze_after": 1,
         "head.prototypes": "own",
         "distillation.columns": "own",
@@ -179,7 +180,6 @@ RUNS = {
     "measurement": {
         "gate.kind": "measurement",
         "gate.copies": 2,
-        "gate.shrinkage": 0.6,
     },
 }
 TRIED = {
