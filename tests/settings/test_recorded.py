@@ -34,6 +34,7 @@ VARIANTS = {
     "qkd-bfloat16": f"backbone.compute_dtype=bfloat16 {LATE}",
     "qkd-late": LATE,
     "qkd-uniform": "gate.kind=uniform",
+    "qkd-before-uniform": f"gate.kind=uniform {BEFORE}",
     "qkd-before": BEFORE,
     "simplecil-whitened": "classifier.kind=whitened",
     "simplecil-whitened-fixed": "classifier.kind=whitened classifier.shrinkage=0.6",
