@@ -2,7 +2,8 @@
 
     python -m benchmarks.heads_table [--methods simplecil aper] [--runs runs/held-out] [--write]
     python -m benchmarks.heads_table --methods qkd --set adapter.first_block=6 \
-        adapter.start=random gate.temperature=0.3 --write
+        adapter.start=random gate.temperature=0.3 gate.shrinkage=0.6 head.covariance=seen \
+        fusion.frozen_weight=0 --write
 
 Every method learns `renditions` once, with seed 1993 and its own classifier, on four of the six
 training styles; the other two are the images that are classified (`data.validation=0.34`). The test

@@ -4,8 +4,9 @@
 
 Features of all slots are computed once; then each router gives the tasks of a test image weights,
 from what the run keeps after its last task. For each: how often the task with the largest weight is
-the right one, and the accuracy when the answer is that of this task's slot alone (`chosen`), and
-when the logits of all slots are mixed by the weights (`mixed`). Routers:
+the right one, and the accuracy when the answer is that of this task's slot alone (`chosen`), of the
+two slots with the largest weights (`two`), and of all slots, mixed by the weights (`mixed`); each
+with the frozen model's part, if the run has one. Routers:
 
     fidelity      the run's own gate
     measurement   the pretty good measurement of three copies of whitened class means
@@ -13,7 +14,7 @@ when the logits of all slots are mixed by the weights (`mixed`). Routers:
                   recursive least squares reach in any order of tasks; lambda by leave-one-out
     entropy       for each slot, the entropy of its own task's classes alone; the lowest wins
     product       fidelity times exp(-entropy)
-    uniform       every slot counts the same; what "chosen" is for a slot drawn at random
+    uniform       every slot counts the same; "chosen" is for a slot drawn at random
     oracle        the true task: more than this no router can reach
     newest        the last slot for every image
 
@@ -78,8 +79,10 @@ def ridge(train: np.ndarray, tasks: np.ndarray, test: np.ndarray) -> np.ndarray:
     return queries @ weights[int(np.argmin(errors))]
 
 
-def routers(state: LearnerState, planned: Plan, train: np.ndarray, test: jax.Array) -> dict:
-    """Weights [N, T] of each router, and the logits [N, T, C] that they mix."""
+def routers(
+    state: LearnerState, planned: Plan, train: np.ndarray, test: jax.Array
+) -> tuple[dict[str, jax.Array], np.ndarray]:
+    """Weights [N, T] of each router, and the true tasks [N]."""
     owner, learned = state.task_of_class, fusion.learned(state)
     logits = fusion.logits_in_all(state, test)
     fidelity = fusion.route(state, state.trainable["gate"], test[:, 0], learned).weights
@@ -103,32 +106,41 @@ def routers(state: LearnerState, planned: Plan, train: np.ndarray, test: jax.Arr
         "oracle": jax.nn.one_hot(true_tasks, slots),
         "newest": jax.nn.one_hot(np.full(len(test), slots - 1), slots),
     }
-    return {"logits": logits, "weights": weights, "tasks": true_tasks}
+    return weights, true_tasks
 
 
 def rows(state: LearnerState, planned: Plan, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-    """Counts of images: `routed` right, answered right by the `chosen` slot and by the `mixed`
-    logits, for each router; with a uniform one, `routed` and `chosen` are means over the slots.
+    """Counts of images: `routed` right, answered right by the `chosen` slot, by the `two` of the
+    largest weights and by all `mixed`, for each router; with a uniform one, which prefers no slot,
+    `routed` and `chosen` are means over the slots.
     """
-    test = jnp.asarray(test)
-    found = routers(state, planned, train, test)
-    labels, seen = planned.data.test.labels, state.task_of_class >= 0
-    logits = jnp.where(seen, found["logits"], -jnp.inf)
-    right = np.asarray(jnp.argmax(logits, axis=2)) == labels[:, None]  # [N, T]
-    images, counts = np.arange(len(labels)), {}
-    for name, weights in found["weights"].items():
-        chosen = np.argmax(weights, axis=1)
-        mixed = jnp.argmax(fusion.fused_scores(state, test, weights), axis=1)
-        counts[name] = {
-            "routed": int(np.sum(chosen == found["tasks"])),
-            "chosen": int(np.sum(right[images, chosen])),
-            "mixed": int(np.sum(np.asarray(mixed) == labels)),
+    test, labels, slots = jnp.asarray(test), planned.data.test.labels, len(planned.tasks)
+    weights, true_tasks = routers(state, planned, train, test)
+
+    def right(weights: jax.Array) -> int:
+        scores = fusion.fused_scores(state, test, weights)
+        return int(np.sum(np.asarray(jnp.argmax(scores, axis=1)) == labels))
+
+    def kept(weights: jax.Array, count: int) -> jax.Array:
+        shares, tasks = fusion.most_relevant(weights, count)
+        return jnp.sum(shares[:, :, None] * jax.nn.one_hot(tasks, slots), axis=1)
+
+    counts: dict[str, dict[str, float | None]] = {
+        name: {
+            "routed": int(np.sum(np.argmax(w, axis=1) == true_tasks)),
+            "chosen": right(kept(w, 1)),
+            "two": right(kept(w, 2)),
+            "mixed": right(w),
         }
-    counts["uniform"] |= {
-        "routed": round(len(labels) / right.shape[1], 1),
-        "chosen": round(float(right.mean(axis=1).sum()), 1),
+        for name, w in weights.items()
     }
-    return {"images": len(labels), "slots": right.sum(axis=0).tolist(), "routers": counts}
+    each = [right(jnp.tile(alone, (len(labels), 1))) for alone in jnp.eye(slots)]
+    counts["uniform"] |= {
+        "routed": round(len(labels) / slots, 1),
+        "chosen": round(float(np.mean(each)), 1),
+        "two": None,
+    }
+    return {"images": len(labels), "slots": each, "routers": counts}
 
 
 def right_task(run: Path) -> float:
@@ -143,14 +155,15 @@ def right_task(run: Path) -> float:
 def table(recorded: dict[str, Any], answers: dict[str, float]) -> str:
     """The table of docs/results.md, in percent of the test images; `answers` by `right_task`."""
     lines = [
-        "| router | stream | right task | chosen slot | mixed |",
-        "| --- | --- " + "| ---: " * 3 + "|",
+        "| router | stream | right task | chosen slot | best two | mixed |",
+        "| --- | --- " + "| ---: " * 4 + "|",
     ]
     for router in next(iter(recorded.values()))["routers"]:
         for stream, found in recorded.items():
-            cells = (100 * n / found["images"] for n in found["routers"][router].values())
-            lines.append(f"| {router} | {stream} | {' | '.join(f'{c:.1f}' for c in cells)} |")
-    lines += [f"| answer | {stream} | {found:.1f} | – | – |" for stream, found in answers.items()]
+            counts = found["routers"][router].values()
+            cells = ("–" if n is None else f"{100 * n / found['images']:.1f}" for n in counts)
+            lines.append(f"| {router} | {stream} | {' | '.join(cells)} |")
+    lines += [f"| answer | {s} | {found:.1f} | – | – | – |" for s, found in answers.items()]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from benchmarks import routers
 from qkd_jax.runs.load import load_run
 from qkd_jax.runs.loop import run, run_folder
 from qkd_jax.runs.plan import plan
+from qkd_jax.settings.config import override
 from qkd_jax.settings.experiments import load_experiment
 from qkd_jax.weights.load import load_backbone
 
@@ -96,6 +97,10 @@ def test_rows_are_those_of_the_run(tmp_path):
     assert 100 * counts["fidelity"]["mixed"] / images == pytest.approx(summary["last_accuracy"])
     assert 100 * counts["fidelity"]["routed"] / images == pytest.approx(summary["routing_accuracy"])
     oracle = counts["oracle"]
-    assert oracle["routed"] == images and oracle["chosen"] == oracle["mixed"]
+    assert oracle["routed"] == images
+    assert oracle["chosen"] == oracle["two"] == oracle["mixed"]
     newest = counts["newest"]
-    assert newest["chosen"] == newest["mixed"] == found["slots"][-1]
+    assert newest["chosen"] == newest["two"] == newest["mixed"] == found["slots"][-1]
+    routed = override(config, "fusion.kind=routed", "fusion.top_k=2")
+    summary = run(routed, backbone=backbone, out=tmp_path / "routed")
+    assert 100 * counts["fidelity"]["two"] / images == pytest.approx(summary["last_accuracy"])

@@ -94,7 +94,7 @@ def test_a_classifier_in_closed_form_is_counted(tiny):
 
 
 PASSES = {
-    "qkd": T,
+    "qkd": T + 1,  # the frozen model's pass
     "ease": T,
     "mos": T,
     "tuna": T + 1,
@@ -113,15 +113,16 @@ def test_passes_are_the_slots_that_are_read(tiny, method):
 
 
 def test_blocks_before_the_first_adapter_are_counted_once(tiny):
-    config = settings_of(tiny, "qkd", "adapter.first_block=1")
+    adapters = "fusion.frozen_weight=0"
+    config = settings_of(tiny, "qkd", "adapter.first_block=1", adapters)
     assert passes_per_input(config, L) == (1 + T) / L
-    mixed = settings_of(tiny, "qkd", "adapter.first_block=1", "fusion.kind=block_mix")
+    mixed = settings_of(tiny, "qkd", "adapter.first_block=1", "fusion.kind=block_mix", adapters)
     assert passes_per_input(mixed, L) == (1 + 2) / L
     # The frozen model's own pass shares nothing with an adapter's.
     assert passes_per_input(settings_of(tiny, "aper", "adapter.first_block=1"), L) == 2
 
 
-@pytest.mark.parametrize("top_k, passes", [(1, 2), (2, 3), (9, 1 + T)])
-def test_a_routed_image_takes_one_pass_for_the_gate_and_k_more(tiny, top_k, passes):
+@pytest.mark.parametrize("top_k, passes", [(1, 3), (2, 4), (9, 2 + T)])
+def test_a_routed_image_takes_k_passes_beside_those_of_gate_and_frozen_model(tiny, top_k, passes):
     config = settings_of(tiny, "qkd", "fusion.kind=routed", f"fusion.top_k={top_k}")
     assert passes_per_input(config, L) == passes

@@ -28,7 +28,7 @@ SETTINGS = {
 TEXTS = ("q_tuning", "prog_prompt", "prompt_per_task")
 # Method -> the slots whose features its answer reads for task t, of those after the last task 2.
 READS = {
-    "qkd": lambda t: {t},
+    "qkd": lambda t: {t, 4},  # and the frozen model
     "ease": lambda t: {t},
     "mote": lambda t: {t},
     "mos": lambda t: {0, t},  # the prototypes stay
@@ -141,8 +141,9 @@ def test_fused_adapters_are_those_of_the_given_task(tiny, texts, kind):
     )
     inputs = Raw({"image": tiny.batch(tiny.tasks[0], size=6)["image"]})
     tasks = jnp.asarray([0, 1, 2, 2, 1, 0], jnp.int32)
-    features = jnp.zeros((6, 4, feature_width(state)))
-    features = EXTRACT(state, inputs, features, jnp.arange(4), jnp.int32(3))
+    features = jnp.zeros((6, 5, feature_width(state)))
+    # The three adapters that were learned, and the frozen model.
+    features = EXTRACT(state, inputs, features, jnp.asarray([0, 1, 2, 4, 3]), jnp.int32(4))
     found = PREDICT_WITH_TASK(state, inputs, tasks)
     np.testing.assert_allclose(found, told(state, features, tasks), rtol=1e-5, atol=BUDGET)
 

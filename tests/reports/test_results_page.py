@@ -94,15 +94,7 @@ FURTHER = {
     ),
     "Adapters in all blocks": (
         "renditions",
-        r"qkd-late",
-        (
-            *("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy"),
-            "trainable_parameters",
-        ),
-    ),
-    "The frozen model beside the adapters": (
-        "cifar100_few",
-        r"qkd-joined",
+        r"qkd-(before|late)",
         (
             *("average_accuracy", "last_accuracy", "forgetting", "routing_accuracy"),
             "trainable_parameters",

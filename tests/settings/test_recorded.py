@@ -19,7 +19,9 @@ EVERYWHERE = {"folder": "data.num_classes=50 train.epochs=1 train.batch_size=8"}
 FLOW = "alignment.generator=gradient_flow drift.divergence"
 INCREMENTAL = "protocol.kind=incremental train.learning_rate=0.01"
 FOUR = "data.num_classes=4"
-LATE = "adapter.first_block=6 adapter.start=random gate.temperature=0.3"
+# Of QKD with other defaults than today's: of its metrics and its answer, and of its adapters too.
+BEFORE = "gate.shrinkage=0.6 head.covariance=seen fusion.frozen_weight=0"
+LATE = f"adapter.first_block=6 adapter.start=random gate.temperature=0.3 {BEFORE}"
 # Of the students of `cdl`: the rates of a host's teacher, and of its forms.
 CDL_RATES = {
     "coda_prompt": (0.004, {"none": 0.004, "kd": 0.004, "kd_token": 0.004, "kdp": 0.016}),
@@ -32,7 +34,8 @@ VARIANTS = {
     "qkd-bfloat16": f"backbone.compute_dtype=bfloat16 {LATE}",
     "qkd-late": LATE,
     "qkd-uniform": "gate.kind=uniform",
-    "qkd-joined": "gate.shrinkage=0 head.covariance=all fusion.frozen_weight=0.25",
+    "qkd-before-uniform": f"gate.kind=uniform {BEFORE}",
+    "qkd-before": BEFORE,
     "simplecil-whitened": "classifier.kind=whitened",
     "simplecil-whitened-fixed": "classifier.kind=whitened classifier.shrinkage=0.6",
     "replay-class-means": "alignment.statistics=mean",

@@ -35,7 +35,7 @@ class FusionSettings:
     kind: Literal["logits", "block_mix", "routed"] = "logits"
     top_k: int = setting(2, low=1)
     # The frozen model's part in the answer, beside that of the adapters.
-    frozen_weight: float = setting(0.0, low=0, high=1, zero="none, and no pass of it")
+    frozen_weight: float = setting(0.25, low=0, high=1, zero="none, and no pass of it")
 
 
 def gate_inputs(state, vectors):

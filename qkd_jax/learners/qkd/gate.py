@@ -60,7 +60,7 @@ class GateSettings:
     freeze_after: int = setting(-1, low=-1)
     # Share of the isotropic part in the stored covariance. By the number of images, it weighs as
     # much as `prior` of them for each dimension (`nn.whitening.isotropic_share`).
-    shrinkage: float = setting(0.6, low=0, high=1, zero="by the number of images")
+    shrinkage: float = setting(0.0, low=0, high=1, zero="by the number of images")
     prior: float = setting(0.5, above=0)
 
 

@@ -95,7 +95,7 @@ class QkdHeadSettings(HeadSettings):
 
     prototypes: Literal["none", "own", "all", "drift"] = "drift"
     whiten: bool = True  # at test, compare in the metric of the stored within-class covariance
-    covariance: Literal["seen", "all"] = "seen"
+    covariance: Literal["all", "seen"] = "all"
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ PRESETS = {
         "gate.calibration_steps=0",
         "sparsity.kind=l1_softmax",
         "head.prototypes=own",
+        "fusion.frozen_weight=0",
     ),
 }
 

@@ -55,7 +55,7 @@ def test_the_defaults_are_those_of_the_recorded_runs():
         "calibration_noise": 2.0,
         "whiten": True,
         "freeze_after": -1,
-        "shrinkage": 0.6,
+        "shrinkage": 0.0,
         "prior": 0.5,
     }
 
