@@ -15,12 +15,12 @@ import pytest
 import qkd_jax
 from qkd_jax.engine import verbs
 from qkd_jax.engine.checks import check_batch
+from qkd_jax.learners.qkd.finish import num_metrics
 from qkd_jax.learners.qkd.gate import GateSettings
 from qkd_jax.learners.qkd.learner import (
     DistillationSettings,
     QkdHeadSettings,
     SparsitySettings,
-    num_metrics,
 )
 from qkd_jax.learners.shape import learner_of
 from qkd_jax.learners.state import Moving, split
