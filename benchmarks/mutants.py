@@ -36,8 +36,6 @@ QKD = "tests/learners/qkd"
 # The tests of each module, the most special first: the first that fails ends a mutant.
 MODULES = {
     "learners/qkd/learner": QKD,
-    "learners/qkd/finish": QKD,
-    "learners/qkd/frozen": f"{QKD}/test_frozen.py {QKD}",
     "learners/qkd/gate": f"{QKD}/test_gate.py {QKD}",
     "learners/qkd/fusion": f"{QKD}/test_fusion.py {QKD}",
     "learners/qkd/measurement": f"{QKD}/test_measurement.py",
